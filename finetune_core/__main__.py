@@ -30,14 +30,14 @@ from finetune_core.commands.options import (
     Recipe,
     RunFolder,
     RunsDir,
+    add_setting_options,
     refuse_torchrun,
-    refused_in_words,
-    takes_settings,
+    report_errors,
 )
 from finetune_core.commands.terminal import (
     abort_on_first_interrupt,
     err,
-    on_one_line,
+    escape_line,
     out,
     print_json,
     print_table,
@@ -93,7 +93,7 @@ def dashboard(
     ] = True,
 ) -> None:
     """Start the dashboard. Other options are Streamlit's: --server.headless true, --server.address 0.0.0.0, …"""
-    with refused_in_words():
+    with report_errors():
         start_app(port, browser, context.args)
 
 
@@ -112,10 +112,10 @@ def backbones(
     as_json: AsJson = False,
 ) -> None:
     """List the pretrained networks: size, licence, and whether their weights are on this machine."""
-    from finetune_core.commands.backbones import listed, print_backbones
+    from finetune_core.commands.backbones import list_backbones, print_backbones
 
-    with refused_in_words():
-        rows = listed(word, ready=ready)
+    with report_errors():
+        rows = list_backbones(word, ready=ready)
     if as_json:
         print_json({"backbones": rows})
     else:
@@ -123,7 +123,7 @@ def backbones(
 
 
 @app.command()
-@takes_settings(names_in(SPLIT))
+@add_setting_options(names_in(SPLIT))
 def inspect(
     data: Data,
     settings: dict[str, str],
@@ -151,10 +151,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Inspect a data set: classes, splits, sizes, and possible problems."""
-    from finetune_core.commands.inspect import inspected, print_inspection
+    from finetune_core.commands.inspect import inspect_data, print_inspection
 
-    with refused_in_words():
-        found = inspected(data, settings, deep=deep, backbone=backbone, fit=fit, as_is=as_is)
+    with report_errors():
+        found = inspect_data(data, settings, deep=deep, backbone=backbone, fit=fit, as_is=as_is)
     if as_json:
         print_json(found.to_json())
     else:
@@ -162,7 +162,7 @@ def inspect(
 
 
 @app.command()
-@takes_settings(
+@add_setting_options(
     ADVISED,
     {
         "backbone": "The networks to probe, with commas between them; by default all whose weights are on this machine."
@@ -185,12 +185,12 @@ def advise(
     as_json: AsJson = False,
 ) -> None:
     """Which backbone, which cut? Probe networks at every stage, forecast their training, and propose two to fine-tune."""
-    from finetune_core.commands.advise import advised, print_advice
-    from finetune_core.commands.input import names
+    from finetune_core.commands.advise import build_advice, print_advice
+    from finetune_core.commands.input import parse_names
 
-    with refused_in_words():
-        backbones = names(settings.pop("backbone", ""))
-        advice = advised(data, backbones, settings, images, budget, as_is=as_is)
+    with report_errors():
+        backbones = parse_names(settings.pop("backbone", ""))
+        advice = build_advice(data, backbones, settings, images, budget, as_is=as_is)
     if as_json:
         print_json(advice.to_json())
     else:
@@ -246,7 +246,7 @@ def label(
     """List the images of a data set that wait for a label, in the order to label them in."""
     from finetune_core.commands.label import label_queue, print_queue
 
-    with refused_in_words():
+    with report_errors():
         queue = label_queue(
             data,
             add=add,
@@ -295,7 +295,7 @@ def fetch(
             prose=["Licence"],
         )
         return
-    with refused_in_words():
+    with report_errors():
         if name not in PUBLIC_SETS:
             raise DataError(
                 f"There is no public set {name!r}; `python -m finetune_core fetch` lists them."
@@ -311,7 +311,7 @@ def fetch(
 
 
 @app.command()
-@takes_settings(names_in(*SECTIONS))
+@add_setting_options(names_in(*SECTIONS))
 def train(
     settings: dict[str, str],
     data: Annotated[
@@ -330,21 +330,21 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops cleanly and keeps the best epoch."""
-    from finetune_core.commands.executor import asked_executor
-    from finetune_core.commands.input import settings_in_file
-    from finetune_core.commands.train import Reserved, asked_for, begun, led
+    from finetune_core.commands.executor import open_executor
+    from finetune_core.commands.input import read_settings_file
+    from finetune_core.commands.train import ReservedRun, asked_for, reserve_run, train_on_devices
     from finetune_core.training.prepare import check_shared
     from finetune_core.training.ranks import Ranks
 
     @contextmanager
-    def reserved(ranks: Ranks) -> Iterator[Reserved]:
-        earlier = settings_in_file(config) if config else None
+    def reserved(ranks: Ranks) -> Iterator[ReservedRun]:
+        earlier = read_settings_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, recipe=recipe)
         check_shared(wanted, ranks.world)
-        with asked_executor(executor, ray_address, ranks) as trainer:
-            yield begun(wanted, runs_dir or paths.runs_dir(), trainer, devices), trainer
+        with open_executor(executor, ray_address, ranks) as trainer:
+            yield reserve_run(wanted, runs_dir or paths.runs_dir(), trainer, devices), trainer
 
-    led(reserved, devices, as_json)
+    train_on_devices(reserved, devices, as_json)
 
 
 @app.command()
@@ -363,26 +363,26 @@ def resume(
 
     With --epochs, train a finished run further.
     """
-    from finetune_core.commands.executor import asked_executor
-    from finetune_core.commands.runs import opened
-    from finetune_core.commands.train import Reserved, led
+    from finetune_core.commands.executor import open_executor
+    from finetune_core.commands.runs import open_run
+    from finetune_core.commands.train import ReservedRun, train_on_devices
     from finetune_core.runs.extend import extend_run
     from finetune_core.runs.record import reopen_run
     from finetune_core.training.prepare import check_shared
     from finetune_core.training.ranks import Ranks
 
     @contextmanager
-    def reserved(ranks: Ranks) -> Iterator[Reserved]:
-        run = opened(run_dir)
+    def reserved(ranks: Ranks) -> Iterator[ReservedRun]:
+        run = open_run(run_dir)
         check_shared(run.config, ranks.world)
-        with asked_executor(executor, ray_address, ranks) as trainer:
+        with open_executor(executor, ray_address, ranks) as trainer:
             trainer.check(run.config, devices)
             folder = run.run_dir
             if epochs is not None:
                 folder = folder.with_name(extend_run(run, epochs, elsewhere=trainer.elsewhere))
             yield reopen_run(folder, elsewhere=trainer.elsewhere, devices=devices), trainer
 
-    led(reserved, devices, as_json)
+    train_on_devices(reserved, devices, as_json)
 
 
 @app.command()
@@ -402,12 +402,12 @@ def average(
     as_json: AsJson = False,
 ) -> None:
     """Average the weights or the probabilities of runs into a new one: nothing trains."""
-    from finetune_core.commands.average import average_of
-    from finetune_core.commands.train import begun, train_to_the_end
+    from finetune_core.commands.average import build_average_config
+    from finetune_core.commands.train import reserve_run, train_and_report
 
-    with refused_in_words():
-        reservation = begun(average_of(run_dirs, how), runs_dir or paths.runs_dir())
-    train_to_the_end(reservation, as_json)
+    with report_errors():
+        reservation = reserve_run(build_average_config(run_dirs, how), runs_dir or paths.runs_dir())
+    train_and_report(reservation, as_json)
 
 
 @app.command()
@@ -449,23 +449,23 @@ def evaluate(
     """Evaluate a run on images it did not train on."""
     from finetune_core.commands.evaluate import (
         augment,
+        evaluate_on_shifted,
         evaluated_run,
         evaluation_json,
         print_evaluation,
-        shifted_run,
     )
-    from finetune_core.commands.runs import opened
+    from finetune_core.commands.runs import open_run
     from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 
-    with refused_in_words():
-        run = opened(run_dir)
+    with report_errors():
+        run = open_run(run_dir)
         if fp32 and can_be_evaluated(run):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(run))
         if tta is not None:
             augment(run, tta)
         result = (
-            shifted_run(run, on, split, corrupt=robustness)
+            evaluate_on_shifted(run, on, split, corrupt=robustness)
             if on
             else evaluated_run(run, split, corrupt=robustness)
         )
@@ -476,7 +476,7 @@ def evaluate(
 
 
 @app.command()
-@takes_settings(names_in(*SECTIONS), {name: help for name, (_, help) in COMPARED.items()})
+@add_setting_options(names_in(*SECTIONS), {name: help for name, (_, help) in COMPARED.items()})
 def compare(
     targets: Annotated[
         list[str],
@@ -532,33 +532,33 @@ def compare(
 ) -> None:
     """Compare strategies on the same images: train them, or use finished runs, and say which one to take."""
     from finetune_core.commands.compare import (
-        advised_next,
-        designed,
-        found_rates,
-        on_shifted,
+        advise_next,
+        compare_on_shifted,
+        design_comparison,
         print_comparison,
         print_next,
         print_shifted,
+        search_rates,
         write_report,
     )
-    from finetune_core.commands.executor import asked_executor
+    from finetune_core.commands.executor import open_executor
     from finetune_core.commands.input import resolved
-    from finetune_core.commands.runs import opened
-    from finetune_core.commands.train_all import said_of_training, train_all
+    from finetune_core.commands.runs import open_run
+    from finetune_core.commands.train_all import report_missing, train_all
     from finetune_core.data.listing import list_data
     from finetune_core.evaluation.comparison.compare import compare_runs
     from finetune_core.evaluation.comparison.experiment import experiment_json
     from finetune_core.runs.store import is_run_folder, run_folder
 
     trained = None
-    with refused_in_words():
+    with report_errors():
         measure_of(measure)  # refused before anything trains
         if report:
             check_output(report, "report")
         if on:
             list_data(resolved(on))
         if is_run_folder(run_folder(targets[0])):
-            runs = [opened(target) for target in targets]
+            runs = [open_run(target) for target in targets]
         else:
             if len(targets) > 1:
                 raise ConfigError(
@@ -566,8 +566,8 @@ def compare(
                         "data": f"one data set at a time; {targets[0]} is neither the folder nor the id of a run"
                     }
                 )
-            with asked_executor(executor, ray_address) as trainer:
-                configs = designed(
+            with open_executor(executor, ray_address) as trainer:
+                configs = design_comparison(
                     settings,
                     targets[0],
                     config,
@@ -577,19 +577,19 @@ def compare(
                     elsewhere=trainer.elsewhere,
                 )
                 trained = train_all(
-                    found_rates(configs) if find_rates else configs,
+                    search_rates(configs) if find_rates else configs,
                     (runs_dir or paths.runs_dir()).resolve(),
                     reuse=reuse,
                     executor=trainer,
                     devices=devices,
                 )
-            said_of_training(trained, len(configs))
+            report_missing(trained, len(configs))
             runs = trained.runs
         if trained and not runs:
             raise typer.Exit(1)
         comparison = compare_runs(runs, measure)
-        shifted = on_shifted(runs, on, measure) if on else None
-        following, takes, none = advised_next(comparison, shifted, timed=trained is not None)
+        shifted = compare_on_shifted(runs, on, measure) if on else None
+        following, takes, none = advise_next(comparison, shifted, timed=trained is not None)
         if report:
             write_report(comparison, report, shifted)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}
@@ -611,7 +611,7 @@ def compare(
 
 
 @app.command()
-@takes_settings(
+@add_setting_options(
     PROFILED, {"seed": "Seeds of each arm; the first is that of the short round (default 0,1)."}
 )
 def profile(
@@ -644,16 +644,16 @@ def profile(
 
     Its runs are ordinary runs. The same command goes on with a profile that was interrupted.
     """
-    from finetune_core.commands.executor import asked_executor
-    from finetune_core.commands.input import names
-    from finetune_core.commands.profile import ask_for_profile, print_profile, train_profile
+    from finetune_core.commands.executor import open_executor
+    from finetune_core.commands.input import parse_names
+    from finetune_core.commands.profile import prepare_profile, print_profile, train_profile
 
-    with refused_in_words(), asked_executor(executor, ray_address) as trainer:
-        asked = ask_for_profile(
+    with report_errors(), open_executor(executor, ray_address) as trainer:
+        asked = prepare_profile(
             settings,
             data,
             config,
-            stages=names(stages),
+            stages=parse_names(stages),
             budget=budget,
             as_is=as_is,
             recipe=recipe,
@@ -694,16 +694,16 @@ def predict(
 ) -> None:
     """Classify images with a trained run. Files that cannot be read are reported; the others are still classified."""
     from finetune_core.commands.predict import (
+        predict_targets,
         prediction_json,
-        predictions_of,
         print_predictions,
         write_table,
     )
 
-    with refused_in_words():
+    with report_errors():
         if csv:
             check_output(csv, "csv")
-        classes, predictions = predictions_of(run_dir, images, look_at_training=unlike)
+        classes, predictions = predict_targets(run_dir, images, look_at_training=unlike)
         if csv:
             write_table(csv, predictions, classes)
     result = prediction_json(predictions, classes)
@@ -712,7 +712,7 @@ def predict(
     elif not csv:
         print_predictions(result)
     for skipped in result["skipped"]:
-        err.print(escape(on_one_line(skipped["problem"])))
+        err.print(escape(escape_line(skipped["problem"])))
     if result["skipped"]:
         raise typer.Exit(2)
 
@@ -732,11 +732,11 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a run for use without Thaw."""
-    from finetune_core.commands.runs import opened
+    from finetune_core.commands.runs import open_run
     from finetune_core.exporters.formats import exporting
 
-    with refused_in_words(), progress_bar() as bar:
-        made = show_work(bar, exporting(opened(run_dir), format, output))
+    with report_errors(), progress_bar() as bar:
+        made = show_work(bar, exporting(open_run(run_dir), format, output))
     if as_json:
         result = {
             "run_id": run_dir.resolve().name,

@@ -12,19 +12,19 @@ from typing import Any, TypeVar, overload
 import pandas as pd
 
 from finetune_core import paths
-from finetune_core.commands.advise import advised
-from finetune_core.commands.average import average_of
-from finetune_core.commands.compare import on_shifted, write_report
-from finetune_core.commands.evaluate import augment, evaluated_run, shifted_run
-from finetune_core.commands.input import earlier_settings
-from finetune_core.commands.inspect import inspected
+from finetune_core.commands.advise import build_advice
+from finetune_core.commands.average import build_average_config
+from finetune_core.commands.compare import compare_on_shifted, write_report
+from finetune_core.commands.evaluate import augment, evaluate_on_shifted, evaluated_run
+from finetune_core.commands.input import load_earlier_settings
+from finetune_core.commands.inspect import inspect_data
 from finetune_core.commands.label import LabelQueue, label_queue
 from finetune_core.commands.options import ADVISED, PROFILED
-from finetune_core.commands.predict import predictions_of
-from finetune_core.commands.profile import ask_for_profile, train_profile
-from finetune_core.commands.runs import opened
-from finetune_core.commands.terminal import progress_bar, progress_shown, show_work
-from finetune_core.commands.train import asked_for, begun, trained
+from finetune_core.commands.predict import predict_targets
+from finetune_core.commands.profile import prepare_profile, train_profile
+from finetune_core.commands.runs import open_run
+from finetune_core.commands.terminal import progress_bar, show_progress, show_work
+from finetune_core.commands.train import asked_for, reserve_run, trained
 from finetune_core.config import RunConfig, names_in, setting_of
 from finetune_core.config.metadata import SECTIONS, SPLIT
 from finetune_core.errors import ConfigError
@@ -124,8 +124,8 @@ def train(
         ConfigError: naming every setting that cannot be used.
         FinetuneError: when data or weights cannot be had, or the run cannot go on.
     """
-    with progress_shown(progress):
-        earlier = earlier_settings(config)
+    with show_progress(progress):
+        earlier = load_earlier_settings(config)
         wanted = asked_for(
             settings,
             None if data is None else os.fspath(data),
@@ -134,7 +134,7 @@ def train(
             recipe=recipe,
         )
         return trained(
-            begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir(), devices=devices)
+            reserve_run(wanted, Path(runs_dir) if runs_dir else paths.runs_dir(), devices=devices)
         )
 
 
@@ -150,7 +150,7 @@ def resume(
     Raises:
         FinetuneError: when it is finished and ``epochs`` is None, or cannot go on.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         opened = _opened(run)
         folder = opened.run_dir
         if epochs is not None:
@@ -176,11 +176,11 @@ def average(
         ConfigError: when they cannot be averaged, naming each run and the reason.
         FinetuneError: when the data or weights cannot be had.
     """
-    with progress_shown(progress):
-        wanted = average_of(
+    with show_progress(progress):
+        wanted = build_average_config(
             [os.fspath(one.run_dir if isinstance(one, Run) else one) for one in runs], how
         )
-        return trained(begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
+        return trained(reserve_run(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
 
 
 def evaluate(
@@ -205,13 +205,13 @@ def evaluate(
         RunError: when the run has no predictions for the split.
         DataError: when the other data set cannot be used.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         found = _opened(run)
         if fp32 and can_be_evaluated(found):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(found))
         if on is not None:
-            return shifted_run(found, os.fspath(on), split, corrupt=robustness)
+            return evaluate_on_shifted(found, os.fspath(on), split, corrupt=robustness)
         return evaluated_run(found, split, corrupt=robustness)
 
 
@@ -225,7 +225,7 @@ def tta(run: AnyRun, how: str = FLIPS, *, progress: bool | None = None) -> list[
         ConfigError: when there is no such augmentation.
         FinetuneError: when there is no network or images to measure with.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         found = _opened(run)
         augment(found, how)
         return augmented(found)
@@ -253,8 +253,8 @@ def predict(
     """
     targets = [images] if isinstance(images, str | os.PathLike) else images
     folder = run.run_dir if isinstance(run, Run) else run_folder(run)
-    with progress_shown(progress):
-        classes, predictions = predictions_of(
+    with show_progress(progress):
+        classes, predictions = predict_targets(
             folder, [Path(target) for target in targets], look_at_training=unlike
         )
     return to_frame(predictions, classes)
@@ -306,9 +306,9 @@ def compare(
     """
     if report is not None:
         check_output(Path(report), "report")
-    with progress_shown(progress):
+    with show_progress(progress):
         opened_runs = [_opened(run) for run in runs]
-        shift = None if on is None else on_shifted(opened_runs, os.fspath(on), measure)
+        shift = None if on is None else compare_on_shifted(opened_runs, os.fspath(on), measure)
         comparison = shift.own if shift else compare_runs(opened_runs, measure)
         if report is not None:
             write_report(comparison, Path(report), shift)
@@ -328,7 +328,7 @@ def export(
     Raises:
         FinetuneError: when the run cannot be exported in this form, or the folder cannot be written.
     """
-    with progress_shown(progress), progress_bar() as bar:
+    with show_progress(progress), progress_bar() as bar:
         return show_work(
             bar, exporting(_opened(run), format, None if output is None else Path(output))
         )
@@ -357,12 +357,12 @@ def inspect(
     Raises:
         FinetuneError: when it cannot be read or split so.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         if others := settings.keys() - names_in(SPLIT):
             raise ConfigError(
                 dict.fromkeys(sorted(others), "says nothing about how a data set is split")
             )
-        return inspected(
+        return inspect_data(
             os.fspath(data), settings, deep=deep, backbone=backbone, fit=fit, as_is=as_is
         )
 
@@ -398,7 +398,7 @@ def label(
         FinetuneError: when data or weights cannot be had, nothing is left to label, or an answer
             is wrong: then none is kept.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         return label_queue(
             os.fspath(data),
             add=None if add is None else os.fspath(add),
@@ -434,10 +434,10 @@ def advise(
     Raises:
         FinetuneError: when the data or a setting cannot be used; a network that cannot be probed is among the result's ``failed``.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         if others := settings.keys() - set(_ADVISED):
             raise ConfigError(dict.fromkeys(sorted(others), "changes neither probes nor forecasts"))
-        return advised(os.fspath(data), list(backbones), settings, images, budget, as_is=as_is)
+        return build_advice(os.fspath(data), list(backbones), settings, images, budget, as_is=as_is)
 
 
 @_takes_settings(_PROFILED)
@@ -471,10 +471,10 @@ def profile(
         ConfigError: naming every setting that cannot be used.
         FinetuneError: when data or weights cannot be had, or an interrupt has stopped a run.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         if others := settings.keys() - set(_PROFILED):
             raise ConfigError(dict.fromkeys(sorted(others), "is decided by the profile itself"))
-        asked = ask_for_profile(
+        asked = prepare_profile(
             {**settings, "seed": seeds},
             os.fspath(data),
             config,
@@ -489,4 +489,4 @@ def profile(
 
 def _opened(run: AnyRun) -> Run:
     """As it stands now: the folder is the truth, not what was read of it earlier."""
-    return opened(run.run_dir if isinstance(run, Run) else run)
+    return open_run(run.run_dir if isinstance(run, Run) else run)

@@ -67,7 +67,7 @@ def config_of(*arguments: object) -> tuple[RunConfig, str]:
         found.append(config)
         raise TrainingError("that is enough")
 
-    with patch("finetune_core.commands.train.begun", refuse):
+    with patch("finetune_core.commands.train.reserve_run", refuse):
         done = thaw("train", *arguments)
     assert done.words.endswith("that is enough"), done.stderr
     return found[0], done.words.removesuffix("that is enough").strip()

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from finetune_core.commands.input import kept_split, resolved
+from finetune_core.commands.input import load_app_split, resolved
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import index_dataset
@@ -15,7 +15,7 @@ from finetune_core.models.catalogue import ready_backbones
 from finetune_core.work import in_phase
 
 
-def advised(
+def build_advice(
     data: str,
     backbones: Sequence[str],
     settings: Mapping[str, Any],
@@ -36,7 +36,7 @@ def advised(
     folder = resolved(data)
     edits = () if as_is else effective(load_edits(folder))
     base = make_config(
-        kept_split(folder, as_is) | dict(settings) | {"data": folder, "edits": edits}
+        load_app_split(folder, as_is) | dict(settings) | {"data": folder, "edits": edits}
     )
     with progress_bar() as bar:
         indexing = index_dataset(folder, **base.split_settings, edits=base.edits)

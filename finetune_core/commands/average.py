@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_core.commands.runs import opened
+from finetune_core.commands.runs import open_run
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.training.parents import averaged_config, why_not_averaged
 
 
-def average_of(named: Sequence[str], how: str) -> RunConfig:
+def build_average_config(named: Sequence[str], how: str) -> RunConfig:
     """The config of a run that averages those that a person names.
 
     Raises:
@@ -19,7 +19,7 @@ def average_of(named: Sequence[str], how: str) -> RunConfig:
     problems: list[str] = []
     for name in named:
         try:
-            run = opened(name)
+            run = open_run(name)
         except FinetuneError as error:
             problems.append(str(error).rstrip("."))
             continue

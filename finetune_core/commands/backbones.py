@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
-from finetune_core.commands.runs import with_descriptions
+from finetune_core.commands.runs import fetch_descriptions
 from finetune_core.commands.terminal import out, print_table
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import percent, short_number, size
@@ -20,7 +20,7 @@ from finetune_core.models.timm_networks import FOLDER, HUB
 _FEW = 20  # whose parameters are counted where they are not known, a fraction of a second each
 
 
-def listed(word: str, *, ready: bool) -> list[dict[str, Any]]:
+def list_backbones(word: str, *, ready: bool) -> list[dict[str, Any]]:
     """One row per network whose name holds the word; a repository or a folder is looked up.
 
     Args:
@@ -30,7 +30,7 @@ def listed(word: str, *, ready: bool) -> list[dict[str, Any]]:
         FinetuneError: when there is none of that name at the Hub or in that folder.
     """
     names = (word,) if word.startswith((HUB, FOLDER)) else found_backbones(word)
-    with_descriptions(name for name in names if name.startswith(HUB))
+    fetch_descriptions(name for name in names if name.startswith(HUB))
     found = [info for info in map(backbone_info, names) if info.ready or not ready]
     return [
         _row(info, _parameters(info) if len(found) <= _FEW else info.known_parameters)

@@ -8,16 +8,21 @@ from typing import Any
 from rich.markup import escape
 
 from finetune_core.commands.input import (
-    integers,
-    kept_split,
-    names,
-    rates,
+    load_app_split,
+    parse_fractions,
+    parse_integers,
+    parse_names,
+    parse_rates,
+    read_settings_file,
     resolved,
-    settings_in_file,
-    shares,
 )
 from finetune_core.commands.options import COMPARED
-from finetune_core.commands.runs import at_own_size, followed_by, with_descriptions, with_weights
+from finetune_core.commands.runs import (
+    fetch_descriptions,
+    settings_from_run,
+    use_backbone_size,
+    with_weights,
+)
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.commands.train import count_training_images, fill_recipe
 from finetune_core.config import RunConfig
@@ -54,7 +59,7 @@ from finetune_core.training.strategies import BASELINE, epochs_of
 from finetune_core.training.timing import calibrate
 
 
-def designed(
+def design_comparison(
     given: Mapping[str, str],
     data: str,
     config: Path | None,
@@ -77,10 +82,10 @@ def designed(
         FinetuneError: when they cannot be used, or data or weights cannot be had.
     """
     compared = {name: given.get(name, usual) for name, (usual, _) in COMPARED.items()}
-    strategies = names(compared["strategy"])
+    strategies = parse_names(compared["strategy"])
     settings: dict[str, Any] = {name: text for name, text in given.items() if name not in COMPARED}
     if "stage_rates" in settings:
-        settings["stage_rates"] = rates(settings["stage_rates"])
+        settings["stage_rates"] = parse_rates(settings["stage_rates"])
     if customs := settings.keys() & {"cut", "stage_rates"}:  # of one strategy only
         settings["strategy"] = "custom"
         if "strategy" not in given:
@@ -99,28 +104,30 @@ def designed(
         strategies.append(BASELINE)
     settings["data"] = resolved(data)
     settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
-    backbones = names(compared["backbone"])
+    backbones = parse_names(compared["backbone"])
     named = settings.pop("from_run", None)
-    followed = followed_by(named, backbones) if named else {}
-    usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
-    with_descriptions(backbones)
-    base = fill_recipe((settings_in_file(config) if config else usual) | followed, settings, recipe)
+    followed = settings_from_run(named, backbones) if named else {}
+    usual = {"backbone": default_backbone()} | load_app_split(settings["data"], as_is)
+    fetch_descriptions(backbones)
+    base = fill_recipe(
+        (read_settings_file(config) if config else usual) | followed, settings, recipe
+    )
     # several are compared at one size
     if len(backbones) == 1 and not followed and config is None and "image_size" not in settings:
-        base = at_own_size(base.model_copy(update={"backbone": backbones[0]}))
+        base = use_backbone_size(base.model_copy(update={"backbone": backbones[0]}))
     configs = design(
         base,
         strategies,
-        integers("seed", compared["seed"]),
+        parse_integers("seed", compared["seed"]),
         backbones,
-        shares("train_fraction", compared["train_fraction"]),
+        parse_fractions("train_fraction", compared["train_fraction"]),
         count_training_images(base) if base.auto else None,
     )
     with_weights(configs, elsewhere=elsewhere)
     return configs
 
 
-def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
+def search_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """The configs, each arm with the learning rate that suits it; searched with the arm's first seed."""
     rates = {}
     for arm, some in by_arm(configs).items():
@@ -167,7 +174,7 @@ def print_comparison(comparison: Comparison) -> None:
         out.print(escape(line))
 
 
-def advised_next(
+def advise_next(
     comparison: Comparison, shift: ShiftComparison | None, *, timed: bool
 ) -> tuple[Experiment | None, Forecast | None, str]:
     """Return the next experiment, its forecast, and why there is none (empty where there is one).
@@ -205,7 +212,7 @@ def print_next(experiment: Experiment | None, found: Forecast | None, none: str)
     out.print(escape(f"\nNext experiment: {experiment.what}. {experiment.reason}{takes}"))
 
 
-def on_shifted(runs: Sequence[Run], data: str, measure: str) -> ShiftComparison:
+def compare_on_shifted(runs: Sequence[Run], data: str, measure: str) -> ShiftComparison:
     """Compare runs on another data set, too, which those that have not yet predict first.
 
     Raises:

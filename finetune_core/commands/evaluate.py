@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.markup import escape
 
-from finetune_core.commands.terminal import on_one_line, out, print_table, progress_bar, show_work
+from finetune_core.commands.terminal import escape_line, out, print_table, progress_bar, show_work
 from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note
@@ -49,7 +49,9 @@ def augment(run: Run, how: str) -> None:
             show_work(bar, predict_with_flips(run), "Predicting mirror images")
 
 
-def shifted_run(run: Run, data: str, split: str | None, *, corrupt: bool) -> ShiftedEvaluation:
+def evaluate_on_shifted(
+    run: Run, data: str, split: str | None, *, corrupt: bool
+) -> ShiftedEvaluation:
     """Evaluate a run on another data set, beside its own images of a split; predict that set first where the run has not.
 
     Args:
@@ -120,7 +122,7 @@ def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:
 def print_evaluation(result: RunEvaluation) -> None:
     """The same for people, with slices only where a difference is clear."""
     for line in filter(None, (result.in_words(), result.beside(), *result.caveats())):
-        out.print(escape(on_one_line(line)))
+        out.print(escape(escape_line(line)))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
     if isinstance(result, ShiftedEvaluation):
@@ -128,13 +130,13 @@ def print_evaluation(result: RunEvaluation) -> None:
     else:
         print_table(*result.scores.in_rows(result.split))
     if absences := result.absences():
-        out.print(escape(on_one_line(absences)))
+        out.print(escape(escape_line(absences)))
     print_table(*result.class_table())
     for line in result.details():
-        out.print(escape(on_one_line(line)))
+        out.print(escape(escape_line(line)))
     flips = augmented(result.run)
     for line in [*(flip_warnings(result.run) if flips else ()), *(one.in_words() for one in flips)]:
-        out.print(escape(on_one_line(line)))
+        out.print(escape(escape_line(line)))
     known = result.own if isinstance(result, ShiftedEvaluation) else result
     if known.robustness:
         print_table(*known.robustness_rows())

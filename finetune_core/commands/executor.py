@@ -11,7 +11,7 @@ from finetune_core.training.ranks import ALONE, Ranks
 
 
 @contextmanager
-def asked_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE) -> Iterator[Executor]:
+def open_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE) -> Iterator[Executor]:
     """``executor_of``; what takes a while is said on stderr.
 
     Raises:

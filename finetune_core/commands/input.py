@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from rich.markup import escape
 
-from finetune_core.commands.options import option_of
+from finetune_core.commands.options import option_name
 from finetune_core.commands.terminal import err, progress_bar, show_work
 from finetune_core.config import RunConfig, read_config, setting_of
 from finetune_core.config.metadata import parse_number
@@ -29,7 +29,7 @@ def resolved(data: str) -> str:
         return show_work(bar, in_phase("unpack", resolve_data(data)))
 
 
-def settings_in_file(config: Path) -> dict[str, Any]:
+def read_settings_file(config: Path) -> dict[str, Any]:
     """Of a ``config.json`` that a person names, which may be a link.
 
     Raises:
@@ -41,7 +41,9 @@ def settings_in_file(config: Path) -> dict[str, Any]:
         raise ConfigError({"config": f"{str(config)!r} cannot be the name of a file"}) from None
 
 
-def earlier_settings(config: RunConfig | str | os.PathLike[str] | None) -> dict[str, Any] | None:
+def load_earlier_settings(
+    config: RunConfig | str | os.PathLike[str] | None,
+) -> dict[str, Any] | None:
     """Return the settings of an earlier run, given as such or as a file; None of none.
 
     Raises:
@@ -51,10 +53,10 @@ def earlier_settings(config: RunConfig | str | os.PathLike[str] | None) -> dict[
         return None
     if isinstance(config, RunConfig):
         return config.model_dump()
-    return settings_in_file(Path(config))
+    return read_settings_file(Path(config))
 
 
-def kept_split(data: str | None, as_is: bool) -> dict[str, Any]:
+def load_app_split(data: str | None, as_is: bool) -> dict[str, Any]:
     """How the data set is split in the app, where a person has said so there."""
     if data is None or as_is:
         return {}
@@ -62,7 +64,7 @@ def kept_split(data: str | None, as_is: bool) -> dict[str, Any]:
         name: value for name, value in load_split(data).items() if value != setting_of(name).default
     }
     if kept:
-        listed = ", ".join(f"{option_of(name)} {value}" for name, value in kept.items())
+        listed = ", ".join(f"{option_name(name)} {value}" for name, value in kept.items())
         err.print(
             escape(
                 "Split as it was set in the app (--as-is leaves that out, an option goes before "
@@ -72,7 +74,7 @@ def kept_split(data: str | None, as_is: bool) -> dict[str, Any]:
     return kept
 
 
-def rates(text: str) -> dict[str, str]:
+def parse_rates(text: str) -> dict[str, str]:
     """``layer3=0.1,head=1`` -> stage -> rate, which the config then checks.
 
     Raises:
@@ -84,7 +86,7 @@ def rates(text: str) -> dict[str, str]:
     return {name.strip(): rate for name, _, rate in pairs}
 
 
-def integers(field: str, text: str) -> list[int]:
+def parse_integers(field: str, text: str) -> list[int]:
     """``0,1,2`` -> whole numbers, of a setting that several values are given for.
 
     Raises:
@@ -93,7 +95,7 @@ def integers(field: str, text: str) -> list[int]:
     return _numbers(field, text, int)
 
 
-def shares(field: str, text: str) -> list[float]:
+def parse_fractions(field: str, text: str) -> list[float]:
     """``0.1,50%`` -> shares, likewise."""
     return _numbers(field, text, lambda part: float(parse_number(part, share=True)))
 
@@ -107,6 +109,6 @@ def _numbers(field: str, text: str, read: Callable[[str], Number]) -> list[Numbe
         ) from None
 
 
-def names(text: str) -> list[str]:
+def parse_names(text: str) -> list[str]:
     """``a,b`` -> names."""
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from finetune_core.commands.input import kept_split, resolved
-from finetune_core.commands.terminal import on_one_line, out, print_table, progress_bar, show_work
+from finetune_core.commands.input import load_app_split, resolved
+from finetune_core.commands.terminal import escape_line, out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import load_edits
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from finetune_core.inspection.deep import DeepReport
 
 
-def inspected(
+def inspect_data(
     data: str, split: Mapping[str, Any], *, deep: bool, backbone: str | None, fit: str, as_is: bool
 ) -> Inspection:
     """The data set, the findings in it, and, where ``deep``, what the features of a backbone show.
@@ -31,7 +31,7 @@ def inspected(
         FinetuneError: when it cannot be read or split so, or the weights cannot be had.
     """
     folder = resolved(data)
-    config = make_config(kept_split(folder, as_is) | dict(split) | {"data": folder, "fit": fit})
+    config = make_config(load_app_split(folder, as_is) | dict(split) | {"data": folder, "fit": fit})
     edits = () if as_is else load_edits(folder)
     with progress_bar() as bar:
         indexing = index_dataset(folder, **config.split_settings, edits=edits)
@@ -62,7 +62,7 @@ def print_inspection(inspection: Inspection) -> None:
         out.print(escape(changes))
     print_table(*inspection.class_rows())
     for severity, message in inspection.finding_rows():
-        out.print(f"[bold]{severity}[/bold]: {escape(on_one_line(message))}")
+        out.print(f"[bold]{severity}[/bold]: {escape(escape_line(message))}")
     if not inspection.findings:
         out.print("Nothing looks wrong.")
     if inspection.deep and inspection.deep.probes:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from finetune_core.commands.input import kept_split, resolved
+from finetune_core.commands.input import load_app_split, resolved
 from finetune_core.commands.terminal import out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import index_dataset
@@ -83,7 +83,7 @@ def label_queue(
     """
     answers = read_answers(answer) if answer is not None else []
     folder = resolved(data)
-    config = make_config(kept_split(folder, as_is=False) | {"data": folder})
+    config = make_config(load_app_split(folder, as_is=False) | {"data": folder})
     edits, name = load_edits(folder), backbone or PACKAGED
     with progress_bar() as bar:
         if add is not None:

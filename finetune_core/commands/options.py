@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from finetune_core.commands.terminal import err, on_one_line
+from finetune_core.commands.terminal import err, escape_line
 from finetune_core.config import names_in, setting_of
 from finetune_core.config.metadata import HARDWARE, SECTIONS, SPLIT, TRAINING, Setting
 from finetune_core.errors import ConfigError, FinetuneError, OutOfMemory, TrainingError
@@ -105,7 +105,7 @@ _ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that no option gi
 _LAST = ("executor", "ray_address", "runs_dir", "as_json")
 
 
-def takes_settings(
+def add_setting_options(
     names: Iterable[str], several: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Command], Command]:
     """A command gets an option for each of these settings, and those that were given as ``settings``: name -> text, unchecked.
@@ -144,7 +144,7 @@ def takes_settings(
     return decorated
 
 
-def option_of(field: str) -> str:
+def option_name(field: str) -> str:
     """What names a field to somebody at the command line; other names than those of settings are options, too."""
     if field in _ARGUMENTS:
         return _ARGUMENTS[field]
@@ -155,7 +155,7 @@ def option_of(field: str) -> str:
 
 
 @contextmanager
-def refused_in_words() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """End a wrong request with status 2, and broken or oversized work with 1, each with a message.
 
     A bug keeps its traceback.
@@ -164,10 +164,10 @@ def refused_in_words() -> Iterator[None]:
         yield
     except ConfigError as error:
         for field, problem in error.problems.items():
-            err.print(escape(on_one_line(f"{option_of(field)}: {problem}")))
+            err.print(escape(escape_line(f"{option_name(field)}: {problem}")))
         raise typer.Exit(2) from None
     except FinetuneError as error:
-        err.print(escape(on_one_line(str(error))))
+        err.print(escape(escape_line(str(error))))
         raise typer.Exit(1 if isinstance(error, (TrainingError, OutOfMemory)) else 2) from None
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.markup import escape
 
-from finetune_core.commands.runs import opened
-from finetune_core.commands.terminal import err, on_one_line, out, progress_bar, show_work
+from finetune_core.commands.runs import open_run
+from finetune_core.commands.terminal import err, escape_line, out, progress_bar, show_work
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.batch import (
@@ -34,7 +34,7 @@ from finetune_core.formatting import percent, things
 from finetune_core.work import in_phase
 
 
-def predictions_of(
+def predict_targets(
     folder: Path, targets: Sequence[Path], *, look_at_training: bool
 ) -> tuple[tuple[str, ...], list[ImagePrediction]]:
     """Classify images with a run, or with one that was exported.
@@ -81,7 +81,7 @@ def print_predictions(result: dict[str, Any]) -> None:
     for row in result["predictions"]:
         unlike = ", unlike anything in training" if row["unlike"] else ""
         line = f"{row['image']}: {row['class']} ({percent(row['probability'])}){unlike}"
-        out.print(escape(on_one_line(line)))
+        out.print(escape(escape_line(line)))
 
 
 def prediction_json(
@@ -112,7 +112,7 @@ def _answer(probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]
 
 
 def _run(folder: Path, look_at_training: bool) -> tuple[Predictor, Known | None]:
-    run = opened(folder)
+    run = open_run(folder)
     predictor = load_predictor(run)
     if not look_at_training and not neighbours_changed(run):
         return predictor, None

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from finetune_core.commands.input import earlier_settings, integers
+from finetune_core.commands.input import load_earlier_settings, parse_integers
 from finetune_core.commands.runs import with_weights
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.commands.train import asked_for
@@ -28,7 +28,7 @@ from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import Work, finish, in_phase
 
 
-def ask_for_profile(
+def prepare_profile(
     given: Mapping[str, Any],
     data: str,
     config: RunConfig | str | os.PathLike[str] | None = None,
@@ -54,7 +54,7 @@ def ask_for_profile(
     """
     settings = dict(given)
     seeds = _seeds(settings.pop("seed", SEEDS))
-    base = asked_for(settings, data, earlier_settings(config), as_is=as_is, recipe=recipe)
+    base = asked_for(settings, data, load_earlier_settings(config), as_is=as_is, recipe=recipe)
     with progress_bar() as bar:
         indexing = index_dataset(base.data, **base.split_settings, edits=base.edits)
         dataset = show_work(bar, in_phase("index", indexing))
@@ -65,7 +65,7 @@ def ask_for_profile(
 
 
 def _seeds(given: str | Iterable[int]) -> list[int]:
-    return integers("seed", given) if isinstance(given, str) else list(given)
+    return parse_integers("seed", given) if isinstance(given, str) else list(given)
 
 
 def train_profile(

@@ -16,7 +16,7 @@ from finetune_core.training.prepare import check_config, fetch_weights, missing_
 from finetune_core.work import in_phase
 
 
-def opened(named: str | os.PathLike[str]) -> Run:
+def open_run(named: str | os.PathLike[str]) -> Run:
     """A run that a person names by its folder, or by its id; what of it could not be read is reported on stderr.
 
     Raises:
@@ -28,7 +28,7 @@ def opened(named: str | os.PathLike[str]) -> Run:
     return run
 
 
-def followed_by(
+def settings_from_run(
     named: Run | str | os.PathLike[str], backbones: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The settings that follow from the run that another one starts from: that run, its backbone, and how images become its input.
@@ -40,7 +40,7 @@ def followed_by(
         ConfigError: when there is no such run, it is going on, or another backbone was asked for.
     """
     try:
-        run = opened(named.run_dir if isinstance(named, Run) else named)
+        run = open_run(named.run_dir if isinstance(named, Run) else named)
     except RunError as error:
         raise ConfigError({"from_run": str(error)}) from None
     if run.active:
@@ -83,7 +83,7 @@ def with_weights(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> No
             show_work(bar, fetch_weights(missing))
 
 
-def with_descriptions(backbones: Iterable[str]) -> None:
+def fetch_descriptions(backbones: Iterable[str]) -> None:
     """Have what the Hub says of networks that are named there, from which their structure follows.
 
     Raises:
@@ -94,7 +94,7 @@ def with_descriptions(backbones: Iterable[str]) -> None:
             show_work(bar, in_phase("download", fetch_description(name)))
 
 
-def at_own_size(config: RunConfig) -> RunConfig:
+def use_backbone_size(config: RunConfig) -> RunConfig:
     """The config with the size of images that its backbone was pretrained on; as it is where there is no such backbone.
 
     Raises:
@@ -104,5 +104,5 @@ def at_own_size(config: RunConfig) -> RunConfig:
         check_backbone_name(config.backbone)
     except ConfigError:
         return config  # it is refused with all else that is wrong
-    with_descriptions([config.backbone])
+    fetch_descriptions([config.backbone])
     return config.model_copy(update={"image_size": usual_image_size(config.backbone)})

@@ -50,19 +50,19 @@ class _Console(Console):
     """Shows what would command the terminal, instead of sending it there; styles are added later."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(harmless(text), **options)
+        return super().render_str(escape_controls(text), **options)
 
 
-def harmless(text: str) -> str:
+def escape_controls(text: str) -> str:
     """A text for a terminal: its control characters are shown, ``\\x1b``, and of one that is far too long, its ends."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def on_one_line(text: str) -> str:
+def escape_line(text: str) -> str:
     """Return a name for a terminal with its line ends and tabs shown, too."""
-    return harmless(text).replace("\n", "\\n").replace("\t", "\\t")
+    return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class _Messages(_Console):
@@ -83,7 +83,7 @@ err = _Messages(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def progress_shown(wanted: bool | None) -> Iterator[None]:
+def show_progress(wanted: bool | None) -> Iterator[None]:
     """Whether bars and messages are shown in this block; None: where somebody watches."""
     token = _silent.set(not (err.watched if wanted is None else wanted))
     try:
@@ -113,7 +113,7 @@ def print_table(
         names: how many of the first columns are never left out.
         prose: columns whose cells may wrap.
     """
-    cells = [[on_one_line(cell) for cell in row] for row in rows]
+    cells = [[escape_line(cell) for cell in row] for row in rows]
     columns_of_cells = list(zip(*cells, strict=True)) or [()] * len(columns)
     natural, least = [], []
     for at, (title, column) in enumerate(zip(columns, columns_of_cells, strict=True)):
@@ -168,7 +168,7 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
     Args:
         title: stands at the bar of steps without a phase, which is there from the start.
     """
-    tasks = {"": bar.add_task(on_one_line(title), total=None, note="")} if title else {}
+    tasks = {"": bar.add_task(escape_line(title), total=None, note="")} if title else {}
 
     def draw(step: Step) -> None:
         if step.phase not in tasks:
@@ -178,7 +178,7 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
                 PHASE_WORDS[step.phase], total=step.total, note="", visible=step.phase != "device"
             )
         bar.update(
-            tasks[step.phase], completed=step.done, total=step.total, note=on_one_line(step.subject)
+            tasks[step.phase], completed=step.done, total=step.total, note=escape_line(step.subject)
         )
 
     return finish(work, draw)
@@ -262,7 +262,7 @@ def _abort(*_: object) -> None:
 
 
 @contextmanager
-def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
+def stop_on_interrupt(stop: Callable[[], object]) -> Iterator[None]:
     """Call ``stop`` at the first Ctrl-C, and abort at another one that follows more than a second later.
 
     Keys that are pressed in quick succession count as one. Signals reach the main thread only: in
@@ -298,7 +298,7 @@ def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
 
 
 @contextmanager
-def interrupts_ignored() -> Iterator[None]:
+def ignore_interrupts() -> Iterator[None]:
     """Ctrl-C reaches all processes of a run: the first that trains stops it, and the others wait for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -310,7 +310,7 @@ def interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def result_in_words(result: dict[str, Any], beside: str = "") -> str:
+def describe_result(result: dict[str, Any], beside: str = "") -> str:
     """Describe the outcome of a run.
 
     Args:

@@ -9,20 +9,20 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from finetune_core.commands.input import kept_split, rates, resolved
-from finetune_core.commands.options import refused_in_words
-from finetune_core.commands.runs import at_own_size, followed_by, with_weights
+from finetune_core.commands.input import load_app_split, parse_rates, resolved
+from finetune_core.commands.options import report_errors
+from finetune_core.commands.runs import settings_from_run, use_backbone_size, with_weights
 from finetune_core.commands.terminal import (
+    describe_result,
     err,
-    interrupts_ignored,
-    interrupts_stop,
+    ignore_interrupts,
     out,
     print_json,
     progress_bar,
-    progress_shown,
-    result_in_words,
+    show_progress,
     show_training,
     show_work,
+    stop_on_interrupt,
 )
 from finetune_core.config import RunConfig, following_names, make_config
 from finetune_core.data.dataset import index_dataset
@@ -41,7 +41,7 @@ from finetune_core.training.ranks import Ranks, launched
 from finetune_core.training.recipes import AUTO, RECIPES, fill_auto
 from finetune_core.work import in_phase
 
-Reserved = tuple[Reservation, Executor]
+ReservedRun = tuple[Reservation, Executor]
 
 
 def asked_for(
@@ -65,10 +65,12 @@ def asked_for(
     """
     settings: dict[str, Any] = dict(given)
     if isinstance(settings.get("stage_rates"), str):
-        settings["stage_rates"] = rates(settings["stage_rates"])
+        settings["stage_rates"] = parse_rates(settings["stage_rates"])
     followed: dict[str, Any] = {}
     if named := settings.pop("from_run", None):
-        followed = followed_by(named, [settings["backbone"]] if "backbone" in settings else [])
+        followed = settings_from_run(
+            named, [settings["backbone"]] if "backbone" in settings else []
+        )
     elif earlier is None:
         settings.setdefault("backbone", default_backbone())
     if as_is:
@@ -83,14 +85,14 @@ def asked_for(
                     f"With the changes made to this data set (--as-is leaves them out): {changes}"
                 )
     base = (
-        kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
+        load_app_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
     ) | followed
     config = fill_recipe(base, settings, recipe)
     at_given_size = followed or earlier is not None or "image_size" in settings
-    return config if at_given_size else at_own_size(config)
+    return config if at_given_size else use_backbone_size(config)
 
 
-def begun(
+def reserve_run(
     config: RunConfig, runs_dir: Path, executor: Executor | None = None, devices: int = 1
 ) -> Reservation:
     """The run, reserved, once the weights that it begins with are here.
@@ -120,7 +122,7 @@ def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
     stop = partial(request_stop, reservation.run_dir)
     try:
         with (
-            interrupts_stop(stop),
+            stop_on_interrupt(stop),
             progress_bar() as bar,
             closing((executor or InProcess()).execute(reservation)) as events,
         ):
@@ -131,30 +133,30 @@ def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
     return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
 
 
-def train_to_the_end(
+def train_and_report(
     reservation: Reservation, as_json: bool, executor: Executor | None = None
 ) -> None:
     """Train, and print what came of it; status 1 where that is no finished run."""
-    with refused_in_words():
+    with report_errors():
         run = trained(reservation, executor)
     result, beside = summary(run), reference_points(run)
     if as_json:
         print_json(result | {"reference_points": beside.to_json()})
     else:
-        out.print(result_in_words(result, escape(beside.in_sentence())))
+        out.print(describe_result(result, escape(beside.in_sentence())))
     if run.status != "finished":
         raise typer.Exit(1)
 
 
-def led(
-    reserved: Callable[[Ranks], AbstractContextManager[Reserved]], devices: int, as_json: bool
+def train_on_devices(
+    reserved: Callable[[Ranks], AbstractContextManager[ReservedRun]], devices: int, as_json: bool
 ) -> None:
     """Train the run that is ``reserved`` on that many devices. Where torchrun has started a process for each, the first of them does what
     a process alone does, and the others take part and are silent."""
     ranks = launched()
     with (
-        nullcontext() if ranks.leads else progress_shown(False),
-        refused_in_words(),
+        nullcontext() if ranks.leads else show_progress(False),
+        report_errors(),
         ranks.joined(),
     ):
         if ranks.several and devices > 1:
@@ -165,10 +167,10 @@ def led(
                 }
             )
         if ranks.leads:
-            with refused_in_words(), reserved(ranks) as (reservation, executor):
-                train_to_the_end(reservation, as_json, executor)
+            with report_errors(), reserved(ranks) as (reservation, executor):
+                train_and_report(reservation, as_json, executor)
         else:
-            with interrupts_ignored():
+            with ignore_interrupts():
                 follow(ranks)
 
 

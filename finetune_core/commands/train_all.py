@@ -9,7 +9,7 @@ from threading import Event
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from finetune_core.commands.terminal import err, interrupts_stop, progress_bar, result_in_words
+from finetune_core.commands.terminal import describe_result, err, progress_bar, stop_on_interrupt
 from finetune_core.commands.train import trained
 from finetune_core.config import RunConfig
 from finetune_core.errors import FinetuneError
@@ -28,7 +28,7 @@ _LOOK = 0.5  # seconds
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What became of the runs of a comparison.
 
     Attributes:
@@ -48,7 +48,7 @@ def train_all(
     reuse: bool,
     executor: Executor | None = None,
     devices: int = 1,
-) -> Trained:
+) -> TrainingResult:
     """Train all runs. One that breaks does not keep the others from training; Ctrl-C stops those that train, and no other begins.
 
     Args:
@@ -70,7 +70,7 @@ def train_all(
     return _one_after_the_other(configs, there, runs_dir, devices)
 
 
-def said_of_training(done: Trained, wanted: int) -> None:
+def report_missing(done: TrainingResult, wanted: int) -> None:
     """On stderr: what did not train."""
     if done.stopped:
         err.print(
@@ -83,7 +83,7 @@ def said_of_training(done: Trained, wanted: int) -> None:
 
 def _one_after_the_other(
     configs: Sequence[RunConfig], there: Mapping[str, Run], runs_dir: Path, devices: int
-) -> Trained:
+) -> TrainingResult:
     runs: list[Run] = []
     failed: list[dict[str, str | int]] = []
     for number, config in enumerate(configs, 1):
@@ -100,9 +100,9 @@ def _one_after_the_other(
             failed.append(_failure(reservation.run_dir, config, str(error)))
             continue
         if run.status != "finished":
-            return Trained(runs, failed, stopped=True)
+            return TrainingResult(runs, failed, stopped=True)
         runs.append(run)
-    return Trained(runs, failed, stopped=False)
+    return TrainingResult(runs, failed, stopped=False)
 
 
 def _beside_each_other(
@@ -111,7 +111,7 @@ def _beside_each_other(
     runs_dir: Path,
     executor: Executor,
     devices: int,
-) -> Trained:
+) -> TrainingResult:
     worker, store = Worker(runs_dir, after=report_to_mlflow, executor=executor), RunStore(runs_dir)
     found: list[Run | None] = [there.get(run_of(config)) for config in configs]
     watched: dict[str, str] = {}
@@ -130,7 +130,7 @@ def _beside_each_other(
         if run.status == "failed"
     ]
     stopped = any(run.status not in ("finished", "failed") for run in ended)
-    return Trained([run for run in ended if run.status == "finished"], failed, stopped)
+    return TrainingResult([run for run in ended if run.status == "finished"], failed, stopped)
 
 
 def _shared_by(config: RunConfig, devices: int) -> int:
@@ -140,7 +140,7 @@ def _shared_by(config: RunConfig, devices: int) -> int:
 def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:
     """Until all runs have ended: on stderr where each trains, and how it ends."""
     stop, said, active = Event(), dict.fromkeys(titles, 0), list(titles)
-    with interrupts_stop(stop.set), progress_bar() as bar:
+    with stop_on_interrupt(stop.set), progress_bar() as bar:
         task = bar.add_task("Training", total=len(titles), note="")
         while active or worker.queues():
             for run_id in list(active):
@@ -148,7 +148,7 @@ def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:
                 _tell_places(run, titles[run_id], said)
                 if not run.active:
                     active.remove(run_id)
-                    words = (run.history.end or {}).get("message") or result_in_words(
+                    words = (run.history.end or {}).get("message") or describe_result(
                         summary(run)
                     ).split("\n")[0]
                     err.print(f"{titles[run_id]}: {escape(words)}")

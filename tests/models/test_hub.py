@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
-from finetune_core.commands.compare import designed
+from finetune_core.commands.compare import design_comparison
 from finetune_core.commands.train import asked_for
 from finetune_core.errors import ConfigError, WeightsError
 from finetune_core.models import hub, timm_networks
@@ -492,7 +492,7 @@ def test_network_is_trained_at_its_own_size_unless_another_is_named(tmp_path, we
     ):
         config = asked_for(settings, folder, None, as_is=True)
         assert config.image_size == size
-    designs = designed({"backbone": name}, folder, None, as_is=True)
+    designs = design_comparison({"backbone": name}, folder, None, as_is=True)
     assert {config.image_size for config in designs} == {160}
 
 
