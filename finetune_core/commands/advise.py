@@ -1,4 +1,4 @@
-"""What the ``advise`` command does: probes networks on a data set, and says which two to fine-tune."""
+"""The ``advise`` command: probe networks on a data set and recommend two to fine-tune."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,14 +24,17 @@ def build_advice(
     *,
     as_is: bool,
 ) -> Advice:
-    """Probe the networks that are named, or all whose weights are on this machine.
+    """Probe the named networks, or all whose weights are on this machine.
 
     Args:
-        settings: of the runs that are forecast, or what was typed for them.
-        images, budget: as ``advise`` takes them.
+        data: the data set, as a person names it.
+        backbones: the networks to probe. Empty: all whose weights are on this machine.
+        settings: settings of the forecast runs, or the text typed for them.
+        images, budget: as for ``advise``.
+        as_is: leave out the changes and the split made for this data set in the app.
 
     Raises:
-        FinetuneError: when the data or a setting cannot be used.
+        FinetuneError: if the data or a setting cannot be used.
     """
     folder = resolved(data)
     edits = () if as_is else effective(load_edits(folder))
@@ -51,14 +54,16 @@ def build_advice(
 
 
 def print_advice(advice: Advice) -> None:
-    """The ranking, what is proposed, and what no probe can tell; on stderr the networks that failed."""
+    """Print the ranking, the proposal, and what no probe can tell. Failures go to stderr."""
     if advice.candidates:
         out.print(escape(advice.in_words()))
         print_table(*advice.network_rows(), names=2)
         out.print("Forecast of a run:")
         print_table(*advice.forecast_rows())
-        for number, one in enumerate(advice.suggested, 1):
-            out.print(f"{number}. [bold]{escape(one.backbone)}[/bold]: {escape(one.reason)}")
+        for number, suggestion in enumerate(advice.suggested, 1):
+            out.print(
+                f"{number}. [bold]{escape(suggestion.backbone)}[/bold]: {escape(suggestion.reason)}"
+            )
         out.print(escape(UNKNOWN))
     for failed in advice.failed:
         err.print(escape(f"{failed.backbone} was left out: {failed.reason}"))

@@ -1,4 +1,4 @@
-"""What the ``average`` command does: the settings of a run that averages others."""
+"""The ``average`` command: build the settings of a run that averages other runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,15 @@ from finetune_core.training.parents import averaged_config, why_not_averaged
 
 
 def build_average_config(named: Sequence[str], how: str) -> RunConfig:
-    """The config of a run that averages those that a person names.
+    """Return the config of a run that averages the named runs.
+
+    Args:
+        named: folders or ids of the runs.
+        how: the averaging method.
 
     Raises:
-        ConfigError: when one of them is none, is going on, or cannot be averaged with the others: all reasons at once.
+        ConfigError: if a name is no run, a run is still active, or the runs cannot be averaged. All
+            reasons are reported at once.
     """
     folders: list[Path] = []
     problems: list[str] = []

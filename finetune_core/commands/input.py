@@ -1,4 +1,4 @@
-"""What somebody names at the command line, as the commands need it: data, settings in files, lists."""
+"""Parsing of command-line input: data, settings in files, and lists."""
 
 import os
 from collections.abc import Callable
@@ -20,20 +20,20 @@ Number = TypeVar("Number", int, float)
 
 
 def resolved(data: str) -> str:
-    """The folder or manifest of a data set that a person names, unpacked where it is packed.
+    """Return the folder or manifest of a named data set, unpacked if it is an archive.
 
     Raises:
-        DataError: when it cannot be had.
+        DataError: if the data set is not available.
     """
     with progress_bar() as bar:
         return show_work(bar, in_phase("unpack", resolve_data(data)))
 
 
 def read_settings_file(config: Path) -> dict[str, Any]:
-    """Of a ``config.json`` that a person names, which may be a link.
+    """Return the settings in a ``config.json`` that a person names. The path may be a link.
 
     Raises:
-        ConfigError: when it cannot be read.
+        ConfigError: if the file cannot be read.
     """
     try:
         return read_config(Path(os.path.realpath(config)))
@@ -44,10 +44,10 @@ def read_settings_file(config: Path) -> dict[str, Any]:
 def load_earlier_settings(
     config: RunConfig | str | os.PathLike[str] | None,
 ) -> dict[str, Any] | None:
-    """Return the settings of an earlier run, given as such or as a file; None of none.
+    """Return the settings of an earlier run, given as a config or as a file; None for None.
 
     Raises:
-        ConfigError: when the file cannot be read.
+        ConfigError: if the file cannot be read.
     """
     if config is None:
         return None
@@ -57,50 +57,54 @@ def load_earlier_settings(
 
 
 def load_app_split(data: str | None, as_is: bool) -> dict[str, Any]:
-    """How the data set is split in the app, where a person has said so there."""
+    """Return the split settings that a person has set for the data set in the app."""
     if data is None or as_is:
         return {}
-    kept = {
+    changed = {
         name: value for name, value in load_split(data).items() if value != setting_of(name).default
     }
-    if kept:
-        listed = ", ".join(f"{option_name(name)} {value}" for name, value in kept.items())
+    if changed:
+        listed = ", ".join(f"{option_name(name)} {value}" for name, value in changed.items())
         err.print(
             escape(
                 "Split as it was set in the app (--as-is leaves that out, an option goes before "
                 f"it): {listed}"
             )
         )
-    return kept
+    return changed
 
 
 def parse_rates(text: str) -> dict[str, str]:
-    """``layer3=0.1,head=1`` -> stage -> rate, which the config then checks.
+    """Parse ``layer3=0.1,head=1`` into stage -> rate. The config checks the rates later.
 
     Raises:
-        ConfigError: when it is written otherwise.
+        ConfigError: if the text has another form.
     """
     pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name and rate for name, _, rate in pairs):
+    if not all(name and value for name, _, value in pairs):
         raise ConfigError({"stage_rates": f"must be written STAGE=X,STAGE=X, not {text!r}"})
-    return {name.strip(): rate for name, _, rate in pairs}
+    return {name.strip(): value for name, _, value in pairs}
 
 
 def parse_integers(field: str, text: str) -> list[int]:
-    """``0,1,2`` -> whole numbers, of a setting that several values are given for.
+    """Parse ``0,1,2`` into whole numbers, for a setting with several values.
 
     Raises:
-        ConfigError: naming the option.
+        ConfigError: naming the option, if the text holds anything else.
     """
-    return _numbers(field, text, int)
+    return _parse_list(field, text, int)
 
 
 def parse_fractions(field: str, text: str) -> list[float]:
-    """``0.1,50%`` -> shares, likewise."""
-    return _numbers(field, text, lambda part: float(parse_number(part, share=True)))
+    """Parse ``0.1,50%`` into fractions.
+
+    Raises:
+        ConfigError: naming the option, if the text holds anything else.
+    """
+    return _parse_list(field, text, lambda part: float(parse_number(part, share=True)))
 
 
-def _numbers(field: str, text: str, read: Callable[[str], Number]) -> list[Number]:
+def _parse_list(field: str, text: str, read: Callable[[str], Number]) -> list[Number]:
     try:
         return [read(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -110,5 +114,5 @@ def _numbers(field: str, text: str, read: Callable[[str], Number]) -> list[Numbe
 
 
 def parse_names(text: str) -> list[str]:
-    """``a,b`` -> names."""
+    """Parse ``a,b`` into names."""
     return [name.strip() for name in text.split(",") if name.strip()]

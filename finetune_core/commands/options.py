@@ -1,4 +1,4 @@
-"""What the commands of the command line share: arguments, options, and an option for each setting, as the config declares it."""
+"""Shared parts of the commands: arguments, options, and one option per setting of the config."""
 
 import inspect
 import os
@@ -77,7 +77,7 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 Command = Callable[..., Any]
 
-# Settings that a comparison has several values of: those where none are given, and what the help says.
+# Settings that a comparison takes several values of -> (default values, help text).
 COMPARED = {
     "strategy": (
         "feature_extraction,last_block,full",
@@ -89,10 +89,10 @@ COMPARED = {
     "train_fraction": ("", "Fractions of the training images to train on."),
 }
 
-# Settings of ``advise``: of its probes, and of the runs that it forecasts.
+# Settings of ``advise``, for its probes and for the forecast runs.
 ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
 
-# Settings of ``profile``: all but those that say which stages train.
+# Settings of ``profile``: all except those that select the stages to train.
 PROFILED = tuple(
     name
     for name in names_in(*SECTIONS)
@@ -100,40 +100,43 @@ PROFILED = tuple(
     and not any(name in strategy.settings for strategy in STRATEGIES.values())
 )
 
-_ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that no option gives
-# options of a command that its help shows after the settings
-_LAST = ("executor", "ray_address", "runs_dir", "as_json")
+_ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that are arguments, not options
+# Options that the help lists after the settings.
+_LAST_OPTIONS = ("executor", "ray_address", "runs_dir", "as_json")
 
 
 def add_setting_options(
     names: Iterable[str], several: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Command], Command]:
-    """A command gets an option for each of these settings, and those that were given as ``settings``: name -> text, unchecked.
+    """Give a command one option per setting.
 
-    The config checks them, all of them at once.
+    The command receives the given options as ``settings``: name -> text. The text is unchecked,
+    because the config checks all settings at once.
 
     Args:
-        several: settings that the command takes several values of -> the help of their option, which has two names then.
+        names: the settings.
+        several: settings that take several values -> help text of their option. Such an option has
+            two names.
     """
-    declared = [setting_of(name) for name in names]
+    settings = [setting_of(name) for name in names]
 
-    def decorated(command: Command) -> Command:
-        own = [
+    def decorate(command: Command) -> Command:
+        parameters = [
             one for one in inspect.signature(command).parameters.values() if one.name != "settings"
         ]
 
         @wraps(command)
         def with_settings(**given: Any) -> Any:
-            found = {one.name: given.pop(one.name) for one in declared}
+            values = {one.name: given.pop(one.name) for one in settings}
             return command(
-                **given, settings={name: text for name, text in found.items() if text is not None}
+                **given, settings={name: text for name, text in values.items() if text is not None}
             )
 
-        made = [_parameter(one, several.get(one.name, "")) for one in declared]
-        before = [one for one in own if one.name not in _LAST]
-        last = [one for one in own if one.name in _LAST]
+        options = [_build_parameter(one, several.get(one.name, "")) for one in settings]
+        first = [one for one in parameters if one.name not in _LAST_OPTIONS]
+        last = [one for one in parameters if one.name in _LAST_OPTIONS]
         signature = inspect.Signature(
-            [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*before, *made, *last)]
+            [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*first, *options, *last)]
         )
         vars(with_settings)["__signature__"] = signature
         with_settings.__annotations__ = {
@@ -141,11 +144,14 @@ def add_setting_options(
         }
         return with_settings
 
-    return decorated
+    return decorate
 
 
 def option_name(field: str) -> str:
-    """What names a field to somebody at the command line; other names than those of settings are options, too."""
+    """Return the command-line name of a field.
+
+    Fields that are no settings are options as well.
+    """
     if field in _ARGUMENTS:
         return _ARGUMENTS[field]
     try:
@@ -156,9 +162,10 @@ def option_name(field: str) -> str:
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """End a wrong request with status 2, and broken or oversized work with 1, each with a message.
+    """Report errors as messages and exit with a status.
 
-    A bug keeps its traceback.
+    The status is 2 for invalid requests, and 1 for failed or oversized work. A bug keeps its
+    traceback.
     """
     try:
         yield
@@ -172,10 +179,13 @@ def report_errors() -> Iterator[None]:
 
 
 def refuse_torchrun(command: str | None) -> None:
-    """torchrun starts a process per device. Those that train take part in one run; any other command each would do for itself.
+    """Exit if torchrun has started a command that does not train.
+
+    torchrun starts one process per device. Commands that train share one run. Any other command
+    would be executed once per process.
 
     Raises:
-        typer.Exit: in every process but a lone one; the first says why.
+        typer.Exit: in every process unless there is only one. Rank 0 prints the reason.
     """
     if (
         command in ("train", "resume")
@@ -188,12 +198,12 @@ def refuse_torchrun(command: str | None) -> None:
     raise typer.Exit(2)
 
 
-def _parameter(one: Setting, several: str) -> inspect.Parameter:
+def _build_parameter(one: Setting, several: str) -> inspect.Parameter:
     names = [f"--{name}" for name in ((one.option, one.several) if several else (one.option,))]
     option = typer.Option(
         *names,
         metavar=f"{one.metavar},…" if several else one.metavar,
-        help=several or _help(one),
+        help=several or _build_help(one),
         rich_help_panel=one.section,
     )
     return inspect.Parameter(
@@ -204,7 +214,7 @@ def _parameter(one: Setting, several: str) -> inspect.Parameter:
     )
 
 
-def _help(one: Setting) -> str:
+def _build_help(one: Setting) -> str:
     usual = "auto" if one.follows else one.default
     default = "" if usual in (None, "") else f"default {usual}"
     details = "; ".join(filter(None, (one.allowed_values_text, default)))
