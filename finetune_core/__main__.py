@@ -1,6 +1,7 @@
-"""The command line: the same capabilities without a browser. Results go to stdout, progress and problems to stderr.
+"""The command line: everything that the app does, without a browser.
 
-Commands import what they run when they run: torch alone takes seconds, and ``--help`` needs none of it.
+Results go to stdout, progress and problems to stderr. Each command imports its code when it runs:
+torch alone takes seconds to import, and ``--help`` does not need it.
 """
 
 import signal
@@ -92,7 +93,10 @@ def dashboard(
         bool, typer.Option("--browser/--no-browser", help="Whether a browser is opened.")
     ] = True,
 ) -> None:
-    """Start the dashboard. Other options are Streamlit's: --server.headless true, --server.address 0.0.0.0, …"""
+    """Start the dashboard.
+
+    Other options are Streamlit's: --server.headless true, --server.address 0.0.0.0, …
+    """
     with report_errors():
         start_app(port, browser, context.args)
 
@@ -111,7 +115,7 @@ def backbones(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the pretrained networks: size, licence, and whether their weights are on this machine."""
+    """List the pretrained networks: size, licence, and whether weights are on this machine."""
     from finetune_core.commands.backbones import list_backbones, print_backbones
 
     with report_errors():
@@ -130,21 +134,24 @@ def inspect(
     deep: Annotated[
         bool,
         typer.Option(
-            help="Also analyze with embeddings: label errors, outliers, shift between splits, linear probe by layer."
+            help="Also analyze with embeddings: label errors, outliers, shift between splits, "
+            "linear probe by layer."
         ),
     ] = False,
     backbone: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The backbone whose embeddings --deep uses; by default the packaged EfficientNet-Lite0.",
+            help="The backbone whose embeddings --deep uses; by default the packaged "
+            "EfficientNet-Lite0.",
         ),
     ] = None,
     fit: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="How images become squares for --deep: crop keeps the centre, pad the whole image.",
+            help="How images become squares for --deep: crop keeps the centre, pad the whole "
+            "image.",
         ),
     ] = "crop",
     as_is: AsIs = False,
@@ -165,7 +172,8 @@ def inspect(
 @add_setting_options(
     ADVISED,
     {
-        "backbone": "The networks to probe, with commas between them; by default all whose weights are on this machine."
+        "backbone": "The networks to probe, with commas between them; by default all whose weights "
+        "are on this machine."
     },
 )
 def advise(
@@ -184,7 +192,7 @@ def advise(
     as_is: AsIs = False,
     as_json: AsJson = False,
 ) -> None:
-    """Which backbone, which cut? Probe networks at every stage, forecast their training, and propose two to fine-tune."""
+    """Probe networks at every stage, forecast their training, and propose two to fine-tune."""
     from finetune_core.commands.advise import build_advice, print_advice
     from finetune_core.commands.input import parse_names
 
@@ -216,14 +224,16 @@ def label(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Keep these answers first: CSV or JSON lines with path and label, or action skip, none or undo.",
+            help="Keep these answers first: CSV or JSON lines with path and label, or action skip, "
+            "none or undo.",
         ),
     ] = None,
     order: Annotated[
         str,
         typer.Option(
             metavar="ORDER",
-            help="uncertain: most uncertain and diverse first; similar: like one image; probable: probably one class.",
+            help="uncertain: most uncertain and diverse first; similar: like one image; probable: "
+            "probably one class.",
         ),
     ] = "uncertain",
     of: Annotated[
@@ -306,7 +316,8 @@ def fetch(
         print_json({"name": name, "data": str(folder)})
     else:
         out.print(
-            f"{escape(PUBLIC_SETS[name].title)} is in {escape(str(folder))}. Licence: {escape(PUBLIC_SETS[name].licence)}"
+            f"{escape(PUBLIC_SETS[name].title)} is in {escape(str(folder))}. Licence: "
+            f"{escape(PUBLIC_SETS[name].licence)}"
         )
 
 
@@ -337,14 +348,14 @@ def train(
     from finetune_core.training.ranks import Ranks
 
     @contextmanager
-    def reserved(ranks: Ranks) -> Iterator[ReservedRun]:
+    def reserve(ranks: Ranks) -> Iterator[ReservedRun]:
         earlier = read_settings_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, recipe=recipe)
         check_shared(wanted, ranks.world)
         with open_executor(executor, ray_address, ranks) as trainer:
             yield reserve_run(wanted, runs_dir or paths.runs_dir(), trainer, devices), trainer
 
-    train_on_devices(reserved, devices, as_json)
+    train_on_devices(reserve, devices, as_json)
 
 
 @app.command()
@@ -372,7 +383,7 @@ def resume(
     from finetune_core.training.ranks import Ranks
 
     @contextmanager
-    def reserved(ranks: Ranks) -> Iterator[ReservedRun]:
+    def reserve(ranks: Ranks) -> Iterator[ReservedRun]:
         run = open_run(run_dir)
         check_shared(run.config, ranks.world)
         with open_executor(executor, ray_address, ranks) as trainer:
@@ -382,7 +393,7 @@ def resume(
                 folder = folder.with_name(extend_run(run, epochs, elsewhere=trainer.elsewhere))
             yield reopen_run(folder, elsewhere=trainer.elsewhere, devices=devices), trainer
 
-    train_on_devices(reserved, devices, as_json)
+    train_on_devices(reserve, devices, as_json)
 
 
 @app.command()
@@ -394,8 +405,9 @@ def average(
         str,
         typer.Option(
             metavar="NAME",
-            help="soup: the mean of all weights; greedy_soup: of those that do not lower the validation accuracy (Model soups); wise: between "
-            "one run and what it started from (WiSE-FT); ensemble: the mean of the probabilities, of any networks.",
+            help="soup: the mean of all weights; greedy_soup: of those that do not lower the "
+            "validation accuracy (Model soups); wise: between one run and what it started "
+            "from (WiSE-FT); ensemble: the mean of the probabilities, of any networks.",
         ),
     ],
     runs_dir: RunsDir = None,
@@ -427,21 +439,24 @@ def evaluate(
         bool,
         typer.Option(
             "--fp32",
-            help="If the run was stopped in bf16: first evaluate its best epoch in fp32, and keep those predictions.",
+            help="If the run was stopped in bf16: first evaluate its best epoch in fp32, and keep "
+            "those predictions.",
         ),
     ] = False,
     on: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help=f"Evaluate on all images of another data set with the same classes, beside the run's own. {DATA_HELP}",
+            help="Evaluate on all images of another data set with the same classes, beside the "
+            f"run's own. {DATA_HELP}",
         ),
     ] = None,
     tta: Annotated[
         str | None,
         typer.Option(
             metavar="flips",
-            help="Test-time augmentation: also evaluate the mean probabilities of each image and its mirror image, with a paired test.",
+            help="Test-time augmentation: also evaluate the mean probabilities of each image and "
+            "its mirror image, with a paired test.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -495,7 +510,8 @@ def compare(
         bool,
         typer.Option(
             "--baseline",
-            help="Also fit a linear probe, the baseline that training has to beat: it takes seconds.",
+            help="Also fit a linear probe, the baseline that training has to beat: it takes "
+            "seconds.",
         ),
     ] = False,
     reuse: Annotated[
@@ -511,7 +527,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="DATA",
-            help=f"Also compare on all images of another data set with the same classes; runs that have not predicted it do so first. {DATA_HELP}",
+            help="Also compare on all images of another data set with the same classes; runs that "
+            f"have not predicted it do so first. {DATA_HELP}",
         ),
     ] = None,
     report: Annotated[
@@ -530,7 +547,10 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare strategies on the same images: train them, or use finished runs, and say which one to take."""
+    """Compare strategies on the same images, and say which one to take.
+
+    The strategies are trained, or finished runs are used.
+    """
     from finetune_core.commands.compare import (
         advise_next,
         compare_on_shifted,
@@ -552,7 +572,7 @@ def compare(
 
     trained = None
     with report_errors():
-        measure_of(measure)  # refused before anything trains
+        measure_of(measure)  # rejects an unknown metric before anything trains
         if report:
             check_output(report, "report")
         if on:
@@ -563,7 +583,8 @@ def compare(
             if len(targets) > 1:
                 raise ConfigError(
                     {
-                        "data": f"one data set at a time; {targets[0]} is neither the folder nor the id of a run"
+                        "data": f"one data set at a time; {targets[0]} is neither the folder nor "
+                        "the id of a run"
                     }
                 )
             with open_executor(executor, ray_address) as trainer:
@@ -625,8 +646,8 @@ def profile(
         float | None,
         typer.Option(
             metavar="MINUTES",
-            help="How long it may take. What does not fit is left out: third seeds, then the second "
-            "seed of full fine-tuning, adding further stages, second seeds.",
+            help="How long it may take. What does not fit is left out: third seeds, then the "
+            "second seed of full fine-tuning, adding further stages, second seeds.",
         ),
     ] = None,
     config: Annotated[
@@ -692,7 +713,10 @@ def predict(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images with a trained run. Files that cannot be read are reported; the others are still classified."""
+    """Classify images with a trained run.
+
+    Files that cannot be read are reported; the others are still classified.
+    """
     from finetune_core.commands.predict import (
         predict_targets,
         prediction_json,
@@ -755,12 +779,12 @@ def export(
 
 
 def main(program: str = "thaw") -> None:
-    """Run the command line as a program of that name."""
+    """Run the command line under the given program name."""
     abort_on_first_interrupt()
     try:
         with_safe_streams(lambda: _run(program))
     finally:
-        # What libraries do at exit would end in a traceback.
+        # An interrupt during the exit handlers of libraries would end in a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -768,13 +792,13 @@ def _run(program: str) -> None:
     try:
         app(prog_name=program)
     except KeyboardInterrupt:
-        # Typer answers only those that come while a command runs, not while it reads the signatures.
+        # Typer handles interrupts only while a command runs, not while it reads the signatures.
         raise SystemExit(130) from None
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
-        # Commands import torch when they run, so memory can also run out outside of their work. It may
-        # then be too short for what Rich imports when it prints.
+        # Commands import torch when they run, so memory can also run out outside of their work.
+        # Rich, which imports modules when it prints, may then find too little memory.
         sys.stderr.write(f"{OutOfMemory()}\n")
         raise SystemExit(1) from None
 
