@@ -35,7 +35,7 @@ def small_data(home_of_shared_fixtures):
 def comparison(data, tmp_path_factory):
     """Return (arguments, folder of runs, report, JSON) of two strategies with two seeds each."""
     base = tmp_path_factory.mktemp("compare")
-    # Both begin with a random head, so that one epoch leaves them alike.
+    # Both start with a random head, so that one epoch leaves them alike.
     options = tiny_options(initial_head="random")
     choice = ("--strategies", ",".join(STRATEGIES), "--seeds", "0,1", *options)
     files = ("--runs-dir", base / "runs", "--report", base / "report.html")
@@ -74,7 +74,10 @@ def test_the_next_experiment_is_told_with_its_forecast(comparison):
 
 @pytest.mark.train
 def test_where_no_next_experiment_stands_out_that_is_said(data):
-    """A linear probe alone lacks no baseline, and has no rival that more seeds could tell from."""
+    """Compare with a linear probe alone.
+
+    It lacks no baseline, and has no rival from which more seeds could tell it apart.
+    """
     run_dir = trained_run(tiny_config(data, strategy="linear_probe")).run_dir
     result = thaw_json("compare", run_dir)
     assert result["next"] is None
@@ -126,7 +129,7 @@ def test_three_packaged_networks_are_compared_on_the_digits_without_a_connection
     options += ["--backbones", ",".join(backbones), "--runs-dir", tmp_path]
     result = thaw_json("compare", "digits", *options)
     assert [run["backbone"] for run in result["runs"]] == backbones
-    # as nothing with random weights would be
+    # no network with random weights would
     assert all(run["accuracy"] > 0.6 for run in result["runs"])
     assert len(result["pairs"]) == 3
 

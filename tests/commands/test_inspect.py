@@ -1,4 +1,4 @@
-"""The inspect command: what it takes, what it finds, and what it leaves out."""
+"""The inspect command: its arguments, its findings, and its omissions."""
 
 import zipfile
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_folders_archives_and_manifests_are_taken_and_nothing_is_computed(
     monkeypatch.setattr("finetune_core.inspection.deep.inspect_deeply", None)
     result = thaw_json("inspect", data)
     assert result["counts"]["red"] == {"train": 8, "val": 2, "test": 2}
-    assert result["findings"] != []  # fewer than ten training images a class
+    assert result["findings"] != []  # fewer than ten training images per class
     assert "deep" not in result
 
     files = sorted(data.rglob("*.png"))

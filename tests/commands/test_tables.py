@@ -23,7 +23,7 @@ LONG = "a_class_whose_name_takes_half_of_the_width"
 
 @pytest.fixture(params=["terminal", "piped"])
 def printed(request, monkeypatch):
-    """Return what has been printed, as a terminal of 80 columns or a pipe gets it."""
+    """Return the printed text as a terminal of 80 columns or a pipe gets it."""
     file = io.StringIO()
     monkeypatch.setattr(out, "_file", file)
     monkeypatch.setattr(out, "_width", 80)
