@@ -31,7 +31,7 @@ class FinetuneError(Exception):
 
 
 class ConfigError(FinetuneError):
-    """One or more settings cannot be used.
+    """Raised if one or more settings cannot be used.
 
     Attributes:
         problems: field name -> description of the problem. All problems are listed at once.
@@ -45,30 +45,30 @@ class ConfigError(FinetuneError):
 
 
 class DataError(FinetuneError):
-    """A data set cannot be used as it is."""
+    """Raised if a data set cannot be used as it is."""
 
 
 class ImageError(FinetuneError):
-    """One image cannot be read.
+    """Raised if one image cannot be read.
 
     Callers that read many images catch this error, name the file and continue.
     """
 
 
 class WeightsError(FinetuneError):
-    """Pretrained weights are not available, or do not fit the backbone."""
+    """Raised if pretrained weights are not available, or do not fit the backbone."""
 
 
 class RunError(FinetuneError):
-    """A run directory is missing, unreadable, or has nothing to evaluate yet."""
+    """Raised if a run directory is missing, unreadable, or has nothing to evaluate yet."""
 
 
 class TrainingError(FinetuneError):
-    """A run that had started cannot continue."""
+    """Raised if a run that had started cannot continue."""
 
 
 class OutOfMemory(FinetuneError):
-    """An operation needs more memory than there is."""
+    """Raised if an operation needs more memory than there is."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -79,11 +79,11 @@ class OutOfMemory(FinetuneError):
 
 
 class ExportError(FinetuneError):
-    """A run cannot be exported in this format, or an exported folder cannot be read."""
+    """Raised if a run cannot be exported in this format, or an exported folder cannot be read."""
 
 
 class OutputError(FinetuneError):
-    """The results of a command cannot be written to standard output.
+    """Raised if the results of a command cannot be written to standard output.
 
     Attributes:
         errno: the system's error number.

@@ -47,7 +47,10 @@ _KIND_NAMES = {
 
 
 class NotRegular(OSError):
-    """A path does not lead to a regular file. ``strerror`` says what it is: ``a FIFO``."""
+    """Raised if a path does not lead to a regular file.
+
+    ``strerror`` says what the path leads to: ``a FIFO``.
+    """
 
 
 def is_file(name: str) -> bool:

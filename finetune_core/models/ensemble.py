@@ -59,6 +59,7 @@ class Ensemble(nn.Module):
             self.register_buffer(f"shift_{index}", ((mean - own_mean) / own_std).float())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logarithm of the members' mean probabilities, ``[n, classes]``."""
         log_probabilities = [
             member(self._renormalise(images, index)).float().log_softmax(dim=1)
             for index, member in enumerate(self.members)

@@ -85,10 +85,12 @@ class TimmNetwork:
 
     @property
     def mean(self) -> tuple[float, ...]:
+        """The mean of the input normalisation, RGB in 0…1."""
         return tuple(map(float, self.config["mean"]))
 
     @property
     def std(self) -> tuple[float, ...]:
+        """The standard deviation of the input normalisation, RGB in 0…1."""
         return tuple(map(float, self.config["std"]))
 
     @property
@@ -117,15 +119,18 @@ class TimmNetwork:
 
     @property
     def licence(self) -> str | None:
+        """The licence of the weights, or None where it is unknown."""
         licence = self.config.get("license")
         return None if licence in (None, "", "unknown") else str(licence)
 
     @property
     def page(self) -> str | None:
+        """The address of the repository's page, or None without a repository."""
         return hub.page(self.repository) if self.repository else None
 
     @property
     def url(self) -> str | None:
+        """The download address of the weights, or None without a repository."""
         return hub.address(self.repository, WEIGHTS) if self.repository else None
 
 
