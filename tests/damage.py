@@ -186,7 +186,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [found for key in keys for found in ((value, key), *places(value[key]))]
 
 
-def changed_json(text: str, chance: random.Random) -> tuple[str, str]:
+def mutate_json(text: str, chance: random.Random) -> tuple[str, str]:
     """Return a JSON text with one part replaced, left out, or added."""
     value = json.loads(text)
     found = places(value)
@@ -206,7 +206,7 @@ def changed_json(text: str, chance: random.Random) -> tuple[str, str]:
 
 
 def change_json(path: Path, chance: random.Random) -> str:
-    text, result = changed_json(path.read_text(), chance)
+    text, result = mutate_json(path.read_text(), chance)
     path.write_text(text)
     return result
 
@@ -227,7 +227,7 @@ def change_line(path: Path, chance: random.Random) -> str:
         if chance.random() < 0.4
         else at
     )
-    lines[at], result = changed_json(lines[at], chance)
+    lines[at], result = mutate_json(lines[at], chance)
     path.write_text("\n".join(lines) + "\n")
     return (
         f"line {at} ({json.loads(path.read_text().splitlines()[0])['event']}): {result}"
@@ -360,10 +360,10 @@ def change_header(path: Path, chance: random.Random) -> str:
     length = int.from_bytes(content[:8], "little")
     found = json.loads(content[8 : 8 + length])
     if "info" in found.get("__metadata__", {}) and chance.random() < 0.7:
-        found["__metadata__"]["info"], result = changed_json(found["__metadata__"]["info"], chance)
+        found["__metadata__"]["info"], result = mutate_json(found["__metadata__"]["info"], chance)
         text = json.dumps(found)
     else:
-        text, result = changed_json(json.dumps(found), chance)
+        text, result = mutate_json(json.dumps(found), chance)
     raw = text.encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + content[8 + length :])
     return result

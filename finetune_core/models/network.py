@@ -159,7 +159,7 @@ def network_stages(
     """
     key = _side_and_version(name, image_size)
     if features_from is not None:
-        return _truncated_stages(name, classes, *key, features_from)
+        return _truncate_stages(name, classes, *key, features_from)
     structure = _structure(name, *key)
     *stages, head = structure.stages
     sizes = {
@@ -184,7 +184,7 @@ def _side_and_version(name: str, image_size: int | None) -> tuple[int, Hashable]
 
 
 @CacheWithErrors
-def _truncated_stages(
+def _truncate_stages(
     name: str, classes: int, side: int, version: Hashable, stage: str
 ) -> tuple[Stage, ...]:
     model = create_on_meta(name, side) if is_timm_name(name) else create_on_meta(name)
