@@ -1,7 +1,9 @@
-"""Thaw's core: everything that is not Streamlit. ``import finetune_core as thaw`` gives the functions of ``api``.
+"""Thaw's core: everything except Streamlit. ``import finetune_core as thaw`` offers ``api``.
 
-The rooms, in the order data flows: ``config``, ``data``, ``models``, ``training``, ``inspection``, ``labelling``, ``runs``,
-``evaluation``, ``profile``, ``exporters``, then ``figures``, the command line and ``api``. A room may call the rooms before it, never those after it.
+The packages, in the order of the data flow, are ``config``, ``data``, ``models``, ``training``,
+``inspection``, ``labelling``, ``runs``, ``evaluation``, ``profiling``, ``exporters``, ``figures``,
+the command line and ``api``. A package may import from the packages before it, never from those
+after it.
 """
 
 from importlib import import_module
@@ -44,7 +46,8 @@ tune_allocator()
 
 
 def __getattr__(name: str) -> Any:
-    # modules are imported by their names, and import torch only when they are
+    # Modules are imported by their names. The functions are loaded on first use, because they need
+    # torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.api"), name)

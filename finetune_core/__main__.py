@@ -1,6 +1,7 @@
-"""The command line: the same capabilities without a browser. Results go to stdout, progress and problems to stderr.
+"""The command line: everything that the app does, without a browser.
 
-Commands import what they run when they run: torch alone takes seconds, and ``--help`` needs none of it.
+Results go to stdout, progress and problems to stderr. Each command imports its code when it runs:
+torch alone takes seconds to import, and ``--help`` does not need it.
 """
 
 import signal
@@ -30,14 +31,14 @@ from finetune_core.commands.options import (
     Recipe,
     RunFolder,
     RunsDir,
+    add_setting_options,
     refuse_torchrun,
-    refused_in_words,
-    takes_settings,
+    report_errors,
 )
 from finetune_core.commands.terminal import (
     abort_on_first_interrupt,
     err,
-    on_one_line,
+    escape_line,
     out,
     print_json,
     print_table,
@@ -92,8 +93,11 @@ def dashboard(
         bool, typer.Option("--browser/--no-browser", help="Whether a browser is opened.")
     ] = True,
 ) -> None:
-    """Start the dashboard. Other options are Streamlit's: --server.headless true, --server.address 0.0.0.0, …"""
-    with refused_in_words():
+    """Start the dashboard.
+
+    Other options are Streamlit's: --server.headless true, --server.address 0.0.0.0, …
+    """
+    with report_errors():
         start_app(port, browser, context.args)
 
 
@@ -111,11 +115,11 @@ def backbones(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the pretrained networks: size, licence, and whether their weights are on this machine."""
-    from finetune_core.commands.backbones import listed, print_backbones
+    """List the pretrained networks: size, licence, and whether weights are on this machine."""
+    from finetune_core.commands.backbones import list_backbones, print_backbones
 
-    with refused_in_words():
-        rows = listed(word, ready=ready)
+    with report_errors():
+        rows = list_backbones(word, ready=ready)
     if as_json:
         print_json({"backbones": rows})
     else:
@@ -123,38 +127,41 @@ def backbones(
 
 
 @app.command()
-@takes_settings(names_in(SPLIT))
+@add_setting_options(names_in(SPLIT))
 def inspect(
     data: Data,
     settings: dict[str, str],
     deep: Annotated[
         bool,
         typer.Option(
-            help="Also analyze with embeddings: label errors, outliers, shift between splits, linear probe by layer."
+            help="Also analyze with embeddings: label errors, outliers, shift between splits, "
+            "linear probe by layer."
         ),
     ] = False,
     backbone: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The backbone whose embeddings --deep uses; by default the packaged EfficientNet-Lite0.",
+            help="The backbone whose embeddings --deep uses; by default the packaged "
+            "EfficientNet-Lite0.",
         ),
     ] = None,
     fit: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="How images become squares for --deep: crop keeps the centre, pad the whole image.",
+            help="How images become squares for --deep: crop keeps the centre, pad the whole "
+            "image.",
         ),
     ] = "crop",
     as_is: AsIs = False,
     as_json: AsJson = False,
 ) -> None:
     """Inspect a data set: classes, splits, sizes, and possible problems."""
-    from finetune_core.commands.inspect import inspected, print_inspection
+    from finetune_core.commands.inspect import inspect_data, print_inspection
 
-    with refused_in_words():
-        found = inspected(data, settings, deep=deep, backbone=backbone, fit=fit, as_is=as_is)
+    with report_errors():
+        found = inspect_data(data, settings, deep=deep, backbone=backbone, fit=fit, as_is=as_is)
     if as_json:
         print_json(found.to_json())
     else:
@@ -162,10 +169,11 @@ def inspect(
 
 
 @app.command()
-@takes_settings(
+@add_setting_options(
     ADVISED,
     {
-        "backbone": "The networks to probe, with commas between them; by default all whose weights are on this machine."
+        "backbone": "The networks to probe, with commas between them; by default all whose weights "
+        "are on this machine."
     },
 )
 def advise(
@@ -184,13 +192,13 @@ def advise(
     as_is: AsIs = False,
     as_json: AsJson = False,
 ) -> None:
-    """Which backbone, which cut? Probe networks at every stage, forecast their training, and propose two to fine-tune."""
-    from finetune_core.commands.advise import advised, print_advice
-    from finetune_core.commands.input import names
+    """Probe networks at every stage, forecast their training, and propose two to fine-tune."""
+    from finetune_core.commands.advise import build_advice, print_advice
+    from finetune_core.commands.input import parse_names
 
-    with refused_in_words():
-        backbones = names(settings.pop("backbone", ""))
-        advice = advised(data, backbones, settings, images, budget, as_is=as_is)
+    with report_errors():
+        backbones = parse_names(settings.pop("backbone", ""))
+        advice = build_advice(data, backbones, settings, images, budget, as_is=as_is)
     if as_json:
         print_json(advice.to_json())
     else:
@@ -216,14 +224,16 @@ def label(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Keep these answers first: CSV or JSON lines with path and label, or action skip, none or undo.",
+            help="Keep these answers first: CSV or JSON lines with path and label, or action skip, "
+            "none or undo.",
         ),
     ] = None,
     order: Annotated[
         str,
         typer.Option(
             metavar="ORDER",
-            help="uncertain: most uncertain and diverse first; similar: like one image; probable: probably one class.",
+            help="uncertain: most uncertain and diverse first; similar: like one image; probable: "
+            "probably one class.",
         ),
     ] = "uncertain",
     of: Annotated[
@@ -246,7 +256,7 @@ def label(
     """List the images of a data set that wait for a label, in the order to label them in."""
     from finetune_core.commands.label import label_queue, print_queue
 
-    with refused_in_words():
+    with report_errors():
         queue = label_queue(
             data,
             add=add,
@@ -295,7 +305,7 @@ def fetch(
             prose=["Licence"],
         )
         return
-    with refused_in_words():
+    with report_errors():
         if name not in PUBLIC_SETS:
             raise DataError(
                 f"There is no public set {name!r}; `python -m finetune_core fetch` lists them."
@@ -306,12 +316,13 @@ def fetch(
         print_json({"name": name, "data": str(folder)})
     else:
         out.print(
-            f"{escape(PUBLIC_SETS[name].title)} is in {escape(str(folder))}. Licence: {escape(PUBLIC_SETS[name].licence)}"
+            f"{escape(PUBLIC_SETS[name].title)} is in {escape(str(folder))}. Licence: "
+            f"{escape(PUBLIC_SETS[name].licence)}"
         )
 
 
 @app.command()
-@takes_settings(names_in(*SECTIONS))
+@add_setting_options(names_in(*SECTIONS))
 def train(
     settings: dict[str, str],
     data: Annotated[
@@ -330,21 +341,21 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops cleanly and keeps the best epoch."""
-    from finetune_core.commands.executor import asked_executor
-    from finetune_core.commands.input import settings_in_file
-    from finetune_core.commands.train import Reserved, asked_for, begun, led
+    from finetune_core.commands.executor import open_executor
+    from finetune_core.commands.input import read_settings_file
+    from finetune_core.commands.train import ReservedRun, asked_for, reserve_run, train_on_devices
     from finetune_core.training.prepare import check_shared
     from finetune_core.training.ranks import Ranks
 
     @contextmanager
-    def reserved(ranks: Ranks) -> Iterator[Reserved]:
-        earlier = settings_in_file(config) if config else None
+    def reserve(ranks: Ranks) -> Iterator[ReservedRun]:
+        earlier = read_settings_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, recipe=recipe)
         check_shared(wanted, ranks.world)
-        with asked_executor(executor, ray_address, ranks) as trainer:
-            yield begun(wanted, runs_dir or paths.runs_dir(), trainer, devices), trainer
+        with open_executor(executor, ray_address, ranks) as trainer:
+            yield reserve_run(wanted, runs_dir or paths.runs_dir(), trainer, devices), trainer
 
-    led(reserved, devices, as_json)
+    train_on_devices(reserve, devices, as_json)
 
 
 @app.command()
@@ -363,26 +374,26 @@ def resume(
 
     With --epochs, train a finished run further.
     """
-    from finetune_core.commands.executor import asked_executor
-    from finetune_core.commands.runs import opened
-    from finetune_core.commands.train import Reserved, led
+    from finetune_core.commands.executor import open_executor
+    from finetune_core.commands.runs import open_run
+    from finetune_core.commands.train import ReservedRun, train_on_devices
     from finetune_core.runs.extend import extend_run
     from finetune_core.runs.record import reopen_run
     from finetune_core.training.prepare import check_shared
     from finetune_core.training.ranks import Ranks
 
     @contextmanager
-    def reserved(ranks: Ranks) -> Iterator[Reserved]:
-        run = opened(run_dir)
+    def reserve(ranks: Ranks) -> Iterator[ReservedRun]:
+        run = open_run(run_dir)
         check_shared(run.config, ranks.world)
-        with asked_executor(executor, ray_address, ranks) as trainer:
+        with open_executor(executor, ray_address, ranks) as trainer:
             trainer.check(run.config, devices)
             folder = run.run_dir
             if epochs is not None:
                 folder = folder.with_name(extend_run(run, epochs, elsewhere=trainer.elsewhere))
             yield reopen_run(folder, elsewhere=trainer.elsewhere, devices=devices), trainer
 
-    led(reserved, devices, as_json)
+    train_on_devices(reserve, devices, as_json)
 
 
 @app.command()
@@ -394,20 +405,21 @@ def average(
         str,
         typer.Option(
             metavar="NAME",
-            help="soup: the mean of all weights; greedy_soup: of those that do not lower the validation accuracy (Model soups); wise: between "
-            "one run and what it started from (WiSE-FT); ensemble: the mean of the probabilities, of any networks.",
+            help="soup: the mean of all weights; greedy_soup: of those that do not lower the "
+            "validation accuracy (Model soups); wise: between one run and what it started "
+            "from (WiSE-FT); ensemble: the mean of the probabilities, of any networks.",
         ),
     ],
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Average the weights or the probabilities of runs into a new one: nothing trains."""
-    from finetune_core.commands.average import average_of
-    from finetune_core.commands.train import begun, train_to_the_end
+    from finetune_core.commands.average import build_average_config
+    from finetune_core.commands.train import reserve_run, train_and_report
 
-    with refused_in_words():
-        reservation = begun(average_of(run_dirs, how), runs_dir or paths.runs_dir())
-    train_to_the_end(reservation, as_json)
+    with report_errors():
+        reservation = reserve_run(build_average_config(run_dirs, how), runs_dir or paths.runs_dir())
+    train_and_report(reservation, as_json)
 
 
 @app.command()
@@ -427,21 +439,24 @@ def evaluate(
         bool,
         typer.Option(
             "--fp32",
-            help="If the run was stopped in bf16: first evaluate its best epoch in fp32, and keep those predictions.",
+            help="If the run was stopped in bf16: first evaluate its best epoch in fp32, and keep "
+            "those predictions.",
         ),
     ] = False,
     on: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help=f"Evaluate on all images of another data set with the same classes, beside the run's own. {DATA_HELP}",
+            help="Evaluate on all images of another data set with the same classes, beside the "
+            f"run's own. {DATA_HELP}",
         ),
     ] = None,
     tta: Annotated[
         str | None,
         typer.Option(
             metavar="flips",
-            help="Test-time augmentation: also evaluate the mean probabilities of each image and its mirror image, with a paired test.",
+            help="Test-time augmentation: also evaluate the mean probabilities of each image and "
+            "its mirror image, with a paired test.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -449,23 +464,23 @@ def evaluate(
     """Evaluate a run on images it did not train on."""
     from finetune_core.commands.evaluate import (
         augment,
+        evaluate_on_shifted,
         evaluated_run,
         evaluation_json,
         print_evaluation,
-        shifted_run,
     )
-    from finetune_core.commands.runs import opened
+    from finetune_core.commands.runs import open_run
     from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 
-    with refused_in_words():
-        run = opened(run_dir)
+    with report_errors():
+        run = open_run(run_dir)
         if fp32 and can_be_evaluated(run):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(run))
         if tta is not None:
             augment(run, tta)
         result = (
-            shifted_run(run, on, split, corrupt=robustness)
+            evaluate_on_shifted(run, on, split, corrupt=robustness)
             if on
             else evaluated_run(run, split, corrupt=robustness)
         )
@@ -476,7 +491,7 @@ def evaluate(
 
 
 @app.command()
-@takes_settings(names_in(*SECTIONS), {name: help for name, (_, help) in COMPARED.items()})
+@add_setting_options(names_in(*SECTIONS), {name: help for name, (_, help) in COMPARED.items()})
 def compare(
     targets: Annotated[
         list[str],
@@ -495,7 +510,8 @@ def compare(
         bool,
         typer.Option(
             "--baseline",
-            help="Also fit a linear probe, the baseline that training has to beat: it takes seconds.",
+            help="Also fit a linear probe, the baseline that training has to beat: it takes "
+            "seconds.",
         ),
     ] = False,
     reuse: Annotated[
@@ -511,7 +527,8 @@ def compare(
         str | None,
         typer.Option(
             metavar="DATA",
-            help=f"Also compare on all images of another data set with the same classes; runs that have not predicted it do so first. {DATA_HELP}",
+            help="Also compare on all images of another data set with the same classes; runs that "
+            f"have not predicted it do so first. {DATA_HELP}",
         ),
     ] = None,
     report: Annotated[
@@ -530,44 +547,48 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare strategies on the same images: train them, or use finished runs, and say which one to take."""
+    """Compare strategies on the same images, and say which one to take.
+
+    The strategies are trained, or finished runs are used.
+    """
     from finetune_core.commands.compare import (
-        advised_next,
-        designed,
-        found_rates,
-        on_shifted,
+        advise_next,
+        compare_on_shifted,
+        design_comparison,
         print_comparison,
         print_next,
         print_shifted,
+        search_rates,
         write_report,
     )
-    from finetune_core.commands.executor import asked_executor
+    from finetune_core.commands.executor import open_executor
     from finetune_core.commands.input import resolved
-    from finetune_core.commands.runs import opened
-    from finetune_core.commands.train_all import said_of_training, train_all
+    from finetune_core.commands.runs import open_run
+    from finetune_core.commands.train_all import report_missing, train_all
     from finetune_core.data.listing import list_data
     from finetune_core.evaluation.comparison.compare import compare_runs
     from finetune_core.evaluation.comparison.experiment import experiment_json
     from finetune_core.runs.store import is_run_folder, run_folder
 
     trained = None
-    with refused_in_words():
-        measure_of(measure)  # refused before anything trains
+    with report_errors():
+        measure_of(measure)  # rejects an unknown metric before anything trains
         if report:
             check_output(report, "report")
         if on:
             list_data(resolved(on))
         if is_run_folder(run_folder(targets[0])):
-            runs = [opened(target) for target in targets]
+            runs = [open_run(target) for target in targets]
         else:
             if len(targets) > 1:
                 raise ConfigError(
                     {
-                        "data": f"one data set at a time; {targets[0]} is neither the folder nor the id of a run"
+                        "data": f"one data set at a time; {targets[0]} is neither the folder nor "
+                        "the id of a run"
                     }
                 )
-            with asked_executor(executor, ray_address) as trainer:
-                configs = designed(
+            with open_executor(executor, ray_address) as trainer:
+                configs = design_comparison(
                     settings,
                     targets[0],
                     config,
@@ -577,19 +598,19 @@ def compare(
                     elsewhere=trainer.elsewhere,
                 )
                 trained = train_all(
-                    found_rates(configs) if find_rates else configs,
+                    search_rates(configs) if find_rates else configs,
                     (runs_dir or paths.runs_dir()).resolve(),
                     reuse=reuse,
                     executor=trainer,
                     devices=devices,
                 )
-            said_of_training(trained, len(configs))
+            report_missing(trained, len(configs))
             runs = trained.runs
         if trained and not runs:
             raise typer.Exit(1)
         comparison = compare_runs(runs, measure)
-        shifted = on_shifted(runs, on, measure) if on else None
-        following, takes, none = advised_next(comparison, shifted, timed=trained is not None)
+        shifted = compare_on_shifted(runs, on, measure) if on else None
+        following, takes, none = advise_next(comparison, shifted, timed=trained is not None)
         if report:
             write_report(comparison, report, shifted)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}
@@ -611,7 +632,7 @@ def compare(
 
 
 @app.command()
-@takes_settings(
+@add_setting_options(
     PROFILED, {"seed": "Seeds of each arm; the first is that of the short round (default 0,1)."}
 )
 def profile(
@@ -625,8 +646,8 @@ def profile(
         float | None,
         typer.Option(
             metavar="MINUTES",
-            help="How long it may take. What does not fit is left out: third seeds, then the second "
-            "seed of full fine-tuning, adding further stages, second seeds.",
+            help="How long it may take. What does not fit is left out: third seeds, then the "
+            "second seed of full fine-tuning, adding further stages, second seeds.",
         ),
     ] = None,
     config: Annotated[
@@ -644,16 +665,16 @@ def profile(
 
     Its runs are ordinary runs. The same command goes on with a profile that was interrupted.
     """
-    from finetune_core.commands.executor import asked_executor
-    from finetune_core.commands.input import names
-    from finetune_core.commands.profile import ask_for_profile, print_profile, train_profile
+    from finetune_core.commands.executor import open_executor
+    from finetune_core.commands.input import parse_names
+    from finetune_core.commands.profile import prepare_profile, print_profile, train_profile
 
-    with refused_in_words(), asked_executor(executor, ray_address) as trainer:
-        asked = ask_for_profile(
+    with report_errors(), open_executor(executor, ray_address) as trainer:
+        asked = prepare_profile(
             settings,
             data,
             config,
-            stages=names(stages),
+            stages=parse_names(stages),
             budget=budget,
             as_is=as_is,
             recipe=recipe,
@@ -692,18 +713,21 @@ def predict(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images with a trained run. Files that cannot be read are reported; the others are still classified."""
+    """Classify images with a trained run.
+
+    Files that cannot be read are reported; the others are still classified.
+    """
     from finetune_core.commands.predict import (
+        predict_targets,
         prediction_json,
-        predictions_of,
         print_predictions,
         write_table,
     )
 
-    with refused_in_words():
+    with report_errors():
         if csv:
             check_output(csv, "csv")
-        classes, predictions = predictions_of(run_dir, images, look_at_training=unlike)
+        classes, predictions = predict_targets(run_dir, images, look_at_training=unlike)
         if csv:
             write_table(csv, predictions, classes)
     result = prediction_json(predictions, classes)
@@ -712,7 +736,7 @@ def predict(
     elif not csv:
         print_predictions(result)
     for skipped in result["skipped"]:
-        err.print(escape(on_one_line(skipped["problem"])))
+        err.print(escape(escape_line(skipped["problem"])))
     if result["skipped"]:
         raise typer.Exit(2)
 
@@ -732,11 +756,11 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a run for use without Thaw."""
-    from finetune_core.commands.runs import opened
+    from finetune_core.commands.runs import open_run
     from finetune_core.exporters.formats import exporting
 
-    with refused_in_words(), progress_bar() as bar:
-        made = show_work(bar, exporting(opened(run_dir), format, output))
+    with report_errors(), progress_bar() as bar:
+        made = show_work(bar, exporting(open_run(run_dir), format, output))
     if as_json:
         result = {
             "run_id": run_dir.resolve().name,
@@ -755,12 +779,12 @@ def export(
 
 
 def main(program: str = "thaw") -> None:
-    """Run the command line as a program of that name."""
+    """Run the command line under the given program name."""
     abort_on_first_interrupt()
     try:
         with_safe_streams(lambda: _run(program))
     finally:
-        # What libraries do at exit would end in a traceback.
+        # An interrupt during the exit handlers of libraries would end in a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -768,13 +792,13 @@ def _run(program: str) -> None:
     try:
         app(prog_name=program)
     except KeyboardInterrupt:
-        # Typer answers only those that come while a command runs, not while it reads the signatures.
+        # Typer handles interrupts only while a command runs, not while it reads the signatures.
         raise SystemExit(130) from None
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
-        # Commands import torch when they run, so memory can also run out outside of their work. It may
-        # then be too short for what Rich imports when it prints.
+        # Commands import torch when they run, so memory can also run out outside of their work.
+        # Rich, which imports modules when it prints, may then find too little memory.
         sys.stderr.write(f"{OutOfMemory()}\n")
         raise SystemExit(1) from None
 

@@ -1,6 +1,6 @@
-"""Thaw in a notebook or a script: the commands of the command line as functions, with results that show themselves.
+"""Thaw in a notebook or a script: the commands as functions, with results that display themselves.
 
-``import finetune_core as thaw`` costs no torch: the functions are loaded when one is first used.
+``import finetune_core as thaw`` does not import torch. The functions are loaded on first use.
 """
 
 import inspect as introspection
@@ -12,19 +12,19 @@ from typing import Any, TypeVar, overload
 import pandas as pd
 
 from finetune_core import paths
-from finetune_core.commands.advise import advised
-from finetune_core.commands.average import average_of
-from finetune_core.commands.compare import on_shifted, write_report
-from finetune_core.commands.evaluate import augment, evaluated_run, shifted_run
-from finetune_core.commands.input import earlier_settings
-from finetune_core.commands.inspect import inspected
+from finetune_core.commands.advise import build_advice
+from finetune_core.commands.average import build_average_config
+from finetune_core.commands.compare import compare_on_shifted, write_report
+from finetune_core.commands.evaluate import augment, evaluate_on_shifted, evaluated_run
+from finetune_core.commands.input import load_earlier_settings
+from finetune_core.commands.inspect import inspect_data
 from finetune_core.commands.label import LabelQueue, label_queue
 from finetune_core.commands.options import ADVISED, PROFILED
-from finetune_core.commands.predict import predictions_of
-from finetune_core.commands.profile import ask_for_profile, train_profile
-from finetune_core.commands.runs import opened
-from finetune_core.commands.terminal import progress_bar, progress_shown, show_work
-from finetune_core.commands.train import asked_for, begun, trained
+from finetune_core.commands.predict import predict_targets
+from finetune_core.commands.profile import prepare_profile, train_profile
+from finetune_core.commands.runs import open_run
+from finetune_core.commands.terminal import progress_bar, show_progress, show_work
+from finetune_core.commands.train import asked_for, reserve_run, trained
 from finetune_core.config import RunConfig, names_in, setting_of
 from finetune_core.config.metadata import SECTIONS, SPLIT
 from finetune_core.errors import ConfigError
@@ -50,17 +50,17 @@ from finetune_core.runs.record import reopen_run
 from finetune_core.runs.store import Run, run_folder
 from finetune_core.training.recipes import AUTO
 
-# ``advise`` names its networks itself
+# ``advise`` has its own argument for the networks.
 _ADVISED = tuple(name for name in ADVISED if name != "backbone")
 _PROFILED = tuple(name for name in PROFILED if name != "seed")
 
 AnyPath = str | os.PathLike[str]
-AnyRun = Run | AnyPath  # as it was returned, or its id, or its folder
+AnyRun = Run | AnyPath  # a returned run, a run id, or a folder
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _takes_settings(names: Iterable[str]) -> Callable[[_Function], _Function]:
-    """The function shows these settings in its signature and its docstring."""
+def _add_settings(names: Iterable[str]) -> Callable[[_Function], _Function]:
+    """Add these settings to a function's signature and docstring."""
     names = list(names)
 
     def decorate(function: _Function) -> _Function:
@@ -78,7 +78,10 @@ def _takes_settings(names: Iterable[str]) -> Callable[[_Function], _Function]:
         ]
         vars(function)["__signature__"] = signature.replace(parameters=[*own, *settings])
         listed = "\n".join(f"        {name}: {setting_of(name).help}" for name in names)
-        function.__doc__ = f"{introspection.cleandoc(function.__doc__ or '')}\n\nSettings:\n{introspection.cleandoc(listed)}"
+        function.__doc__ = (
+            f"{introspection.cleandoc(function.__doc__ or '')}\n\n"
+            f"Settings:\n{introspection.cleandoc(listed)}"
+        )
         return function
 
     return decorate
@@ -96,7 +99,7 @@ def _fill_docstring(**names: Iterable[str]) -> Callable[[_Function], _Function]:
     return decorate
 
 
-@_takes_settings(names_in(*SECTIONS))
+@_add_settings(names_in(*SECTIONS))
 def train(
     data: AnyPath | None = None,
     *,
@@ -108,24 +111,29 @@ def train(
     progress: bool | None = None,
     **settings: Any,
 ) -> Run:
-    """Fine-tune a backbone. An interrupt stops cleanly and keeps the best epoch; ``resume`` goes on from there.
+    """Fine-tune a backbone.
+
+    An interrupt stops the run cleanly and keeps the best epoch. ``resume`` continues from there.
 
     Args:
-        data: a folder, archive or manifest, ``digits``, or the name of a public set that was fetched; None: that of ``config``.
-        config: that of an earlier run (``run.config``, or its config.json), which the settings change.
-        recipe: ``auto``: length, learning rate and schedule follow from the number of training images
-            and the strategy; ``tutorial``: the classic numbers. Settings win.
-        as_is: leave out the changes and the split that were made for this data set in the app.
-        devices: of this machine that train the run together, each in a process of its own.
-        runs_dir: where the run's folder goes.
-        progress: bars and messages; None: where somebody watches.
+        data: a folder, archive or manifest, ``digits``, or the name of a fetched public set. None:
+            the data of ``config``.
+        config: settings of an earlier run (``run.config``, or its config.json), overridden by the
+            settings given here.
+        recipe: ``auto``: length, learning rate and schedule follow from the number of training
+            images and the strategy; ``tutorial``: the classic numbers. Given settings win.
+        as_is: leave out the changes and the split made for this data set in the app.
+        devices: number of devices of this machine that train the run together, each in a process of
+            its own.
+        runs_dir: folder in which the run directory is created.
+        progress: show bars and messages. None: show them where somebody watches.
 
     Raises:
-        ConfigError: naming every setting that cannot be used.
-        FinetuneError: when data or weights cannot be had, or the run cannot go on.
+        ConfigError: if settings cannot be used, naming every one.
+        FinetuneError: if data or weights are not available, or the run cannot continue.
     """
-    with progress_shown(progress):
-        earlier = earlier_settings(config)
+    with show_progress(progress):
+        earlier = load_earlier_settings(config)
         wanted = asked_for(
             settings,
             None if data is None else os.fspath(data),
@@ -134,27 +142,29 @@ def train(
             recipe=recipe,
         )
         return trained(
-            begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir(), devices=devices)
+            reserve_run(wanted, Path(runs_dir) if runs_dir else paths.runs_dir(), devices=devices)
         )
 
 
 def resume(
     run: AnyRun, *, epochs: int | None = None, devices: int = 1, progress: bool | None = None
 ) -> Run:
-    """Go on with a run that was stopped, failed, or cut off, from its last checkpoint.
+    """Continue a run that was stopped, failed or interrupted, from its last checkpoint.
 
     Args:
-        epochs: train a finished run further, as a new run of so many epochs in all.
-        devices: as for ``train``; it need not be as many as before.
+        run: the run.
+        epochs: train a finished run further, as a new run of this many epochs in total.
+        devices: as for ``train``. The number may differ from before.
+        progress: as for ``train``.
 
     Raises:
-        FinetuneError: when it is finished and ``epochs`` is None, or cannot go on.
+        FinetuneError: if the run is finished and ``epochs`` is None, or it cannot continue.
     """
-    with progress_shown(progress):
-        opened = _opened(run)
-        folder = opened.run_dir
+    with show_progress(progress):
+        run_now = _read_run(run)
+        folder = run_now.run_dir
         if epochs is not None:
-            folder = folder.with_name(extend_run(opened, epochs))
+            folder = folder.with_name(extend_run(run_now, epochs))
         return trained(reopen_run(folder, devices=devices))
 
 
@@ -168,19 +178,21 @@ def average(
     """Average runs into a new one, without training.
 
     Args:
-        how: of their weights ``soup``, ``greedy_soup``, or ``wise`` of one run and what it started from; of their probabilities
-            ``ensemble``, from stored predictions.
-        runs_dir: where the new run's folder goes.
+        runs: the runs.
+        how: averages weights: ``soup``, ``greedy_soup``, or ``wise`` (one run and its initial
+            weights); averages stored probabilities: ``ensemble``.
+        runs_dir: folder in which the new run directory is created.
+        progress: as for ``train``.
 
     Raises:
-        ConfigError: when they cannot be averaged, naming each run and the reason.
-        FinetuneError: when the data or weights cannot be had.
+        ConfigError: if the runs cannot be averaged, naming each run and the reason.
+        FinetuneError: if the data or weights are not available.
     """
-    with progress_shown(progress):
-        wanted = average_of(
+    with show_progress(progress):
+        wanted = build_average_config(
             [os.fspath(one.run_dir if isinstance(one, Run) else one) for one in runs], how
         )
-        return trained(begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
+        return trained(reserve_run(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
 
 
 def evaluate(
@@ -195,38 +207,44 @@ def evaluate(
     """Evaluate a run on images it did not train on.
 
     Args:
-        split: ``test`` or ``val``; the test images where there are some.
+        run: the run.
+        split: ``test`` or ``val``. None: the test images if there are any.
         robustness: also classify the images blurred, noisy, compressed, brighter and rotated.
-        fp32: of a run that was stopped in bf16, first have its best epoch evaluated in fp32, and keep that.
-        on: another data set with the same classes, as ``train`` takes it; the result is then a ``ShiftedEvaluation``, which has the
-            run's own images as ``own``. Both count images of the classes that both have only (``shared``).
+        fp32: if the run was stopped in bf16, first evaluate its best epoch in fp32, and keep that.
+        on: another data set with the same classes, in any form that ``train`` accepts. The result
+            is then a ``ShiftedEvaluation`` with the run's own images as ``own``. Both count only
+            images of the classes that both data sets have (``shared``).
+        progress: as for ``train``.
 
     Raises:
-        RunError: when the run has no predictions for the split.
-        DataError: when the other data set cannot be used.
+        RunError: if the run has no predictions for the split.
+        DataError: if the other data set cannot be used.
     """
-    with progress_shown(progress):
-        found = _opened(run)
+    with show_progress(progress):
+        found = _read_run(run)
         if fp32 and can_be_evaluated(found):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(found))
         if on is not None:
-            return shifted_run(found, os.fspath(on), split, corrupt=robustness)
+            return evaluate_on_shifted(found, os.fspath(on), split, corrupt=robustness)
         return evaluated_run(found, split, corrupt=robustness)
 
 
 def tta(run: AnyRun, how: str = FLIPS, *, progress: bool | None = None) -> list[Augmented]:
-    """Test-time augmentation: a run with the mean over each image and its mirror image, and without; measured once, in fp32.
+    """Compare a run with and without test-time augmentation, measured once, in fp32.
+
+    The augmented prediction is the mean over each image and its mirror image.
 
     Returns:
-        One per split that the run has predicted, the test images first: both evaluations, their paired difference and McNemar's p.
+        One result per predicted split, the test images first: both evaluations, their paired
+        difference and McNemar's p.
 
     Raises:
-        ConfigError: when there is no such augmentation.
-        FinetuneError: when there is no network or images to measure with.
+        ConfigError: if there is no such augmentation.
+        FinetuneError: if there is no network, or no images to measure with.
     """
-    with progress_shown(progress):
-        found = _opened(run)
+    with show_progress(progress):
+        found = _read_run(run)
         augment(found, how)
         return augmented(found)
 
@@ -238,23 +256,26 @@ def predict(
     unlike: bool = False,
     progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Classify images with a trained run, or with the folder of one that was exported as safetensors.
+    """Classify images with a trained run, or with a folder that was exported as safetensors.
 
     Args:
-        images: files, folders of them, ZIP or TAR archives of them.
-        unlike: also flag images unlike anything in training: embeds the training images once.
+        run: the run, or the exported folder.
+        images: files, folders of images, or ZIP or TAR archives of images.
+        unlike: also flag images unlike anything in training. This embeds the training images once.
+        progress: as for ``train``.
 
     Returns:
-        One row per image: ``file, class, probability, unlike, problem``, then ``p(class)`` of each class. ``problem`` says why a
-        file could not be read; its other columns are empty.
+        One row per image: ``file, class, probability, unlike, problem``, then ``p(class)`` of each
+        class. ``problem`` says why a file could not be read. The other columns of that row are
+        empty.
 
     Raises:
-        FinetuneError: when there is no network, or a folder or archive cannot be used.
+        FinetuneError: if there is no network, or a folder or archive cannot be used.
     """
     targets = [images] if isinstance(images, str | os.PathLike) else images
     folder = run.run_dir if isinstance(run, Run) else run_folder(run)
-    with progress_shown(progress):
-        classes, predictions = predictions_of(
+    with show_progress(progress):
+        classes, predictions = predict_targets(
             folder, [Path(target) for target in targets], look_at_training=unlike
         )
     return to_frame(predictions, classes)
@@ -294,21 +315,26 @@ def compare(
     """Compare runs on the same images, and say which strategy to use.
 
     Args:
-        measure: what the verdict is about: {measures}. The ``difference`` of a pair is its first arm less
-            its second, so of log loss a negative one speaks for the first.
-        on: also compare on another data set with the same classes, as ``train`` takes it, which runs that have not yet predict first;
-            the result is then a ``ShiftComparison``: the ``Comparison`` on the runs' own images as ``own``, that on the others as
-            ``shifted``, and what each strategy loses on the classes that both have as ``drops``.
+        runs: the runs.
+        measure: the metric of the verdict: {measures}. The ``difference`` of a pair is its first
+            arm minus its second, so a negative difference of log loss favours the first.
+        on: also compare on another data set with the same classes, in any form that ``train``
+            accepts. Runs without predictions for that data set predict it first. The result is then
+            a ``ShiftComparison``: the ``Comparison`` on the runs' own images as ``own``, that on
+            the other images as ``shifted``, and the losses of each strategy on the shared classes
+            as ``drops``.
         report: write the comparison to this HTML file.
+        progress: as for ``train``.
 
     Raises:
-        FinetuneError: when there is no such measure, the runs were not evaluated on the same images, or the other data set cannot be used.
+        FinetuneError: if there is no such measure, the runs were not evaluated on the same images,
+            or the other data set cannot be used.
     """
     if report is not None:
         check_output(Path(report), "report")
-    with progress_shown(progress):
-        opened_runs = [_opened(run) for run in runs]
-        shift = None if on is None else on_shifted(opened_runs, os.fspath(on), measure)
+    with show_progress(progress):
+        opened_runs = [_read_run(run) for run in runs]
+        shift = None if on is None else compare_on_shifted(opened_runs, os.fspath(on), measure)
         comparison = shift.own if shift else compare_runs(opened_runs, measure)
         if report is not None:
             write_report(comparison, Path(report), shift)
@@ -319,22 +345,25 @@ def compare(
 def export(
     run: AnyRun, format: str, output: AnyPath | None = None, *, progress: bool | None = None
 ) -> Exported:
-    """Make a run into something that works without Thaw.
+    """Export a run for use without Thaw.
 
     Args:
+        run: the run.
         format: one of {formats}.
-        output: a new folder for it; in the run's own folder when None.
+        output: a new folder for the export. None: a folder in the run directory.
+        progress: as for ``train``.
 
     Raises:
-        FinetuneError: when the run cannot be exported in this form, or the folder cannot be written.
+        FinetuneError: if the run cannot be exported in this format, or the folder cannot be
+            written.
     """
-    with progress_shown(progress), progress_bar() as bar:
+    with show_progress(progress), progress_bar() as bar:
         return show_work(
-            bar, exporting(_opened(run), format, None if output is None else Path(output))
+            bar, exporting(_read_run(run), format, None if output is None else Path(output))
         )
 
 
-@_takes_settings(names_in(SPLIT))
+@_add_settings(names_in(SPLIT))
 def inspect(
     data: AnyPath,
     *,
@@ -345,24 +374,26 @@ def inspect(
     progress: bool | None = None,
     **settings: Any,
 ) -> Inspection:
-    """Look at a data set: classes, splits, sizes, and everything that looks wrong.
+    """Inspect a data set: classes, splits, sizes, and possible problems.
 
     Args:
-        data: as ``train`` takes it.
-        deep: also analyze with embeddings: label errors, outliers, shift between splits, a linear probe by layer.
-        backbone: whose features, with ``deep``.
-        fit: how images become squares for it: ``crop`` or ``pad``.
-        as_is: leave out the changes and the split that were made for this data set in the app.
+        data: the data set, in any form that ``train`` accepts.
+        deep: also analyze with embeddings: label errors, outliers, shift between splits, a linear
+            probe by layer.
+        backbone: backbone of the embeddings, with ``deep``.
+        fit: how images become squares for the backbone, ``crop`` or ``pad``.
+        as_is: leave out the changes and the split made for this data set in the app.
+        progress: as for ``train``.
 
     Raises:
-        FinetuneError: when it cannot be read or split so.
+        FinetuneError: if the data set cannot be read or split.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         if others := settings.keys() - names_in(SPLIT):
             raise ConfigError(
                 dict.fromkeys(sorted(others), "says nothing about how a data set is split")
             )
-        return inspected(
+        return inspect_data(
             os.fspath(data), settings, deep=deep, backbone=backbone, fit=fit, as_is=as_is
         )
 
@@ -383,22 +414,23 @@ def label(
     """List the images of a data set that wait for a label, in the order to label them in.
 
     Args:
-        data: as ``train`` takes it.
-        add: a folder or an archive of images without labels to add first. A folder's files stay
-            where they are.
+        data: the data set, in any form that ``train`` accepts.
+        add: a folder or an archive of unlabelled images to add first. A folder's files stay where
+            they are.
         set_aside: with ``add``: label a random tenth first, as test images.
-        answer: a file of answers to keep first: CSV with the columns path, label and action, or
+        answer: a file of answers to store first: CSV with the columns path, label and action, or
             JSON lines. Instead of a label, the action can be skip, none (of these classes) or undo.
         order: one of {orders}.
-        of: for ``similar`` the id of an image without a label, for ``probable`` a class.
-        backbone: whose features.
-        most: images listed at most.
+        of: for ``similar`` the id of an unlabelled image, for ``probable`` a class.
+        backbone: backbone of the embeddings.
+        most: maximum number of listed images.
+        progress: as for ``train``.
 
     Raises:
-        FinetuneError: when data or weights cannot be had, nothing is left to label, or an answer
-            is wrong: then none is kept.
+        FinetuneError: if data or weights are not available, nothing is left to label, or an answer
+            is invalid. In that case no answer is stored.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         return label_queue(
             os.fspath(data),
             add=None if add is None else os.fspath(add),
@@ -411,7 +443,7 @@ def label(
         )
 
 
-@_takes_settings(_ADVISED)
+@_add_settings(_ADVISED)
 def advise(
     data: AnyPath,
     backbones: Iterable[str] = (),
@@ -422,25 +454,27 @@ def advise(
     progress: bool | None = None,
     **settings: Any,
 ) -> Advice:
-    """Which backbone, which cut? Probe networks at every stage, forecast their training, and propose two to fine-tune.
+    """Probe networks at every stage, forecast their training, and propose two to fine-tune.
 
     Args:
-        data: as ``train`` takes it.
-        backbones: the networks to probe; all whose weights are on this machine where none is named.
-        images: training images to probe with at most, of each class its share.
+        data: the data set, in any form that ``train`` accepts.
+        backbones: the networks to probe. Empty: all whose weights are on this machine.
+        images: maximum number of training images to probe with, in proportion to the classes.
         budget: minutes that fine-tuning one network may take.
-        as_is: leave out the changes and the split that were made for this data set in the app.
+        as_is: leave out the changes and the split made for this data set in the app.
+        progress: as for ``train``.
 
     Raises:
-        FinetuneError: when the data or a setting cannot be used; a network that cannot be probed is among the result's ``failed``.
+        FinetuneError: if the data or a setting cannot be used. A network that cannot be probed is
+            listed in the result's ``failed``.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         if others := settings.keys() - set(_ADVISED):
             raise ConfigError(dict.fromkeys(sorted(others), "changes neither probes nor forecasts"))
-        return advised(os.fspath(data), list(backbones), settings, images, budget, as_is=as_is)
+        return build_advice(os.fspath(data), list(backbones), settings, images, budget, as_is=as_is)
 
 
-@_takes_settings(_PROFILED)
+@_add_settings(_PROFILED)
 def profile(
     data: AnyPath,
     *,
@@ -457,24 +491,25 @@ def profile(
 ) -> Profile:
     """Train each stage of a backbone alone, and say which ones gain over a linear probe.
 
-    Its runs are ordinary runs, and finished ones are used again: the same call goes on with a
-    profile that was interrupted.
+    The runs of a profile are ordinary runs, and finished ones are used again: the same call
+    continues an interrupted profile.
 
     Args:
-        data: as ``train`` takes it.
-        stages: that may train; all of the backbone where none is named.
-        seeds: of each arm.
-        budget: minutes that it may take; what does not fit is left out, and the result says so.
-        config, recipe, as_is, devices, runs_dir: as for ``train``.
+        data: the data set, in any form that ``train`` accepts.
+        stages: stages that may train. Empty: all stages.
+        seeds: seeds of each arm.
+        budget: minutes that the profile may take. Arms that do not fit are left out, and the result
+            says so.
+        config, recipe, as_is, devices, runs_dir, progress: as for ``train``.
 
     Raises:
-        ConfigError: naming every setting that cannot be used.
-        FinetuneError: when data or weights cannot be had, or an interrupt has stopped a run.
+        ConfigError: if settings cannot be used, naming every one.
+        FinetuneError: if data or weights are not available, or an interrupt has stopped a run.
     """
-    with progress_shown(progress):
+    with show_progress(progress):
         if others := settings.keys() - set(_PROFILED):
             raise ConfigError(dict.fromkeys(sorted(others), "is decided by the profile itself"))
-        asked = ask_for_profile(
+        asked = prepare_profile(
             {**settings, "seed": seeds},
             os.fspath(data),
             config,
@@ -487,6 +522,6 @@ def profile(
         return train_profile(asked, folder.resolve(), devices=devices)
 
 
-def _opened(run: AnyRun) -> Run:
-    """As it stands now: the folder is the truth, not what was read of it earlier."""
-    return opened(run.run_dir if isinstance(run, Run) else run)
+def _read_run(run: AnyRun) -> Run:
+    """Return the run as it is on disk now, not as it was read earlier."""
+    return open_run(run.run_dir if isinstance(run, Run) else run)

@@ -1,4 +1,7 @@
-"""Writing files and folders so that a reader, or a crash, never meets half of one; reading what may not be what it seems."""
+"""Atomic writing of files and folders, and safe reading of files of unknown kind.
+
+No reader ever sees half of a file or folder, not even after a crash.
+"""
 
 import errno
 import os
@@ -22,16 +25,18 @@ from finetune_core.formatting import size
 
 Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds
 
-# What Thaw makes and deletes beside other people's files is named like this, and with eight
-# random letters at the end.
-_OWN = ".thaw-"
+# Prefix of temporary files and folders that Thaw creates and deletes beside other people's files.
+# Their names end with eight random letters.
+_PREFIX = ".thaw-"
 _IDLE_SECONDS = 3600.0
-# Between making a staging folder and locking its marker, another process must not take it for left.
-_YOUNG_SECONDS = 60
+# Between the creation of a staging folder and the lock on its marker, another process must not take
+# the folder for abandoned.
+_MIN_AGE_SECONDS = 60
 _MARKER = "lock"
-# Not every system has all of these. A FIFO without a writer would be waited for, a link leads anywhere.
+# Not every system has all of these flags. Opening a FIFO without a writer would block, and a link
+# may lead anywhere.
 _FLAGS = ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY")
-_NO_FILE = {
+_KIND_NAMES = {
     stat.S_IFLNK: "a link, which is not followed",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -42,11 +47,14 @@ _NO_FILE = {
 
 
 class NotRegular(OSError):
-    """What a path leads to is no regular file; ``strerror`` says what it is: ``a FIFO``."""
+    """Raised if a path does not lead to a regular file.
+
+    ``strerror`` says what the path leads to: ``a FIFO``.
+    """
 
 
 def is_file(name: str) -> bool:
-    """Whether what a person typed names a file; what no system could read names none."""
+    """Return whether a typed name is that of a file. False for names that no system could read."""
     try:
         return Path(name).expanduser().is_file()
     except (OSError, RuntimeError, ValueError):
@@ -54,7 +62,7 @@ def is_file(name: str) -> bool:
 
 
 def is_folder(name: str) -> bool:
-    """Whether what a person typed names a folder."""
+    """Return whether a typed name is that of a folder."""
     try:
         return Path(name).expanduser().is_dir()
     except (OSError, RuntimeError, ValueError):
@@ -62,22 +70,28 @@ def is_folder(name: str) -> bool:
 
 
 def regular_file(path: Path) -> os.stat_result | None:
-    """What is known of a file, or None where there is none: a link, a folder or a FIFO is none."""
+    """Return the status of a regular file.
+
+    None where there is a link, a folder, a FIFO or nothing.
+    """
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except (OSError, ValueError):  # a name that no system takes
         return None
-    return found if stat.S_ISREG(found.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Changes when a file is written or replaced; None where there is no regular file."""
-    found = regular_file(path)
-    return (found.st_ino, found.st_size, found.st_mtime_ns) if found else None
+    """Return a value that changes when a file is written or replaced.
+
+    None where there is no regular file.
+    """
+    status = regular_file(path)
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything of that name, be it a link that leads nowhere."""
+    """Return whether anything has this path, including a broken link."""
     try:
         return os.path.lexists(path)
     except ValueError:  # a name that no system takes
@@ -85,7 +99,7 @@ def is_there(path: Path) -> bool:
 
 
 def is_link(path: Path) -> bool:
-    """Whether a path is a link itself, wherever that leads."""
+    """Return whether a path itself is a link, wherever the link leads."""
     try:
         return stat.S_ISLNK(os.lstat(path).st_mode)
     except (OSError, ValueError):
@@ -93,29 +107,31 @@ def is_link(path: Path) -> bool:
 
 
 def check_regular(path: Path) -> None:
-    """Whether a file that anybody may have put there is a regular file, or not there yet.
+    """Check that an untrusted path is a regular file or does not exist.
 
     Raises:
-        NotRegular: when it is neither.
-        OSError: when that cannot be found out.
+        NotRegular: if the path is anything else.
+        OSError: if that cannot be found out.
     """
     with suppress(FileNotFoundError):
         _check_mode(os.lstat(path).st_mode, path)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) -> int:
-    """Open a file that anybody may have put there; never waits, and follows no link at the end of ``path`` unless ``follow``.
+    """Open an untrusted regular file.
+
+    Never blocks, and follows no link at the end of ``path`` unless ``follow`` is true.
 
     Returns:
         A descriptor, for ``open``.
 
     Raises:
-        FileNotFoundError: when there is nothing.
-        NotRegular: when it is no regular file.
-        OSError: when it cannot be opened.
+        FileNotFoundError: if there is nothing.
+        NotRegular: if it is no regular file.
+        OSError: if it cannot be opened.
     """
     if not flags & os.O_CREAT:
-        # before it is opened: devices may do something then
+        # Check before opening, because opening a device may have effects.
         _check_mode(os.stat(path, follow_symlinks=follow).st_mode, path)
     added = (getattr(os, flag, 0) for flag in _FLAGS if not (follow and flag == "O_NOFOLLOW"))
     descriptor = os.open(path, flags | sum(added), 0o644)
@@ -128,25 +144,29 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) 
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """All of a file that anybody may have put there, as ``open_regular`` opens it.
+    """Return the content of an untrusted file, opened by ``open_regular``.
 
     Args:
-        most: bytes.
+        path: the file.
+        most: maximum size in bytes.
 
     Raises:
-        FileNotFoundError: when there is nothing.
-        OSError: when it is no regular file, is larger than ``most``, or cannot be read.
+        FileNotFoundError: if there is nothing.
+        OSError: if it is no regular file, is larger than ``most``, or cannot be read.
     """
     with open(open_regular(path), "rb") as file:
-        there = os.fstat(file.fileno()).st_size
-        content = file.read(min(there, most) + 1)
-    if len(content) > most or there > most:
+        size_on_disk = os.fstat(file.fileno()).st_size
+        content = file.read(min(size_on_disk, most) + 1)
+    if len(content) > most or size_on_disk > most:
         raise OSError(errno.EFBIG, f"larger than {size(most)}", str(path))
     return content
 
 
 def problem_with(path: Path, error: Exception) -> str:
-    """What is wrong with a file, in one line, without the folders above it: ``config.json is a folder``."""
+    """Return the problem with a file in one line, without its parent folders.
+
+    For example: ``config.json is a folder``.
+    """
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror
         return (
@@ -168,7 +188,7 @@ def problem_with(path: Path, error: Exception) -> str:
 def _check_mode(mode: int, path: Path) -> None:
     if not stat.S_ISREG(mode):
         raise NotRegular(
-            errno.EINVAL, _NO_FILE.get(stat.S_IFMT(mode), "no regular file"), str(path)
+            errno.EINVAL, _KIND_NAMES.get(stat.S_IFMT(mode), "no regular file"), str(path)
         )
 
 
@@ -182,81 +202,83 @@ def _make_readable(descriptor: int) -> None:
 def replacing(
     path: Path, *, make_folder: bool = True, set_mode: Callable[[int], None] = _make_readable
 ) -> Iterator[BinaryIO]:
-    """Open a file that takes ``path``'s place when the block ends well, and vanishes when not.
+    """Open a temporary file that replaces ``path`` if the block succeeds, and is deleted otherwise.
 
-    It is written beside ``path``, flushed, synced and renamed. Then the folder is synced, so that
-    the rename survives a power cut. Files that killed processes have left are swept first.
+    The file is written beside ``path``, flushed, synced and renamed. Then the folder is synced, so
+    that the rename survives a power cut. Files left behind by killed processes are swept first.
 
     Args:
-        make_folder: make the folder where there is none.
-        set_mode: sets the file's permissions, by its descriptor: another user of the folder may have
-            put a link in its place. Before that they are what the umask leaves.
+        path: the file to replace.
+        make_folder: create the folder if it is missing.
+        set_mode: sets the file's permissions by its descriptor, because another user of the folder
+            may have put a link in its place. Until then the permissions follow the umask.
 
     Raises:
-        FileNotFoundError: when there is no folder and ``make_folder`` is False.
+        FileNotFoundError: if there is no folder and ``make_folder`` is False.
     """
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path)
-    beside = path.with_name(f"{_OWN}{_start(path.name)}-{secrets.token_hex(4)}")
+    temporary = path.with_name(f"{_PREFIX}{_shorten(path.name)}-{secrets.token_hex(4)}")
     try:
-        with open(beside, "xb") as file:
+        with open(temporary, "xb") as file:
             set_mode(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 
 
-def _start(name: str) -> str:
-    """Return as much of a name as leaves room for more: systems admit 255 bytes."""
+def _shorten(name: str) -> str:
+    """Return the start of a name, short enough to be extended: systems allow 255 bytes."""
     return name[:50]
 
 
 def sweep(path: Path, older_than: float = _IDLE_SECONDS) -> None:
-    """Delete what processes that were killed while ``replacing`` a file have left beside it.
+    """Delete files left beside ``path`` by processes that were killed while ``replacing`` it.
 
     Args:
-        older_than: seconds since anything was written to it; 0 where nobody can be writing.
+        path: the file.
+        older_than: seconds since the last write. 0 where nobody can be writing.
     """
-    for left in _own_entries(path.parent, _start(path.name)):
-        found = regular_file(left)
-        if found and os.name == "posix" and found.st_uid != os.getuid():
+    for abandoned in _list_own_entries(path.parent, _shorten(path.name)):
+        status = regular_file(abandoned)
+        if status and os.name == "posix" and status.st_uid != os.getuid():
             continue
-        if found and time.time() - found.st_mtime >= older_than:
-            with suppress(OSError):  # another process sweeps, too
-                left.unlink()
+        if status and time.time() - status.st_mtime >= older_than:
+            with suppress(OSError):  # another process sweeps at the same time
+                abandoned.unlink()
 
 
-def _own_entries(parent: Path, name: str) -> list[Path]:
-    """Return what lies in a folder under names that ``tempfile`` gives for our prefix and a name."""
-    pattern = re.compile(rf"{re.escape(_OWN + name)}-[a-z0-9_]{{8}}")
+def _list_own_entries(parent: Path, name: str) -> list[Path]:
+    """Return the paths in a folder that match the names of our temporary files."""
+    pattern = re.compile(rf"{re.escape(_PREFIX + name)}-[a-z0-9_]{{8}}")
     try:
-        return [parent / one for one in os.listdir(parent) if pattern.fullmatch(one)]
+        return [parent / entry for entry in os.listdir(parent) if pattern.fullmatch(entry)]
     except OSError:
         return []
 
 
 def write_bytes(path: Path, content: bytes, *, make_folder: bool = True) -> None:
-    """Write all of a file or none of it.
+    """Write a file completely or not at all.
 
     Raises:
-        FileNotFoundError: when there is no folder and ``make_folder`` is False.
+        FileNotFoundError: if there is no folder and ``make_folder`` is False.
     """
     with replacing(path, make_folder=make_folder) as file:
         file.write(content)
 
 
 def copy_regular(source: Path, target: Path) -> None:
-    """Copy a file that anybody may have put there, all of it or nothing.
+    """Copy an untrusted file completely or not at all.
 
     Raises:
-        FileNotFoundError: when there is none.
-        OSError: when it is no regular file, or cannot be copied.
+        FileNotFoundError: if there is no file.
+        OSError: if it is no regular file, or cannot be copied.
     """
     with open(open_regular(source), "rb") as read, replacing(target) as file:
         shutil.copyfileobj(read, file)
@@ -264,53 +286,58 @@ def copy_regular(source: Path, target: Path) -> None:
 
 @contextmanager
 def staging_folder(parent: Path, purpose: str) -> Iterator[Path]:
-    """A folder to fill and to ``settle`` beside; gone when the block ends, if it was not settled.
+    """Create a folder to fill and then ``settle``. It is deleted after the block unless settled.
 
-    It lies in a folder ``.thaw-PURPOSE-XXXXXXXX`` of ``parent`` that nobody else can enter, next to
-    a marker that is locked until the block ends. Folders of that kind whose marker nobody holds
-    were left by processes that were killed: they go first.
+    The folder lies in ``.thaw-PURPOSE-XXXXXXXX`` below ``parent``, which nobody else can enter,
+    next to a marker file that is locked until the block ends. Folders of that kind with an unlocked
+    marker were left behind by killed processes, and are deleted first.
 
     Args:
-        purpose: a word.
+        parent: folder of the staging folder.
+        purpose: a word for the name.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    for left in _own_entries(parent, purpose):
-        _delete_left(left)
-    own = Path(tempfile.mkdtemp(prefix=f"{_OWN}{purpose}-", dir=parent))
+    for abandoned in _list_own_entries(parent, purpose):
+        _delete_abandoned(abandoned)
+    own = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-", dir=parent))
     folder = own / "new"
-    with _held_folder(own) as held:
+    with _open_folder(own) as descriptor:
         try:
             with FileLock(own / _MARKER, thread_local=False):
-                _make_readable_folder(folder, held)
+                _make_readable_folder(folder, descriptor)
                 yield folder
         finally:
-            _delete_staging(own, held)
+            _delete_staging(own, descriptor)
 
 
 @contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """A staging folder in the system's temporary folder, for what no other user may see or change.
+    """Create a staging folder in the system's temporary folder, closed to other users.
+
+    Other users can neither see nor change its content.
 
     Raises:
-        OSError: when other users can rename that folder, what is in it, or a folder above it.
+        OSError: if other users can rename that folder, its content, or a folder above it.
     """
-    # Resolved once: another user could change a link in it later.
+    # Resolve links once, because another user could change one later.
     parent = Path(tempfile.gettempdir()).resolve()
-    for one in (parent, *parent.parents) if os.name == "posix" else ():
-        found = one.stat()
-        shared = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
-        if shared or found.st_uid not in (0, os.getuid()):
-            raise PermissionError(errno.EPERM, "other users can rename what is there", str(one))
+    for folder_above in (parent, *parent.parents) if os.name == "posix" else ():
+        status = folder_above.stat()
+        shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if shared or status.st_uid not in (0, os.getuid()):
+            raise PermissionError(
+                errno.EPERM, "other users can rename what is there", str(folder_above)
+            )
     with staging_folder(parent, purpose) as folder:
         yield folder
 
 
 @contextmanager
-def _held_folder(folder: Path) -> Iterator[int | None]:
-    """Open a folder, but no link to one. Yields its descriptor, or None where systems have none.
+def _open_folder(folder: Path) -> Iterator[int | None]:
+    """Open a folder, but no link to one, and yield its descriptor. None where systems have none.
 
     Raises:
-        OSError: when it is no folder of this user's.
+        OSError: if it is no folder of this user.
     """
     if os.name != "posix":
         yield None
@@ -325,11 +352,12 @@ def _held_folder(folder: Path) -> Iterator[int | None]:
 
 
 def _make_readable_folder(folder: Path, parent: int | None) -> None:
-    """Make a folder that others can read, whatever the umask is.
+    """Create a folder that others can read, whatever the umask is.
 
     Args:
-        parent: descriptor of the folder around it. By its path, another user could put a link in the
-            place of what was made, and have the permissions of another file changed.
+        folder: the folder.
+        parent: descriptor of its parent. With the parent's path, another user could replace the new
+            folder by a link, and another file's permissions would be changed.
     """
     if parent is None:
         folder.mkdir()
@@ -344,51 +372,53 @@ def _make_readable_folder(folder: Path, parent: int | None) -> None:
 
 
 def copy_folder_mode(source: Path, target: Path) -> None:
-    """Give a folder of this user's the permissions of another folder.
+    """Give one of this user's folders the permissions of another folder.
 
     Raises:
-        OSError: when ``target`` is no folder of this user's.
+        OSError: if ``target`` is no folder of this user.
     """
     mode = stat.S_IMODE(source.stat().st_mode)
-    with _held_folder(target) as held:
-        if held is None:
+    with _open_folder(target) as descriptor:
+        if descriptor is None:
             target.chmod(mode)
         else:
-            os.fchmod(held, mode)
+            os.fchmod(descriptor, mode)
 
 
-def _delete_staging(folder: Path, held: int | None) -> None:
-    """Delete a staging folder, and nothing that another user of ``parent`` has put in its place.
+def _delete_staging(folder: Path, descriptor: int | None) -> None:
+    """Delete a staging folder, but nothing that another user has put in its place.
 
     Args:
-        held: its descriptor.
+        folder: the staging folder.
+        held: descriptor of the folder.
     """
-    inside = folder if held is None else Path()
-    # The marker goes last: without it, what a kill leaves would not be known for ours.
-    shutil.rmtree(inside / "new", ignore_errors=True, dir_fd=held)
+    inside = folder if descriptor is None else Path()
+    # Delete the marker last. Without it, a folder left behind by a kill would not be recognised as
+    # ours.
+    shutil.rmtree(inside / "new", ignore_errors=True, dir_fd=descriptor)
     with suppress(OSError):
-        os.unlink(inside / _MARKER, dir_fd=held)
+        os.unlink(inside / _MARKER, dir_fd=descriptor)
     with suppress(OSError):
         os.rmdir(folder)
 
 
-def _delete_left(folder: Path) -> None:
-    """Delete a staging folder that was made by this user and that no living process holds."""
+def _delete_abandoned(folder: Path) -> None:
+    """Delete a staging folder of this user that no living process holds."""
     try:
-        if time.time() - os.lstat(folder).st_mtime < _YOUNG_SECONDS:
+        if time.time() - os.lstat(folder).st_mtime < _MIN_AGE_SECONDS:
             return
-        with _held_folder(folder) as held:
+        with _open_folder(folder) as descriptor:
             if not regular_file(folder / _MARKER):
-                os.rmdir(folder)  # it was killed before it could make the marker, so it is empty
+                os.rmdir(folder)  # killed before it could create the marker, so the folder is empty
                 return
             with FileLock(folder / _MARKER).acquire(timeout=0):
-                _delete_staging(folder, held)
-    except (OSError, TimeoutError):  # a living process holds it, or another one sweeps, too
+                _delete_staging(folder, descriptor)
+    except (OSError, TimeoutError):  # a living process holds it, or another one sweeps
         return
 
 
 def settle(staged: Path, folder: Path) -> None:
-    """Give a staged folder its name, unless another process has given that name to the same before."""
+    """Rename a staged folder to its final name, unless another process was faster."""
     try:
         staged.rename(folder)
     except OSError:
@@ -397,7 +427,7 @@ def settle(staged: Path, folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
+    if os.name != "posix":  # other systems cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -408,37 +438,41 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_output(path: Path, option: str) -> None:
-    """Check that a file which a person named may be written: before hours of work for its content.
+    """Check that a file can be written. Call before hours of work for its content.
 
     Args:
+        path: the file.
         option: the setting that named the file.
 
     Raises:
-        ConfigError: when anything but a writable regular file is there.
+        ConfigError: if anything but a writable regular file is there.
     """
-    with _output_problems(path, option):
-        _owner_and_mode(path)
+    with _explain_output_errors(path, option):
+        _stat_output(path)
 
 
 def write_output(path: Path, content: bytes, option: str) -> None:
-    """Write a file that a person named, all of it or nothing.
+    """Write a file that a person named, completely or not at all.
 
-    A new file has the permissions that the umask leaves. An earlier one keeps its owner and permissions.
+    A new file has the permissions that the umask leaves. An existing file keeps its owner and
+    permissions.
 
     Args:
+        path: the file.
+        content: the content.
         option: the setting that named the file.
 
     Raises:
-        ConfigError: as ``check_output``, and when the file cannot be written.
+        ConfigError: as ``check_output`` does, and if the file cannot be written.
     """
-    with _output_problems(path, option):
-        set_mode = partial(_keep_owner_and_mode, _owner_and_mode(path))
+    with _explain_output_errors(path, option):
+        set_mode = partial(_keep_owner_and_mode, _stat_output(path))
         with replacing(path, set_mode=set_mode) as file:
             file.write(content)
 
 
 @contextmanager
-def _output_problems(path: Path, option: str) -> Iterator[None]:
+def _explain_output_errors(path: Path, option: str) -> Iterator[None]:
     try:
         yield
     except NotRegular as error:
@@ -452,8 +486,8 @@ def _output_problems(path: Path, option: str) -> Iterator[None]:
     raise ConfigError({option: problem})
 
 
-def _owner_and_mode(path: Path) -> os.stat_result | None:
-    """Return what is known of a file that can be written, or None where there is none."""
+def _stat_output(path: Path) -> os.stat_result | None:
+    """Return the status of a writable file, or None where there is no file."""
     try:
         descriptor = open_regular(path, os.O_WRONLY)
     except FileNotFoundError:
@@ -464,10 +498,10 @@ def _owner_and_mode(path: Path) -> os.stat_result | None:
         os.close(descriptor)
 
 
-def _keep_owner_and_mode(kept: os.stat_result | None, descriptor: int) -> None:
-    if kept is None or os.name != "posix":
+def _keep_owner_and_mode(previous: os.stat_result | None, descriptor: int) -> None:
+    if previous is None or os.name != "posix":
         return
-    made = os.fstat(descriptor)
-    if (made.st_uid, made.st_gid) != (kept.st_uid, kept.st_gid):
-        os.fchown(descriptor, kept.st_uid, kept.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(kept.st_mode))
+    status = os.fstat(descriptor)
+    if (status.st_uid, status.st_gid) != (previous.st_uid, previous.st_gid):
+        os.fchown(descriptor, previous.st_uid, previous.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(previous.st_mode))

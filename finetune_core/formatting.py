@@ -1,4 +1,4 @@
-"""Numbers, splits and phases of a run as a person would say them."""
+"""Formatting of numbers, splits and phases of a run for people."""
 
 SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test", "shifted": "Shifted"}
 PHASE_WORDS = {
@@ -32,7 +32,7 @@ PHASE_WORDS = {
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """0.9312 -> ``93.1 %``; never rounded up to a perfect 100 or down to 0."""
+    """Format 0.9312 as ``93.1 %``, never rounded up to a perfect 100 or down to 0."""
     text = f"{share * 100:.{digits}f}"
     if float(text) == 100 and share < 1:
         text = f"{100 - 10**-digits:.{digits}f}"
@@ -42,52 +42,59 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def interval_text(low: float, high: float) -> str:
-    """The ends of an interval of a share: 0.961, 0.986 -> ``96.1 % to 98.6 %``."""
+    """Format the ends of an interval of a share: 0.961, 0.986 as ``96.1 % to 98.6 %``."""
     return f"{percent(low)} to {percent(high)}"
 
 
 def accuracy_name(split: str) -> str:
-    """``test`` -> ``Test accuracy``: the one name of an accuracy on the images of a split."""
+    """Return the name of the accuracy on a split: ``test`` as ``Test accuracy``."""
     return f"{SPLIT_WORDS[split]} accuracy"
 
 
 def points(difference: float) -> str:
-    """A difference of shares, in percentage points: 0.021 -> ``2.1``."""
+    """Format a difference of shares in percentage points: 0.021 as ``2.1``."""
     return f"{difference * 100:z.1f}".replace("-", "−")
 
 
 def memory(host: float, device: float | None) -> str:
-    """``1.2 GB``; where a GPU trains, its memory apart: ``3.1 GB of GPU memory, 400.0 MB of memory``."""
+    """Format an amount of memory as ``1.2 GB``.
+
+    Where a GPU trains, its memory stands apart: ``3.1 GB of GPU memory, 400.0 MB of memory``.
+    """
     return size(host) if device is None else f"{size(device)} of GPU memory, {size(host)} of memory"
 
 
 def number(count: float) -> str:
-    """1234 -> ``1,234``; 11689512 -> ``11.7 million``."""
+    """Format 1234 as ``1,234``, and 11689512 as ``11.7 million``."""
     if count >= 1_000_000:
         return f"{count / 1e6:.1f} million"
     return f"{count:,.0f}"
 
 
 def short_number(count: float) -> str:
-    """8393728 -> ``8.4 M``; 9408 -> ``9.4 k``; for drawings."""
+    """Format 8393728 as ``8.4 M``, and 9408 as ``9.4 k``, for drawings."""
     if count >= 999_950:
         return f"{count / 1e6:.1f} M"
     return f"{count / 1e3:.1f} k" if count >= 1_000 else f"{count:.0f}"
 
 
 def things(count: int, one: str, many: str | None = None) -> str:
-    """``1 image``, ``1,234 images``."""
+    """Format a count with its noun: ``1 image``, ``1,234 images``."""
     return f"{number(count)} {one if count == 1 else many or one + 's'}"
 
 
 def mid_sentence(title: str) -> str:
-    """``Linear probe, then full (LP-FT)`` -> ``linear probe, then full (LP-FT)``; names such as LoRA and WiSE-FT stay as they are."""
+    """Return a title as it stands within a sentence, with a lower-case first letter.
+
+    ``Linear probe, then full (LP-FT)`` becomes ``linear probe, then full (LP-FT)``. Names such as
+    LoRA and WiSE-FT stay unchanged.
+    """
     first = title.split(" ", 1)[0]
     return title if first[1:] != first[1:].lower() else title[:1].lower() + title[1:]
 
 
 def duration(seconds: float) -> str:
-    """0.42 -> ``0.4 s``; 130 -> ``2 min 10 s``; 7300 -> ``2 h 2 min``."""
+    """Format 0.42 as ``0.4 s``, 130 as ``2 min 10 s``, and 7300 as ``2 h 2 min``."""
     if seconds < 0.05:
         return "under 0.1 s"
     if seconds < 10:
@@ -102,7 +109,7 @@ def duration(seconds: float) -> str:
 
 
 def rough_duration(seconds: float) -> str:
-    """Return a forecast's time, no more exact than it is: ``3 s``, ``25 s``, ``16 min``, ``2.5 h``."""
+    """Format a forecast duration at its own accuracy: ``3 s``, ``25 s``, ``16 min``, ``2.5 h``."""
     if seconds < 10:
         return f"{max(1, round(seconds))} s"
     if seconds < 57.5:
@@ -113,12 +120,12 @@ def rough_duration(seconds: float) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """0.02 -> ``almost done``; 130 -> ``about 2 min 10 s left``."""
+    """Format 0.02 as ``almost done``, and 130 as ``about 2 min 10 s left``."""
     return "almost done" if seconds < 0.05 else f"about {duration(seconds)} left"
 
 
 def size(count: float) -> str:
-    """Bytes: 1536 -> ``1.5 kB``; 25769803776 -> ``25.8 GB`` (powers of ten)."""
+    """Format bytes in powers of ten: 1536 as ``1.5 kB``, and 25769803776 as ``25.8 GB``."""
     for unit in ("B", "kB", "MB"):
         if count < 999.95:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -127,5 +134,5 @@ def size(count: float) -> str:
 
 
 def learning_rate_text(value: float) -> str:
-    """A learning rate: 0.0001 -> ``0.0001``; 0.000012 -> ``1.2e-05``."""
+    """Format a learning rate: 0.0001 as ``0.0001``, and 0.000012 as ``1.2e-05``."""
     return f"{value:g}"

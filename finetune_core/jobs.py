@@ -1,4 +1,7 @@
-"""Long work beside the page that asked for it: each piece in a thread of its own, known by a key to everyone in the process."""
+"""Background jobs for pages.
+
+Each job runs in a thread of its own and is known to the whole process by a key.
+"""
 
 import time
 from collections.abc import Callable
@@ -8,19 +11,19 @@ from typing import Any
 from finetune_core.work import Step, Work, finish
 
 
-class _Stopped(Exception):
-    """Somebody asked the job to stop."""
+class _StopRequested(Exception):
+    """Raised in a job that was asked to stop."""
 
 
 class Job:
-    """One piece of work. It ends by itself or by ``stop``, whoever looks on or goes away.
+    """One piece of work. A job ends by itself or by ``stop``, whether or not somebody watches.
 
     Attributes:
-        text: what it does, in words.
-        kept: whether what was done until it is stopped is of use.
-        progress, since: its latest step, and when (``time.monotonic``) the phase of that step began.
-        result: what the work returned, once it has ended well.
-        error: what it raised.
+        text: description of the job.
+        kept: whether the work done before a stop is useful.
+        progress, since: the latest step, and the start of its phase (``time.monotonic``).
+        result: the result of the work, once it has succeeded.
+        error: the exception that the work raised.
     """
 
     def __init__(self, text: str, kept: bool = True) -> None:
@@ -33,65 +36,67 @@ class Job:
 
     @property
     def working(self) -> bool:
+        """True until the job has ended."""
         return not self._ended.is_set()
 
     @property
     def stopping(self) -> bool:
-        """Whether it was asked to stop; once it has ended: whether it was stopped."""
+        """True if the job was asked to stop. Once it has ended: True if it was stopped."""
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """Ask it to end after the step that it is at."""
+        """Ask the job to end after its current step."""
         self._stop.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Until it has ended, or for so long; returns whether it has."""
+        """Wait until the job has ended, or for so many seconds, and return whether it has ended."""
         return self._ended.wait(seconds)
 
     def do(self, make: Callable[[], Work[Any]]) -> None:
-        """Do the work, in the thread that calls."""
+        """Run the work in the calling thread."""
         try:
-            self.result = finish(make(), self._note)
-            self._stop.clear()  # it came too late
-        except _Stopped:
+            self.result = finish(make(), self._on_step)
+            self._stop.clear()  # the request came too late
+        except _StopRequested:
             pass
-        except BaseException as error:  # it is raised again where somebody looks on
+        except BaseException as error:  # raised again where somebody watches
             self.error = error
         finally:
             self._ended.set()
 
-    def _note(self, step: Step) -> None:
+    def _on_step(self, step: Step) -> None:
         if (step.phase, step.subject) != (self.progress.phase, self.progress.subject):
             self.since = time.monotonic()
         self.progress = step
         if self.stopping:
-            raise _Stopped
+            raise _StopRequested
 
 
 class Jobs:
-    """The jobs of a process that are going on, by key."""
+    """The running jobs of a process, by key."""
 
     def __init__(self) -> None:
-        self._going: dict[str, Job] = {}
-        self._changing = Lock()
+        self._running: dict[str, Job] = {}
+        self._lock = Lock()
 
     def start(
         self, key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True
     ) -> Job:
-        """Begin, unless it is going on already; returns the job."""
-        with self._changing:
-            self._going = {other: job for other, job in self._going.items() if job.working}
-            if key in self._going:
-                return self._going[key]
-            job = self._going[key] = Job(text, kept)
+        """Start a job unless one with this key is running, and return the job."""
+        with self._lock:
+            self._running = {other: job for other, job in self._running.items() if job.working}
+            if key in self._running:
+                return self._running[key]
+            job = self._running[key] = Job(text, kept)
         Thread(target=job.do, args=(make,), name=f"job: {text}", daemon=True).start()
         return job
 
     def find(self, key: str) -> Job | None:
-        job = self._going.get(key)
+        """Return the running job of a key, or None."""
+        job = self._running.get(key)
         return job if job and job.working else None
 
     def all(self) -> list[Job]:
-        """Those that are going on, the oldest first."""
-        with self._changing:
-            return [job for job in self._going.values() if job.working]
+        """Return the running jobs, oldest first."""
+        with self._lock:
+            return [job for job in self._running.values() if job.working]

@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that has started them."""
+"""Processes that must not outlive the process that started them."""
 
 import os
 import select
@@ -9,23 +9,23 @@ from threading import Thread
 
 
 def end_with_stdin() -> None:
-    """Kill this process when the other end of its stdin is closed: by its holder, or by its death.
+    """Kill this process when the other end of its stdin is closed.
 
-    Where this process leads a process group, the whole group is killed. On Linux the kernel does it
-    when stdin is a pipe, so it also happens while C code holds the interpreter lock. Elsewhere a
-    thread waits. The processes that inherit this stdin must not call this function again: the kernel
-    remembers one recipient for all of them.
+    The holder of the other end may close it, or die. If this process leads a process group, the
+    whole group is killed. On Linux the kernel does so if stdin is a pipe, which also works while C
+    code holds the interpreter lock. Elsewhere a thread waits. Processes that inherit this stdin
+    must not call this function again: the kernel remembers one recipient for all of them.
     """
     if sys.platform == "linux" and stat.S_ISFIFO(os.fstat(0).st_mode):
-        _have_kernel_kill()
+        _request_kernel_kill()
     else:
         Thread(target=_wait_and_kill, daemon=True).start()
 
 
-def _have_kernel_kill() -> None:
+def _request_kernel_kill() -> None:
     import fcntl
 
-    fcntl.fcntl(0, fcntl.F_SETOWN, -os.getpgrp() if _leads() else os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETOWN, -os.getpgrp() if _leads_group() else os.getpid())
     fcntl.fcntl(0, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
@@ -42,10 +42,10 @@ def _wait_and_kill() -> None:
 
 
 def _kill() -> None:
-    if _leads():
+    if _leads_group():
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _leads() -> bool:
+def _leads_group() -> bool:
     return os.getpgrp() == os.getpid()

@@ -1,8 +1,8 @@
-"""How this process gets its memory from the system. Set once, before torch allocates anything.
+"""Settings of the memory allocator, made once, before torch allocates anything.
 
-A convolutional network allocates and frees hundreds of megabytes per step. By default glibc hands each block back to the
-system, which then has to clear every page again at the next step: on two CPU cores that takes more time than the
-arithmetic (``benchmarks/peak.py --without allocator``).
+A convolutional network allocates and frees hundreds of megabytes per step. By default glibc returns
+each block to the system, which has to clear every page again at the next step. On two CPU cores
+that takes more time than the arithmetic (``benchmarks/peak.py --without allocator``).
 """
 
 import ctypes
@@ -14,7 +14,10 @@ _KEEP_BELOW = 1 << 30  # bytes
 
 
 def tune_allocator() -> None:
-    """Keep freed blocks, in huge pages, in one arena. Settings that the environment already makes are left alone."""
+    """Keep freed blocks, in huge pages, in one arena.
+
+    Settings that the environment already makes are left alone.
+    """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
     if not sys.platform.startswith("linux"):
         return

@@ -1,7 +1,7 @@
-"""Where the dashboard is, and where Thaw writes.
+"""Paths of the dashboard and of the folders that Thaw writes to.
 
 Thaw writes below the folder that THAW_HOME names, else into its checkout, else into ``~/.thaw``.
-What only saves time goes where THAW_CACHE_DIR says.
+Files that only save time go to THAW_CACHE_DIR.
 """
 
 import os
@@ -17,7 +17,7 @@ def dashboard() -> Path:
     """Return the script that Streamlit runs: in a wheel inside the package, else in the checkout.
 
     Raises:
-        FinetuneError: when there is none.
+        FinetuneError: if the script is missing.
     """
     for script in (_PACKAGE / "dashboard" / "app.py", _CHECKOUT / "app.py"):
         if script.is_file():
@@ -32,70 +32,72 @@ def home() -> Path:
     """Return the folder below which Thaw writes.
 
     Raises:
-        FinetuneError: when THAW_HOME names what cannot be a folder.
+        FinetuneError: if THAW_HOME cannot be a folder.
     """
-    if named := _named("THAW_HOME"):
+    if named := _folder_from_environment("THAW_HOME"):
         return named
     return _CHECKOUT if _is_checkout() else Path.home() / ".thaw"
 
 
 def cache_dir() -> Path:
-    """Return where activations and decoded images go that do not fit into memory.
+    """Return the folder of activations and decoded images that do not fit into memory.
 
-    That is ``THAW_CACHE_DIR``, for a disk of this machine where THAW_HOME is on none, else
-    ``cache`` in ``home``.
+    This is ``THAW_CACHE_DIR``, meant for a local disk if THAW_HOME is not on one, else ``cache`` in
+    ``home``.
 
     Raises:
-        FinetuneError: when a variable names what cannot be a folder.
+        FinetuneError: if a variable names something that cannot be a folder.
     """
-    return _named("THAW_CACHE_DIR") or home() / "cache"
+    return _folder_from_environment("THAW_CACHE_DIR") or home() / "cache"
 
 
 def rows_dir() -> Path:
-    """Thaw's own folder in the cache, one for each user: nothing beside it is touched.
+    """Return Thaw's own folder in the cache, one per user. Nothing beside it is touched.
 
     Raises:
-        FinetuneError: when a variable names what cannot be a folder.
+        FinetuneError: if a variable names something that cannot be a folder.
     """
-    return cache_dir() / f"thaw-rows{_of_user()}"
+    return cache_dir() / f"thaw-rows{_user_suffix()}"
 
 
 def private_dir() -> Path:
-    """The folder of what no other user may see or change; never below a shared cache.
+    """Return the folder of files that no other user may see or change.
+
+    The folder is never below a shared cache.
 
     Raises:
-        FinetuneError: when THAW_HOME names what cannot be a folder.
+        FinetuneError: if THAW_HOME cannot be a folder.
     """
-    return home() / f"private{_of_user()}"
+    return home() / f"private{_user_suffix()}"
 
 
-def _of_user() -> str:
-    """A number of the user, where systems have them: several may share a folder."""
+def _user_suffix() -> str:
+    """Return a suffix with the user's number, where systems have one. Users may share a folder."""
     return f"-{os.getuid()}" if hasattr(os, "getuid") else ""
 
 
-def _named(variable: str) -> Path | None:
-    named = os.environ.get(variable)
-    if not named:
+def _folder_from_environment(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    if not value:
         return None
     try:
-        folder = Path(named).expanduser().resolve()
+        folder = Path(value).expanduser().resolve()
         folder.exists()
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "there is no such person here"
         raise FinetuneError(
-            f"{variable} cannot be {named}: {reason}. Set it to a folder that can be written."
+            f"{variable} cannot be {value}: {reason}. Set it to a folder that can be written."
         ) from None
     return folder
 
 
 def runs_dir() -> Path:
-    """Where runs go unless another folder is named."""
+    """Return the default folder of runs."""
     return home() / "runs"
 
 
 def data_dir() -> Path:
-    """Where the bundled samples are written, and where the app looks for data sets first."""
+    """Return the folder of the bundled samples, where the app looks for data sets first."""
     return home() / "data"
 
 

@@ -1,8 +1,8 @@
-"""Files that no other user may see or change, because what is in them will be run.
+"""Files that no other user may see or change, because their content will be run.
 
-They lie in one folder that belongs to the user who runs Thaw and that only this user can enter.
-The folder is opened once per call and checked by its descriptor, and files are opened relative to
-that: another folder or a link that is put in its place meanwhile is not looked into.
+The files lie in one folder that belongs to the user who runs Thaw and that only this user can
+enter. Each call opens the folder once and checks its descriptor, and opens files relative to that
+descriptor. Another folder or a link put in its place meanwhile is ignored.
 """
 
 import errno
@@ -23,23 +23,24 @@ _FILE_FLAGS = ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC")
 
 
 def read_private(name: str, most: int) -> bytes | None:
-    """Return what a private file holds, or None where there is none.
+    """Return the content of a private file, or None where there is none.
 
     Args:
-        most: bytes.
+        name: name of the file.
+        most: maximum size in bytes.
 
     Raises:
-        OSError: when other users can read or write the file or its folder, the file is larger than
-            ``most`` or no regular file, or it cannot be read.
+        OSError: if other users can read or write the file or its folder, if the file is larger than
+            ``most`` or no regular file, or if it cannot be read.
     """
     try:
-        with _folder(make=False) as folder:
-            descriptor = os.open(name, os.O_RDONLY | _flags(_FILE_FLAGS), dir_fd=folder)
+        with _open_folder(make=False) as folder:
+            descriptor = os.open(name, os.O_RDONLY | _combine_flags(_FILE_FLAGS), dir_fd=folder)
             with os.fdopen(descriptor, "rb") as file:
-                found = os.fstat(descriptor)
-                if not stat.S_ISREG(found.st_mode):
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
                     raise OSError(errno.EINVAL, "no regular file", name)
-                _check_private(found, name)
+                _check_private(status, name)
                 content = file.read(most + 1)
     except FileNotFoundError:
         return None
@@ -49,49 +50,50 @@ def read_private(name: str, most: int) -> bytes | None:
 
 
 def write_private(name: str, content: bytes) -> None:
-    """Write all of a private file or none of it.
+    """Write a private file completely or not at all.
 
     Raises:
-        OSError: when other users can read or write the folder, or it cannot be written.
+        OSError: if other users can read or write the folder, or it cannot be written.
     """
-    with _folder(make=True) as folder:
-        half = f".thaw-{name}-{secrets.token_hex(8)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _flags(_FILE_FLAGS)
-        descriptor = os.open(half, flags, 0o600, dir_fd=folder)
+    with _open_folder(make=True) as folder:
+        temporary = f".thaw-{name}-{secrets.token_hex(8)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _combine_flags(_FILE_FLAGS)
+        descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
-            os.replace(half, name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(OSError):
-                os.unlink(half, dir_fd=folder)
+                os.unlink(temporary, dir_fd=folder)
             raise
 
 
 def make_room(names: re.Pattern[str], most: int) -> None:
     """Delete the oldest private files until the rest takes ``most`` bytes.
 
-    What killed processes have half written goes, too.
+    Half-written files of killed processes are deleted, too.
 
     Args:
-        names: of the files that may be deleted, and that are counted.
+        names: pattern of the files that are counted and may be deleted.
+        most: bytes to keep.
 
     Raises:
-        OSError: when other users can read or write the folder, or it cannot be read.
+        OSError: if other users can read or write the folder, or it cannot be read.
     """
-    with _folder(make=True) as folder:
+    with _open_folder(make=True) as folder:
         total, now = 0, time.time()
-        found = []
+        files = []
         for name in os.listdir(folder):
-            with suppress(FileNotFoundError):  # another process makes room, too
+            with suppress(FileNotFoundError):  # another process makes room at the same time
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
                 if names.fullmatch(name):
-                    found.append((status.st_mtime, name, status.st_size))
+                    files.append((status.st_mtime, name, status.st_size))
                 elif _HALF_WRITTEN.fullmatch(name) and now - status.st_mtime > _IDLE_SECONDS:
                     os.unlink(name, dir_fd=folder)
-        for _, name, size in sorted(found, reverse=True):
+        for _, name, size in sorted(files, reverse=True):
             total += size
             if total > most:
                 with suppress(FileNotFoundError):
@@ -99,14 +101,14 @@ def make_room(names: re.Pattern[str], most: int) -> None:
 
 
 @contextmanager
-def _folder(*, make: bool) -> Iterator[int]:
-    """A descriptor of the private folder."""
+def _open_folder(*, make: bool) -> Iterator[int]:
+    """Yield a descriptor of the private folder."""
     path = paths.private_dir()
     if make:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
-    descriptor = os.open(path, os.O_RDONLY | _flags(_FOLDER_FLAGS))
+    descriptor = os.open(path, os.O_RDONLY | _combine_flags(_FOLDER_FLAGS))
     try:
         _check_private(os.fstat(descriptor), str(path))
         yield descriptor
@@ -114,11 +116,11 @@ def _folder(*, make: bool) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _check_private(found: os.stat_result, name: str) -> None:
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+def _check_private(status: os.stat_result, name: str) -> None:
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise PermissionError(errno.EPERM, "other users can read or write it", name)
 
 
-def _flags(names: tuple[str, ...]) -> int:
+def _combine_flags(names: tuple[str, ...]) -> int:
     """Combine flags of ``os.open``; not every system has all of them."""
     return sum(getattr(os, name, 0) for name in names)

@@ -1,4 +1,7 @@
-"""Settings under a short id that an address can hold: small JSON files, named by a hash of what they hold."""
+"""Settings saved under a short id that fits into an address.
+
+They are small JSON files, named by a hash of their content.
+"""
 
 import hashlib
 import json
@@ -18,24 +21,27 @@ _ID = re.compile(r"[0-9a-f]{12}")
 
 
 def save_settings(values: Mapping[str, Any]) -> str:
-    """Keep values that JSON can hold; returns their id. Equal values have equal ids, on every machine."""
+    """Save values that JSON can hold, and return their id.
+
+    Equal values have equal ids, on every machine.
+    """
     content = json.dumps(values, sort_keys=True, indent=1).encode()
-    found = hashlib.sha256(content).hexdigest()[:12]
-    file = _file(found)
-    with suppress(OSError):  # where nothing can be written, a reload begins with the defaults
+    settings_id = hashlib.sha256(content).hexdigest()[:12]
+    file = _file(settings_id)
+    with suppress(OSError):  # where nothing can be written, a reload starts with the defaults
         if regular_file(file):
             file.touch()
         elif len(content) <= _MOST_BYTES:
             _make_room(file.parent)
             write_bytes(file, content)
-    return found
+    return settings_id
 
 
 def saved_settings(wanted: str) -> dict[str, Any]:
-    """What was saved under an id, not yet validated.
+    """Return the values saved under an id, not yet validated.
 
     Raises:
-        ConfigError: when there is nothing of that id, or it is damaged.
+        ConfigError: if there is nothing under that id, or it is damaged.
     """
     file = _file(wanted)
     if not _ID.fullmatch(wanted) or not is_there(file):
@@ -55,7 +61,7 @@ def _file(name: str) -> Path:
 
 
 def _make_room(folder: Path) -> None:
-    """Those not used for the longest time go."""
+    """Delete the files that were not used for the longest time."""
     files = [file for file in folder.glob("*.json") if _ID.fullmatch(file.stem)]
     if len(files) < MOST_FILES:
         return

@@ -1,4 +1,8 @@
-"""The standard streams of a command: closed, full, gone, or unable to encode a name, they never end in a traceback or a wrong status."""
+"""Robust standard streams for commands.
+
+Streams that are closed, full, gone, or unable to encode a name never end in a traceback or a wrong
+exit status.
+"""
 
 import errno
 import io
@@ -12,13 +16,16 @@ from finetune_core.errors import OutputError
 
 
 def with_safe_streams(command: Callable[[], None]) -> None:
-    """Run a command whose results go to stdout and whose progress goes to stderr; what no encoding holds is escaped in both.
+    """Run a command whose results go to stdout and whose progress goes to stderr.
+
+    Characters that the encoding lacks are escaped in both.
 
     Raises:
-        SystemExit: the command's; with status 1 when its results cannot be written. Progress that cannot be written is no reason.
+        SystemExit: as the command does. The status is 1 if its results cannot be written. Progress
+            that cannot be written does not count.
     """
-    _fill_closed()
-    sys.stdout, sys.stderr = _over(_Results, sys.stdout), _over(_Progress, sys.stderr)
+    _fill_closed_streams()
+    sys.stdout, sys.stderr = _wrap_stream(_Results, sys.stdout), _wrap_stream(_Progress, sys.stderr)
     try:
         try:
             command()
@@ -26,10 +33,10 @@ def with_safe_streams(command: Callable[[], None]) -> None:
             sys.stdout.flush()
     except OutputError as error:
         null = os.open(os.devnull, os.O_WRONLY)
-        # Python flushes once more at its end, and would report the same again
+        # Python flushes once more at exit, and would report the same error again.
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-        if error.errno != errno.EPIPE:  # whoever read has read enough
+        if error.errno != errno.EPIPE:  # the reader has closed the pipe
             sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
 
@@ -59,7 +66,7 @@ class _Progress(io.TextIOWrapper):
             super().flush()
 
 
-def _over(kind: type[io.TextIOWrapper], stream: TextIO) -> io.TextIOWrapper:
+def _wrap_stream(kind: type[io.TextIOWrapper], stream: TextIO) -> io.TextIOWrapper:
     return kind(
         stream.buffer,
         stream.encoding,
@@ -68,16 +75,20 @@ def _over(kind: type[io.TextIOWrapper], stream: TextIO) -> io.TextIOWrapper:
     )
 
 
-def _fill_closed() -> None:
-    """Python has no stream where a descriptor is closed, and the next file that is opened would get its number, and with it
-    all that libraries print. Nothing can be written to the null device where it is opened to be read."""
+def _fill_closed_streams() -> None:
+    """Open the null device for every closed standard stream.
+
+    Python has no stream object for a closed descriptor. The next opened file would get its number,
+    and with it everything that libraries print. The null device is opened for reading as stdout, so
+    that results cannot be written to it.
+    """
     for name, mode, flags in (
         ("stdin", "r", os.O_RDONLY),
         ("stdout", "w", os.O_RDONLY),
         ("stderr", "w", os.O_WRONLY),
     ):
         if getattr(sys, name) is None:
-            number = os.open(os.devnull, flags)  # the lowest that is free
+            number = os.open(os.devnull, flags)  # the lowest free number
             os.set_inheritable(number, True)
             stream = open(number, mode, encoding="utf-8")  # noqa: SIM115  to the program's end
             setattr(sys, name, stream)

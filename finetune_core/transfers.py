@@ -1,65 +1,75 @@
-"""Tensors on their way between the processor's memory and a device's, while that device computes."""
+"""Copies of tensors between CPU and device memory while the device computes."""
 
 from collections import deque
 from collections.abc import Callable
 
 import torch
 
-_IN_FLIGHT = 2  # batches: one is computed, one waits
+_MAX_IN_FLIGHT = 2  # batches: one computes, one waits
 
 Arrival = Callable[[], torch.Tensor]
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the processor's on a device; on its way to an NVIDIA GPU nobody waits for what that still has to do."""
+    """Copy a CPU tensor to a device. On NVIDIA GPUs the copy does not wait for the GPU."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 class Transfers:
-    """Copies to and from a device: on an NVIDIA GPU from and to pinned memory, in a stream of their own, beside what it computes.
+    """Copies to and from a device, in parallel to its computation.
 
-    Elsewhere a copy is made when it is asked for: a processor's tensors are where they belong, and Apple's GPU is to be used by one
+    On an NVIDIA GPU the copies use pinned memory and a stream of their own. Elsewhere a copy is
+    made when it is asked for: CPU tensors are already in place, and Apple's GPU must be used by one
     thread at a time.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._given: deque[torch.cuda.Event] = deque()
+        self._events: deque[torch.cuda.Event] = deque()
 
     def to_device(self, tensor: torch.Tensor) -> Arrival:
-        """Begin a copy, in any thread. What comes back gives it to whoever computes; it may be called once."""
+        """Start a copy to the device, from any thread.
+
+        Returns:
+            A function that returns the tensor to the computing thread. Call it once.
+        """
         if self._stream is None or tensor.device.type == "cuda":
             return lambda: tensor.to(self._device)
         with torch.cuda.stream(self._stream):
             copy = sent(tensor, self._device)
             copied = self._stream.record_event()
 
-        def arrived() -> torch.Tensor:
+        def wait() -> torch.Tensor:
             computing = torch.cuda.current_stream(self._device)
             computing.wait_event(copied)
-            # its memory must not be used again before that is done with it
+            # The memory must not be reused before the computation has finished with it.
             copy.record_stream(computing)
             return copy
 
-        return arrived
+        return wait
 
     def keep_up(self) -> None:
-        """Call it after each batch that the device was given to compute: it waits while more than two are not done.
+        """Wait while more than two batches are unfinished on the device. Call after each batch.
 
-        Otherwise a processor that is faster would send ever more of them, and what was sent keeps its memory until it is used.
+        Otherwise a faster CPU would send more and more batches, whose memory stays occupied until
+        they are used.
         """
         if self._stream is None:
             return
-        self._given.append(torch.cuda.current_stream(self._device).record_event())
-        if len(self._given) > _IN_FLIGHT:
-            self._given.popleft().synchronize()
+        self._events.append(torch.cuda.current_stream(self._device).record_event())
+        if len(self._events) > _MAX_IN_FLIGHT:
+            self._events.popleft().synchronize()
 
     def to_processor(self, tensor: torch.Tensor) -> Arrival:
-        """Begin a copy of what this thread has given the device to compute. What comes back waits for it, and for nothing after it."""
-        # The output for a batch whose images are all lost is on the processor already.
+        """Start a copy to the CPU of a result that this thread has told the device to compute.
+
+        Returns:
+            A function that waits for this result, and for nothing after it, and returns the tensor.
+        """
+        # The output for a batch whose images are all lost is already on the CPU.
         if self._stream is None or tensor.device.type == "cpu":
             return lambda: tensor.cpu()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -69,8 +79,8 @@ class Transfers:
             tensor.record_stream(self._stream)
             copied = self._stream.record_event()
 
-        def arrived() -> torch.Tensor:
+        def wait() -> torch.Tensor:
             copied.synchronize()
             return copy
 
-        return arrived
+        return wait

@@ -1,3 +1,3 @@
-"""Thaw's version, which the build backend reads from here."""
+"""Thaw's version. The build backend reads it from here."""
 
 __version__ = "0.12.0"

@@ -1,4 +1,4 @@
-"""Long work that says how far it is: a generator of steps, which returns its result."""
+"""Long work with progress: a generator that yields steps and returns its result."""
 
 from collections.abc import Callable, Generator
 from typing import NamedTuple, TypeVar
@@ -9,13 +9,13 @@ T = TypeVar("T")
 
 
 class Step(NamedTuple):
-    """How far work is.
+    """The progress of work.
 
     Attributes:
         done: images, bytes, … so far.
-        total: how many in all; None where nobody knows.
-        phase: a key of ``PHASE_WORDS``; empty where the work has one phase only.
-        subject: what of several things is worked on; empty where there is one only.
+        total: the total. None where it is unknown.
+        phase: a key of ``PHASE_WORDS``. Empty where the work has a single phase.
+        subject: the current one of several things. Empty where there is only one.
     """
 
     done: int
@@ -28,13 +28,14 @@ Work = Generator[Step, None, T]
 
 
 def finish(work: Work[T], on_step: Callable[[Step], None] | None = None) -> T:
-    """Do the work to its end, and return its result.
+    """Run work to its end, and return its result.
 
     Args:
-        on_step: gets each step; where it raises, the work is closed.
+        work: the work.
+        on_step: called with each step. If it raises, the work is closed.
 
     Raises:
-        OutOfMemory: when memory runs out and the work does not explain it itself.
+        OutOfMemory: if memory runs out and the work does not handle that itself.
     """
     try:
         while True:
@@ -51,32 +52,34 @@ def finish(work: Work[T], on_step: Callable[[Step], None] | None = None) -> T:
 
 
 def in_phase(phase: str, work: Work[T], before: int = 0, total: int | None = None) -> Work[T]:
-    """The same work, as one phase of longer work: steps that have no phase get this one.
+    """Run work as one phase of longer work. Steps without a phase get this one.
 
     Args:
-        before: how much of the phase was done before this work.
-        total: how much the phase is in all; as the work says when None.
+        phase: the phase.
+        work: the work.
+        before: amount of the phase that was done before this work.
+        total: total of the phase. None: as the work states it.
     """
 
-    def placed(step: Step) -> Step:
+    def shift(step: Step) -> Step:
         if step.phase:
             return step
         return Step(before + step.done, step.total if total is None else total, phase, step.subject)
 
-    return (yield from _mapped(placed, work))
+    return (yield from _map_steps(shift, work))
 
 
 def with_subject(subject: str, work: Work[T]) -> Work[T]:
-    """The same work, as that on one of several things."""
-    return (yield from _mapped(lambda step: step._replace(subject=subject), work))
+    """Run work as the part that concerns one of several things."""
+    return (yield from _map_steps(lambda step: step._replace(subject=subject), work))
 
 
 def as_step(step: Step, work: Work[T]) -> Work[T]:
-    """The same work as a part of longer work that is at ``step``, however far the part is."""
-    return (yield from _mapped(lambda _: step, work))
+    """Run work as part of longer work that stays at ``step`` meanwhile."""
+    return (yield from _map_steps(lambda _: step, work))
 
 
-def _mapped(change: Callable[[Step], Step], work: Work[T]) -> Work[T]:
+def _map_steps(change: Callable[[Step], Step], work: Work[T]) -> Work[T]:
     try:
         while True:
             try:

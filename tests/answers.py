@@ -1,4 +1,4 @@
-"""Predictions of a run that are made up: what a verdict on them says is known beforehand."""
+"""Made-up predictions of a run, with a known verdict."""
 
 import numpy as np
 
@@ -12,10 +12,10 @@ from finetune_core.training.predictions import load_predictions, prediction_tabl
 
 
 def answer_rightly(run: Run, right: bool, fingerprint: str = "") -> None:
-    """Have a run be right on all of its images, or on none.
+    """Make a run right on all of its images, or on none.
 
     Args:
-        fingerprint: of another data set that it has predicted; its own images where there is none.
+        fingerprint: another data set that the run has predicted. None: the run's own images.
     """
     classes = len(run.started["classes"])
     table = (

@@ -1,4 +1,4 @@
-"""Chromium, and how tests start it."""
+"""Chromium and its start in tests."""
 
 import os
 import shutil
@@ -20,11 +20,11 @@ ARGUMENTS = [
     "--disable-sync",
     f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1",
 ]
-# The camera shows a test pattern, and may be used without being asked.
+# The camera shows a test pattern and needs no permission.
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
-# Milliseconds. Far more than a page takes on a busy machine: only what never comes takes as long.
+# Milliseconds, far more than a page takes on a busy machine.
 TIMEOUT = 300_000
 
-# A page that the server has drawn to its end.
+# A page that the server has finished drawing.
 SETTLED = "[data-testid=stApp][data-test-script-state=notRunning]"

@@ -1,4 +1,4 @@
-"""The command line in this process: a start of its own takes seconds."""
+"""The command line in this process, because a new process takes seconds to start."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ _command = functools.cache(lambda: typer.main.get_command(app))  # takes longer 
 
 
 class Done(NamedTuple):
-    """Status and output of a command; ``words`` is stderr on one line."""
+    """Status and output of a command. ``words`` is stderr on one line."""
 
     returncode: int
     stdout: str
@@ -26,7 +26,7 @@ class Done(NamedTuple):
 
 
 def thaw(*arguments: object) -> Done:
-    """Call the command line. An exception that is no exit of the command is raised."""
+    """Call the command line. Exceptions other than the command's exit are raised."""
     with patch("typer.testing._get_command", lambda _: _command()):
         result = CliRunner().invoke(app, [*map(str, arguments)])
     if result.exception and not isinstance(result.exception, SystemExit):
@@ -60,14 +60,14 @@ def tiny_options(**changes: object) -> list[str]:
 
 
 def config_of(*arguments: object) -> tuple[RunConfig, str]:
-    """Return the config that ``thaw train`` would train, and what it says before it does."""
+    """Return the config that ``thaw train`` would train, and its messages before training."""
     found = []
 
     def refuse(config, *_, **__):
         found.append(config)
         raise TrainingError("that is enough")
 
-    with patch("finetune_core.commands.train.begun", refuse):
+    with patch("finetune_core.commands.train.reserve_run", refuse):
         done = thaw("train", *arguments)
     assert done.words.endswith("that is enough"), done.stderr
     return found[0], done.words.removesuffix("that is enough").strip()

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a home folder of their own, and image folders whose classes can be learned from colour."""
+"""Fixtures for all tests: a separate home folder, and image folders with a colour per class."""
 
 import functools
 import gc
@@ -10,8 +10,9 @@ import weakref
 from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Tests run beside each other: threads of one would wait, spinning, for a core that the other's have. Set before numpy and torch
-    # are imported, which read it once, and inherited by the processes that tests start.
+    # Tests run in parallel. Threads of one test would wait, spinning, for a core that another test
+    # uses. Set before numpy and torch are imported, which read the variable once, and inherited by
+    # the processes that tests start.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 import pytest
@@ -25,7 +26,7 @@ LONG = ("browser", "ray", "processes", "fuzz", "train", "packaging", "exhaustive
 
 
 def pytest_xdist_auto_num_workers():
-    """Return the number of cores that the tests may use, which may be fewer than there are."""
+    """Return the number of cores that the tests may use, which may be less than all cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
@@ -33,7 +34,7 @@ def pytest_xdist_auto_num_workers():
 def pytest_collection_modifyitems(items):
     """Mark tests that need a browser, and put files with long tests first.
 
-    Long tests that start late would leave one worker alone with them. Runs before ``-m`` chooses.
+    Long tests then start early, and workers finish together. Runs before ``-m`` selects tests.
     """
     for item in items:
         if "browser" in item.fixturenames:
@@ -43,14 +44,20 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Streamlit (and statsmodels) collect garbage on every call: what is imported by now, a million objects, need not be looked at."""
+    """Exclude the imported objects, a million, from garbage collection.
+
+    Streamlit and statsmodels collect garbage on every call.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def own_main():
-    """Streamlit's test harness puts a page in the place of ``__main__``, which processes that a later test starts would run."""
+    """Restore ``__main__`` after Streamlit's test harness has replaced it by a page.
+
+    Otherwise processes started by a later test would run the page.
+    """
     main = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = main
@@ -58,7 +65,10 @@ def own_main():
 
 @pytest.fixture(scope="session")
 def components_found_once():
-    """Streamlit's test harness reads the metadata of every installed package for each app it opens, which takes longer than most pages."""
+    """Cache the metadata of installed packages.
+
+    Streamlit's test harness reads all of it for each app, which takes longer than most pages.
+    """
     from streamlit.components.v2 import manifest_scanner
 
     with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +82,7 @@ def components_found_once():
 
 @pytest.fixture(autouse=True, scope="session")
 def home_of_shared_fixtures(tmp_path_factory):
-    """A home for what fixtures of whole files write, and a folder that all test processes share."""
+    """Provide a home for file-wide fixtures, and a folder shared by all test processes."""
     base = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THAW_HOME", str(tmp_path_factory.mktemp("shared-home")))
@@ -82,14 +92,14 @@ def home_of_shared_fixtures(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch):
-    """Nothing that a test does lands in the project's own runs and data."""
+    """Keep the files of tests out of the project's own runs and data."""
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("THAW_HOME", str(folder))
     CACHE.clear()
     if memo := sys.modules.get("finetune_core.training.probe_memo"):
         memo.forget()
     if streamlit := sys.modules.get("streamlit"):
-        # What an earlier test's pages hold would be of another home.
+        # Pages of an earlier test would belong to another home.
         streamlit.cache_resource.clear()
     return folder
 
@@ -106,7 +116,7 @@ def image_folder_once():
 
 @pytest.fixture(scope="module")
 def native_bf16():
-    """A processor that computes in bf16, wherever the tests run: where it has to be emulated, only the time differs."""
+    """Pretend that the CPU computes in bf16. With emulation, only the time differs."""
     import torch
 
     capabilities = torch.cpu.get_capabilities() | {"avx512_bf16": True}
@@ -117,10 +127,11 @@ def native_bf16():
 
 @pytest.fixture
 def compiling(monkeypatch):
-    """Forward passes are compiled whatever it takes, by a process that does nothing and is ready once ``result`` is set.
+    """Compile forward passes regardless of the cost, in a process that does nothing.
 
-    Attributes of what is given: ``started`` and ``closed`` processes; ``used``, how often a compiled pass ran; ``module``, what was to
-    be compiled, which runs in its place and whose output is multiplied by ``factor``.
+    The process is ready once ``result`` is set. The fixture's attributes are ``started`` and
+    ``closed`` processes; ``used``, the number of compiled passes; ``module``, the module to
+    compile, which runs instead and whose output is multiplied by ``factor``.
     """
     from finetune_core.training import compiled
     from finetune_core.training.speed_book import Compilation, SpeedBook
@@ -151,15 +162,16 @@ def compiling(monkeypatch):
 
 @pytest.fixture(scope="session")
 def trained_once(home_of_shared_fixtures):
-    """Two runs of the packaged network; see ``tests/trained.py``."""
-    from tests.trained import train_once  # and torch with it, which many tests do without
+    """Provide two runs of the packaged network; see ``tests/trained.py``."""
+    # The module imports torch, which many tests do without.
+    from tests.trained import train_once
 
     return train_once()
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A folder that a local server serves: (folder, address)."""
+    """Serve a folder by a local server, and yield (folder, address)."""
     folder = tmp_path_factory.mktemp("served")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -195,17 +207,22 @@ def browser():
 
 @pytest.fixture(scope="session")
 def processes():
-    """Processes that start with the large libraries loaded, where that can be, but with no thread of torch's yet."""
+    """Provide processes that start with the large libraries loaded, but without torch's threads.
+
+    Where that is not possible, processes import the libraries themselves.
+    """
     return forkserver()
 
 
 @pytest.fixture
 def device_held(home):
-    """Use a kind of device, as another program would; returns (its turn, the line to it).
+    """Yield a function that uses a kind of device, as another program would.
 
-    Whatever is sent down the line ends that. Locks keep apart their owners, in one process too.
+    The function returns (its turn, the line to it). Anything sent down the line ends the use. Locks
+    separate their owners, even within a process.
     """
-    from finetune_core.training.device_turn import Turn  # and torch, which many tests do without
+    # The module imports torch, which many tests do without.
+    from finetune_core.training.device_turn import Turn
 
     turns = []
 
@@ -222,7 +239,7 @@ def device_held(home):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The processor in a GPU's place: (kind of device, weak reference to what was moved there), in order."""
+    """Put the CPU in a GPU's place, and record (kind of device, weak reference) of every move."""
     import torch
 
     from finetune_core.randomness import stream

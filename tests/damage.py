@@ -1,4 +1,7 @@
-"""Ways to damage a run's folder: what a copy, a sync, a full disk, another program or a stranger may leave in the place of a file."""
+"""Ways to damage a run's folder.
+
+A copy, a sync, a full disk, another program or a stranger may leave such files.
+"""
 
 import json
 import os
@@ -15,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 DEEP = "[" * 50_000
-# As they stand in JSON: some are none, or none that Python would write.
+# Values as they stand in JSON. Some are invalid, and some Python would not write.
 VALUES = [
     "null",
     "true",
@@ -56,7 +59,7 @@ OFTEN = {
 
 
 def damage(run_dir: Path, chance: random.Random) -> str:
-    """Damage one file of a run; what was done, in words."""
+    """Damage one file of a run, and return a description of the damage."""
     files = sorted(path for path in run_dir.rglob("*") if path.is_file() and not path.is_symlink())
     path = chance.choices(files, [OFTEN.get(file.name, 1) for file in files])[0]
     ways = [*BYTES, *BYTES, *KINDS]
@@ -172,7 +175,7 @@ KINDS: list[Callable] = [folder, fifo, link, link]
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
-    """(container, key) of everything in a JSON value."""
+    """Return (container, key) of everything in a JSON value."""
     keys = (
         value.keys()
         if isinstance(value, dict)
@@ -183,8 +186,8 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return [found for key in keys for found in ((value, key), *places(value[key]))]
 
 
-def changed_json(text: str, chance: random.Random) -> tuple[str, str]:
-    """A JSON text with one part replaced, left out, or added."""
+def mutate_json(text: str, chance: random.Random) -> tuple[str, str]:
+    """Return a JSON text with one part replaced, left out, or added."""
     value = json.loads(text)
     found = places(value)
     if not found:
@@ -203,14 +206,14 @@ def changed_json(text: str, chance: random.Random) -> tuple[str, str]:
 
 
 def change_json(path: Path, chance: random.Random) -> str:
-    text, result = changed_json(path.read_text(), chance)
+    text, result = mutate_json(path.read_text(), chance)
     path.write_text(text)
     return result
 
 
 def change_line(path: Path, chance: random.Random) -> str:
     lines = path.read_text().splitlines()
-    # The first is the one that most depends on, and there are many steps.
+    # Most depends on the first step, and there are many steps.
     at = chance.choice(
         [
             number
@@ -224,7 +227,7 @@ def change_line(path: Path, chance: random.Random) -> str:
         if chance.random() < 0.4
         else at
     )
-    lines[at], result = changed_json(lines[at], chance)
+    lines[at], result = mutate_json(lines[at], chance)
     path.write_text("\n".join(lines) + "\n")
     return (
         f"line {at} ({json.loads(path.read_text().splitlines()[0])['event']}): {result}"
@@ -352,15 +355,15 @@ def header(path: Path) -> dict[str, Any]:
 
 
 def change_header(path: Path, chance: random.Random) -> str:
-    """What the file says of its tensors, or of itself."""
+    """Change what the file says of its tensors, or of itself."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     found = json.loads(content[8 : 8 + length])
     if "info" in found.get("__metadata__", {}) and chance.random() < 0.7:
-        found["__metadata__"]["info"], result = changed_json(found["__metadata__"]["info"], chance)
+        found["__metadata__"]["info"], result = mutate_json(found["__metadata__"]["info"], chance)
         text = json.dumps(found)
     else:
-        text, result = changed_json(json.dumps(found), chance)
+        text, result = mutate_json(json.dumps(found), chance)
     raw = text.encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + content[8 + length :])
     return result

@@ -1,4 +1,4 @@
-"""What waits for ever fails its test, instead of holding up all others."""
+"""Deadlines for tests, so that endless waiting fails one test instead of blocking all."""
 
 import signal
 import time
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 
 import psutil
 
-# Far more than anything here takes, on a busy machine too: only what waits for ever is longer.
+# Far more than anything here takes, even on a busy machine. Only endless waiting takes longer.
 SECONDS = 600
 
 
 @contextmanager
 def in_time(what):
-    """Nothing waits for ever."""
+    """Fail the test if it waits forever."""
 
     def too_long(*_):
         raise TimeoutError(f"it hangs: {what}")
@@ -27,7 +27,10 @@ def in_time(what):
 
 
 def wait_until_gone(processes):
-    """Until none of them runs: one whose parent is gone, too, may stay listed for a while."""
+    """Wait until none of the processes runs.
+
+    A process whose parent is gone, too, may stay listed for a while.
+    """
     wait_until(
         lambda: (
             not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
@@ -37,7 +40,7 @@ def wait_until_gone(processes):
 
 
 def wait_until(condition, what="it did not come about"):
-    """Until a condition holds; a test that waits for ever fails."""
+    """Wait until a condition holds. A test that waits forever fails."""
     end = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < end, what

@@ -1,10 +1,10 @@
-"""Work done to its end, for tests that look at its steps too."""
+"""Running of work to its end, for tests that look at its steps."""
 
 from finetune_core.work import finish
 
 
 def drained(work):
-    """(steps, result)."""
+    """Run work to its end and return (steps, result)."""
     steps = []
     result = finish(work, steps.append)
     return steps, result

@@ -1,4 +1,4 @@
-"""Robustness as earlier versions kept it: accuracies only."""
+"""Robustness as earlier versions stored it: accuracies only."""
 
 import json
 
@@ -8,7 +8,7 @@ from finetune_core.training.predictions import predictions_changed
 
 
 def write_accuracies(run, split="test", images=100):
-    """Write what was measured in the earlier form, or accuracies of 25 %."""
+    """Write the measured accuracies, or 25 %, in the earlier form."""
     known = known_robustness(run, split)
     even = [
         {

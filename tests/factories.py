@@ -1,7 +1,7 @@
-"""What tests build: image folders, configs, and finished runs that are trained once a session.
+"""Factories of tests: image folders, configs, and finished runs that are trained once per session.
 
-``shared_images`` and ``trained_run`` are made by the first of all test processes that needs them.
-Copy a run (``copy_run``) before you change it.
+The first test process that needs ``shared_images`` or ``trained_run`` creates it. Copy a run
+(``copy_run``) before you change it.
 """
 
 import functools
@@ -16,15 +16,15 @@ from filelock import FileLock
 from PIL import Image
 
 HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
-NASTY = '<b>x$1$"[a](b)'  # a class whose name means something to HTML, Markdown, TeX and CSV
+NASTY = '<b>x$1$"[a](b)'  # a class name with special characters of HTML, Markdown, TeX and CSV
 
 # The smallest convolutional network of timm: five stages and a head, 0.4 million parameters. A run
-# of it takes a tenth of the time that one of ResNet-18 takes at 32 px.
+# takes a tenth of the time of a ResNet-18 run at 32 px.
 TINY_BACKBONE = "timm/test_resnet"
 
 
 class Shared:
-    """The folder that all test processes of a session share; set by ``tests/conftest.py``."""
+    """The folder that all test processes of a session share, set by ``tests/conftest.py``."""
 
     folder = Path()
 

@@ -1,4 +1,4 @@
-"""Programs in forked processes, which need not import the large libraries anew."""
+"""Programs in forked processes, which need not import the large libraries again."""
 
 import math
 import multiprocessing
@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def forkserver():
     """Return the context of processes that start with the large libraries imported.
 
-    None of torch's threads runs in them yet. Without ``fork`` every process imports them anew.
+    None of torch's threads runs in them yet. Without ``fork`` every process imports the libraries
+    itself.
     """
     if os.name != "posix":
         return multiprocessing.get_context("spawn")
@@ -36,7 +37,7 @@ def run_module(processes, module, *arguments, folder):
 
     Args:
         processes: the fixture of that name.
-        folder: where ``stdout`` and ``stderr`` are kept.
+        folder: folder of ``stdout`` and ``stderr``.
 
     Returns:
         A ``subprocess.CompletedProcess`` with ``stdout`` and ``stderr`` as text.
@@ -62,7 +63,7 @@ def run_app(environment, log, options):
 
 
 def take_over(environment, output, errors):
-    """Be a program that is started in the checkout with this environment and these output files."""
+    """Act as a program started in the checkout with this environment and these output files."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
@@ -88,7 +89,7 @@ class Command:
     """``thaw ARGUMENTS`` in a forked process that leads a process group and prints into files.
 
     Args:
-        folder: of the files.
+        folder: folder of the files.
         environment: variables beside those of this process.
         burst: seconds within which several Ctrl-C count as one.
     """
@@ -106,7 +107,7 @@ class Command:
         return not self._process.is_alive()
 
     def interrupt(self):
-        """Send what Ctrl-C sends, and return whether the command has ended."""
+        """Send the signal of Ctrl-C, and return whether the command has ended."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGINT)
         return self.has_ended()

@@ -1,10 +1,10 @@
-"""Plain HTTP requests to a server of the app, with a host of the sender's choice."""
+"""Plain HTTP requests to a server of the app, with an arbitrary host."""
 
 import http.client
 
 
 def status(port, path, host, method="GET", **headers):
-    """Status of the answer to one request."""
+    """Return the status of the answer to one request."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     try:
         connection.request(method, path, headers={"Host": f"{host}:{port}", **headers})
@@ -14,7 +14,7 @@ def status(port, path, host, method="GET", **headers):
 
 
 def websocket_status(port, host):
-    """Status of the answer to a WebSocket handshake by a page of that host: 101 where it is accepted."""
+    """Return the status of a WebSocket handshake by a page of that host: 101 if accepted."""
     return status(
         port,
         "/_stcore/stream",

@@ -1,4 +1,4 @@
-"""Acting as another user of the machine, which only root can."""
+"""Actions of another user of the machine, which need root."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ NOBODY = 65534
 
 
 def as_another_user(function):
-    """Return whether a process of another user calls a function to its end."""
+    """Return whether a process of another user calls a function successfully."""
     child = os.fork()
     if not child:
         status = 1
@@ -28,7 +28,7 @@ def as_another_user(function):
 
 
 def open_to_all(folder):
-    """Let other users write to a folder of pytest's, and let them through the folders around it."""
+    """Let other users write to a folder of pytest, and pass the folders above it."""
     folder.chmod(0o777)
     for around in folder.parents:
         if not around.stat().st_mode & stat.S_IXOTH:

@@ -1,4 +1,4 @@
-"""Ports at which the processes of a test meet."""
+"""Ports for the processes of a test."""
 
 import socket
 

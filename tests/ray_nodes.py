@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, each with room for one run."""
+"""A Ray cluster of two nodes on this machine, each with capacity for one run."""
 
 import os
 import secrets
@@ -17,22 +17,27 @@ AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 class Nodes:
-    """Attributes: address of the head; processes, the head's first."""
+    """The nodes of a cluster.
+
+    Attributes:
+        address: address of the head.
+        processes: processes of the nodes, the head's first.
+    """
 
     def __init__(self):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        # Ray takes 127.0.0.1 for the machine's address on a network, which it may not have. This
-        # address it leaves as it is.
+        # Ray replaces 127.0.0.1 by the machine's address on a network, which may not exist. Ray
+        # leaves this address unchanged.
         self.address, self.processes = f"127.0.0.2:{self.port}", []
 
     def start(self, host, *arguments):
-        """Start a node. Ray gives it 30 s, too few on a busy machine: then it is tried again."""
+        """Start a node. Ray waits 30 s, too little on a busy machine, so failures are retried."""
         wait_until(lambda: self._is_started(host, arguments), "the node does not start")
 
     def kill(self, process):
-        """Kill all processes of a node at once, as if its machine had lost its power."""
+        """Kill all processes of a node at once, as a power failure would."""
         self.processes.remove(process)
         family = []
         with suppress(psutil.NoSuchProcess):

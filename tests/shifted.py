@@ -1,4 +1,4 @@
-"""Other data sets for runs: images of a data set made worse, in folders of their own."""
+"""Other data sets for runs: degraded images of a data set, in folders of their own."""
 
 import shutil
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from PIL import Image
 def darkened(
     samples, root: Path, folder: Path, names: Mapping[str, str] | None = None, noise: float = 60
 ) -> Path:
-    """Copy images (ids below ``root``), half as bright and noisy; ``names`` renames classes."""
+    """Copy images (ids below ``root``), half as bright and noisy. ``names`` renames classes."""
     random = np.random.default_rng(0)
     for sample in samples:
         pixels = np.asarray(Image.open(root / sample).convert("RGB"), dtype=float)
@@ -22,7 +22,7 @@ def darkened(
 
 
 def copied(samples, root: Path, folder: Path, names: Mapping[str, str] | None = None) -> Path:
-    """Exact copies of images (ids below ``root``) in ``folder``."""
+    """Copy images (ids below ``root``) exactly to ``folder``."""
     for sample in samples:
         shutil.copyfile(root / sample, _target(sample, folder, names))
     return folder

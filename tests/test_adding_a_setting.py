@@ -1,4 +1,4 @@
-"""A setting is declared once: the form and the command line need nothing but its field."""
+"""A setting is declared once: form and command line need nothing but its field."""
 
 import ast
 import importlib
@@ -22,12 +22,12 @@ HELP = "How much of the last step the next one keeps."
 
 @pytest.fixture(autouse=True)
 def momentum(monkeypatch):
-    """One more setting."""
+    """Add one more setting."""
     declared = setting(
         0.9, label="Momentum", section=OPTIMIZATION, help=HELP, share=True, ge=0, lt=1
     )
     extended = create_model("Extended", __base__=config.RunConfig, momentum=(float, declared))
-    # A module that is first imported while the class is replaced would keep the wrong one.
+    # A module that is first imported while the class is replaced would keep the wrong class.
     for page in PAGES:
         importlib.import_module(page)
     for module in (config, run_config, make):
@@ -44,7 +44,7 @@ def test_it_is_validated_and_kept():
 
 @pytest.mark.train
 def test_the_command_line_has_an_option_for_it():
-    # made anew, as it is when a program starts
+    # Created again, as at the start of a program.
     app = runpy.run_path(str(ROOT / "finetune_core" / "__main__.py"))["app"]
 
     def thaw(*arguments):
@@ -78,7 +78,7 @@ def test_the_form_has_a_field_for_it_in_its_section():
 
 
 def listed_by_hand(source):
-    """Collections and signatures in a file that name more than four settings."""
+    """Return collections and signatures in a file that name more than four settings."""
     known = config.RunConfig.model_fields
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict):

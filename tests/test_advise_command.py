@@ -1,4 +1,4 @@
-"""The ``advise`` command and function: which networks to fine-tune, before anything is trained."""
+"""The ``advise`` command and function: recommended networks before anything is trained."""
 
 import json
 

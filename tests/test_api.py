@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import finetune_core as thaw
-import finetune_core.exporters.formats  # a package that a function must not share its name with
+import finetune_core.exporters.formats  # a package whose name no function may have
 from finetune_core.errors import ConfigError, DataError, RunError
 from finetune_core.runs.store import read_run
 from tests.command_line import thaw_json
@@ -29,7 +29,7 @@ def images(home_of_shared_fixtures):
 
 @pytest.fixture(scope="module")
 def runs(images, tmp_path_factory):
-    """One run of each of two strategies, in the folder ``runs`` of a home."""
+    """Return one run of each of two strategies, in the folder ``runs`` of a home."""
     folder = tmp_path_factory.mktemp("api") / "runs"
     trained = [trained_run(tiny_config(images, strategy=one)).run_dir for one in STRATEGIES]
     return [read_run(copy_run(run_dir, folder)) for run_dir in trained]
@@ -41,7 +41,10 @@ def train_tiny(images, runs_dir, progress=None, **changes):
 
 
 def test_the_import_costs_no_torch_and_the_functions_are_listed():
-    code = "import sys, finetune_core as t; print(*dir(t)); print({'torch', 'numpy', 'rich'} & {*sys.modules})"
+    code = (
+        "import sys, finetune_core as t; print(*dir(t)); print({'torch', 'numpy', 'rich'} & "
+        "{*sys.modules})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -208,7 +211,7 @@ def test_progress_is_printed_only_where_it_is_wanted(images, tmp_path, capfd):
 
 
 class Interrupting(io.StringIO):
-    """A stream for progress that raises SIGINT when the first epoch has ended."""
+    """A progress stream that raises SIGINT when the first epoch has ended."""
 
     pressed = False
 

@@ -1,4 +1,4 @@
-"""Each benchmark runs as documents write it: from the checkout, with the options they give."""
+"""Each benchmark runs as the documents say: from the checkout, with the given options."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_a_benchmark_has_the_options_that_documents_use(name, capsys, monkeypatc
     assert printed.startswith("usage:")
     lines = [line for line in COMMANDS if f"benchmarks.{name} " in line]
     used = {option for line in lines for option in re.findall(r"--[\w-]+", line)}
-    # The options as argparse lists them, which follow the description that quotes the command.
+    # The options as argparse lists them, after the description that quotes the command.
     assert used <= set(re.findall(r"--[\w-]+", printed.rpartition("options:")[2]))
 
 

@@ -155,7 +155,7 @@ def test_every_setting_has_a_label_a_help_text_a_section_and_words_for_its_choic
         texts = [getattr(one, part) for one in described]
         assert all(texts)
         assert len(set(texts)) == len(texts)
-    # but for what no form asks for
+    # without settings that no form shows
     assert all_settings().keys() - set(names_in(*SECTIONS)) == {
         "data",
         "edits",
@@ -188,8 +188,8 @@ def test_numbers_may_be_written_as_people_write_them(field, typed, meant):
 @pytest.mark.parametrize(
     ("field", "typed"),
     [
-        ("learning_rate", "20 %"),  # of what?
-        ("clip_norm", "1,000"),  # a thousand, or one?
+        ("learning_rate", "20 %"),  # a share of what?
+        ("clip_norm", "1,000"),  # a thousand or one?
         ("val_fraction", "0,2,1"),
         ("val_fraction", "%"),
         ("val_fraction", "a fifth"),

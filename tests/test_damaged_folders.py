@@ -1,7 +1,7 @@
-"""Damaged copies of a real run, beside a good one.
+"""Damaged copies of a real run, beside an intact one.
 
-The command line and the pages name what is wrong, never break, never wait, and say of the good run
-what they always said. The ways to damage are in ``damage.py``.
+The command line and the pages name the problem, never fail, never wait, and report the intact run
+as before. ``damage.py`` holds the kinds of damage.
 """
 
 import json
@@ -40,7 +40,7 @@ SPLIT = {"strategy": "feature_extraction", "val_fraction": 0.25, "test_fraction"
 
 @pytest.fixture(autouse=True, scope="module")
 def single_thread(components_found_once):
-    """Compute in one thread: the networks and data of this file are too small for more."""
+    """Compute in one thread. The networks and data of this file are too small for more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,14 +54,14 @@ def data(home_of_shared_fixtures):
 
 @pytest.fixture(scope="module")
 def other(data, tmp_path_factory):
-    """Another data set with the same classes."""
+    """Return another data set with the same classes."""
     names = ["red/000.png", "red/001.png", "blue/000.png"]
     return darkened(names, data, tmp_path_factory.mktemp("other") / "images")
 
 
 @pytest.fixture(scope="module")
 def whole(data, other, tmp_path_factory):
-    """A finished run, with everything that Thaw keeps in its directory."""
+    """Return a finished run with everything that Thaw stores in its directory."""
     folder = tmp_path_factory.mktemp("whole")
     run_dir = copy_run(trained_run(tiny_config(data, **SPLIT)).run_dir, folder)
     RunStore(folder).describe(run_dir.name, "baseline", "a note")
@@ -91,7 +91,7 @@ def call(*arguments, change=""):
 
 
 def choose_command(file, chance, bad, good, image, other):
-    """Return a command that reads the file that was damaged, a quick one more often."""
+    """Return a command that reads the damaged file. Quick commands are chosen more often."""
     quick = [
         ("evaluate", bad),
         ("evaluate", bad, "--json"),

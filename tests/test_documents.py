@@ -1,4 +1,4 @@
-"""Documents keep to what they promise: their length, links that lead somewhere, names that exist."""
+"""Checks of the documents: their length, their links, and the names that they use."""
 
 import re
 from functools import cache
@@ -28,27 +28,27 @@ OF_OTHERS = {"group_matcher"}  # timm's
 
 @cache
 def read_code(*folders):
-    """The Python files below some folders, with their names, as one text."""
+    """Return the Python files below some folders, with their names, as one text."""
     files = [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
     return "\n".join(f"{file}\n{file.read_text()}" for file in files)
 
 
 @cache
 def words_of_code():
-    """Every word of the code and the tests, in lower case."""
+    """Return every word of the code and the tests, in lower case."""
     code = read_code("finetune_core", "pages", "benchmarks", "tests")
     return set(re.findall(r"\w+", code.lower()))
 
 
 def is_shown(label):
-    """Whether a string of the app's code is this label, or this label after an icon."""
+    """Return whether a string of the app's code is this label, also after an icon."""
     code = read_code("pages", "finetune_core") + (ROOT / "app.py").read_text()
     return any(f'{start}{label}"' in code for start in ('"', ": ", "'"))
 
 
 @cache
 def commands():
-    """The command line: command -> its options."""
+    """Return the command line as a dict of command -> options."""
     return {
         name: {
             "--help",
@@ -59,12 +59,12 @@ def commands():
 
 
 def in_backticks(document):
-    """What stands in backticks, outside code blocks."""
+    """Return the text in backticks, outside code blocks."""
     return INLINE.findall(re.sub(r"^    .*$", "", document.read_text(), flags=re.M))
 
 
 def anchors(document):
-    """The names that a renderer gives to the headings."""
+    """Return the names that a renderer gives to the headings."""
     titles = re.findall(r"^#+ (.+)$", document.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -118,7 +118,7 @@ def test_labels_that_are_named_are_shown_somewhere(document):
 def test_names_that_look_like_code_are_in_the_code(document):
     words = {word for code in in_backticks(document) for word in re.findall(r"[A-Za-z_]\w*", code)}
     names = {word for word in words if "_" in word or re.search("[a-z][A-Z]", word)} - OF_OTHERS
-    # the ends of an interval are named after what lies in it
+    # the ends of an interval are named after its value
     stems = {name: re.sub("_(low|high)$", "", name) for name in names}
     assert not [
         name for name, stem in stems.items() if not {name.lower(), stem.lower()} & words_of_code()

@@ -1,4 +1,4 @@
-"""Runs of an earlier version, one finished and one killed, open, predict and go on."""
+"""Runs of an earlier version, one finished and one killed, can be opened, used and continued."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ KEPT = Path(__file__).parent / "earlier_run"
 
 @pytest.fixture
 def runs(tmp_path):
-    """The two runs, finished and interrupted, whose images lie in a folder of this test."""
+    """Return two runs, finished and interrupted, whose images lie in a folder of this test."""
     shutil.copytree(KEPT / "images", tmp_path / "images")
     for kept in sorted(KEPT.glob("2026*")):
         run_dir = tmp_path / "runs" / kept.name

@@ -111,7 +111,8 @@ def test_every_cell_of_the_heatmap_follows_from_its_point():
         true, predicted = divmod(int(cell), 3)
         assert (order[y], order[x]) == (true, predicted)
         assert words.startswith(
-            f"{confusion[true, predicted]} images<br>true: {'abc'[true]}<br>predicted: {'abc'[predicted]}"
+            f"{confusion[true, predicted]} images<br>true: {'abc'[true]}<br>predicted: "
+            f"{'abc'[predicted]}"
         )
 
 

@@ -7,7 +7,7 @@ from finetune_core import formatting
     ("function", "shown"),
     [
         (
-            "percent",  # never rounded to a perfect score, nor to nothing
+            "percent",  # never rounded to a perfect score, or to nothing
             {0.9312: "93.1 %", 1.0: "100.0 %", 0.0: "0.0 %", 0.99999: "99.9 %", 0.00001: "0.1 %"},
         ),
         ("points", {0.021: "2.1", -0.014: "−1.4", -0.0004: "0.0", -0.0: "0.0"}),

@@ -1,7 +1,7 @@
 """Names, files and outputs that nobody would choose.
 
-The command line says what is wrong, ends with the right status, and never waits. Damaged run
-directories are in ``test_damaged_folders.py``, archives and images in ``tests/data``.
+The command line names the problem, ends with the right status, and never waits. Damaged run
+directories are tested in ``test_damaged_folders.py``, archives and images in ``tests/data``.
 """
 
 import errno
@@ -71,11 +71,11 @@ def test_a_class_that_means_something_to_html_and_csv_is_data_everywhere(trained
 
 
 def call(monkeypatch, arguments, folder, encoding="utf-8", **streams):
-    """Call the command line with other standard streams; return (status, stdout, stderr).
+    """Call the command line with other standard streams, and return (status, stdout, stderr).
 
     Args:
-        streams: names in ``sys`` -> a path or a descriptor, or None for a stream that is closed.
-            stdout and stderr go to files in ``folder`` otherwise.
+        streams: names in ``sys`` -> a path or a descriptor, or None for a closed stream. Otherwise
+            stdout and stderr go to files in ``folder``.
     """
     files = {name: folder / name for name in ("stdout", "stderr")}
     for name, target in (files | streams).items():
@@ -95,7 +95,7 @@ def call(monkeypatch, arguments, folder, encoding="utf-8", **streams):
 @FULL
 @pytest.mark.parametrize("command", ["fetch --json", "backbones vit", "--help"])
 def test_results_that_have_no_room_are_an_error_in_one_line(monkeypatch, tmp_path, command):
-    """The results are less than a buffer, more than one, and not printed by Thaw."""
+    """Print results smaller than a buffer, larger than a buffer, and not printed by Thaw."""
     status, _, said = call(monkeypatch, command.split(), tmp_path, stdout="/dev/full")
     assert (status, said.count("\n")) == (1, 1)
     assert os.strerror(errno.ENOSPC) in said
@@ -211,7 +211,7 @@ def test_a_home_that_cannot_be_is_an_error_in_words(trained, monkeypatch, name):
 )
 def test_names_that_cannot_be_are_refused_in_a_few_words(trained, name):
     data, run_dir = trained
-    if "\0" not in name:  # of images the others are named
+    if "\0" not in name:  # for images, the others are named
         done = thaw("predict", run_dir, name, data / "red" / "000.png", "--json")
         assert (done.returncode, done.stdout.count('"problem"')) == (2, 1)
         assert 10 < len(done.stderr) < 5000

@@ -15,7 +15,7 @@ def gate():
 
 
 def counting(gate, closed=None):
-    """Work of three steps; the second waits for the gate."""
+    """Return work of three steps, the second of which waits for the gate."""
 
     def make():
         try:

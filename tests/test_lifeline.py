@@ -1,4 +1,4 @@
-"""Processes end with the one that started them, even while C code holds the interpreter lock."""
+"""Processes end with their parent, even while C code holds the interpreter lock."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def test_it_ends_with_a_killed_parent():
 
 @pytest.mark.parametrize("leads", [True, False])
 def test_a_stdin_that_was_closed_before_counts_and_spares_another_group(leads):
-    """A process that does not lead its group, which is this test's, ends alone."""
+    """Start a process that does not lead its group, which is this test's. It ends alone."""
     code = "import sys; sys.stdin.read(); from finetune_core.lifeline import end_with_stdin\n"
     process = started(f"{code}end_with_stdin()\nwhile True: pass", start_new_session=leads)
     process.stdin.close()

@@ -1,4 +1,4 @@
-"""The command line from training to a comparison, and how its commands end."""
+"""The command line from training to a comparison, and the ends of its commands."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def data(home_of_shared_fixtures):
 
 @pytest.fixture(scope="module")
 def run_dir(data):
-    """The run directory of a run that no test changes."""
+    """Return the run directory of a run that no test changes."""
     return trained_run(tiny_config(data)).run_dir
 
 

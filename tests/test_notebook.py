@@ -1,4 +1,4 @@
-"""The notebook in docs, run in a kernel of its own as a person would run it."""
+"""The notebook in docs, run in its own kernel as a person would run it."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FILE = ROOT / "docs" / "notebook.ipynb"
 
 
 class Watching(NotebookClient):
-    """Remembers what was drawn over what a cell showed before."""
+    """A notebook client that records drawings over earlier output of a cell."""
 
     def process_message(self, message, cell, index):
         if message["msg_type"] == "update_display_data":
@@ -20,7 +20,7 @@ class Watching(NotebookClient):
 
 
 def output_of(notebook, code):
-    """The HTML of the cell with this code, everything in one."""
+    """Return the HTML output of the cell with this code as one text."""
     [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and code in cell.source]
     return "".join(output.get("data", {}).get("text/html", "") for output in cell.outputs)
 
@@ -43,7 +43,7 @@ def test_every_cell_shows_its_result_and_bars_move_in_place_and_are_gone(home, m
     assert client.redrawn[-1] == ""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [output for output in outputs if "━" in str(output)]
-    # Without ipywidgets, tqdm warns when a library imports it: Thaw's own bars do without.
+    # Without ipywidgets, tqdm warns when a library imports it. Thaw's own bars do not need it.
     streams = [output.text for output in outputs if output.output_type == "stream"]
     assert all("tqdm" in text for text in streams)
 

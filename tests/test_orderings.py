@@ -1,4 +1,4 @@
-"""Published orderings: their files, the configs of them, how claims are judged, and a tiny one."""
+"""Published orderings: their files, their configs, the judgement of claims, and a tiny ordering."""
 
 import json
 
@@ -143,7 +143,7 @@ def test_an_ordering_that_is_not_there_is_refused_with_those_that_are():
 
 
 def predictions(seeds, **rights):
-    """Arms that are right on the first images; each seed is wrong on another one of these."""
+    """Return arms that are right on the first images. Each seed is wrong on another image."""
     random = np.random.default_rng(0)
     labels = random.integers(0, CLASSES, IMAGES)
     logits = {}
@@ -161,7 +161,7 @@ def predictions(seeds, **rights):
     [
         (BETTER, {"a": 360, "b": 300}, "reproduced"),
         (BETTER, {"a": 300, "b": 360}, "opposite"),
-        (BETTER, {"b": 360, "a": 300}, "opposite"),  # the order of the arms makes no difference
+        (BETTER, {"b": 360, "a": 300}, "opposite"),  # the order of the arms does not matter
         (BETTER, {"a": 301, "b": 300}, "not distinguishable"),
         (WITHIN, {"a": 300, "b": 301}, "reproduced"),
         (WITHIN, {"a": 280, "b": 300}, "not distinguishable"),

@@ -1,4 +1,4 @@
-"""The package: the wheel in an empty environment, and what ``pip install -e .`` makes of a checkout."""
+"""The package: the wheel in an empty environment, and a checkout after ``pip install -e .``."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.packaging  # builds, environments of their own, processes that start anew
+pytestmark = pytest.mark.packaging  # builds, separate environments, new processes
 
 
 def requirements(name):
@@ -29,7 +29,7 @@ def requirements(name):
 
 
 def run(command, cwd, **environment):
-    """Run a command with nothing of this process's Thaw in its environment."""
+    """Run a command without this process's Thaw in its environment."""
     inherited = {
         name: value for name, value in os.environ.items() if name not in ("THAW_HOME", "PYTHONPATH")
     }
@@ -40,7 +40,7 @@ def run(command, cwd, **environment):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from the sdist that is built from the checkout."""
+    """Return the wheel, built from an sdist of the checkout."""
     pytest.importorskip("build")
     target = tmp_path_factory.mktemp("dist")
     done = run([sys.executable, "-m", "build", "--no-isolation", "--outdir", target, ROOT], target)
@@ -51,7 +51,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The programs of an environment that holds the wheel and what the wheel requires."""
+    """Return the programs of an environment with the wheel and its requirements."""
     environment = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     done = run(
@@ -148,7 +148,7 @@ def test_editable_install_gives_the_command_and_the_checkout_as_home(tmp_path):
         shutil.copy(path, checkout)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     [packages] = environment.glob("lib/python*/site-packages")
-    # beside what is installed here: nothing is installed twice
+    # beside the packages installed here: nothing is installed twice
     (packages / "outer.pth").write_text("\n".join(path for path in sys.path if path))
     python = environment / "bin" / "python"
     options = ["--no-deps", "--no-build-isolation", "--no-index", "-e", checkout]
@@ -168,7 +168,7 @@ def test_package_without_dashboard_says_what_to_do(tmp_path):
         tmp_path / "finetune_core",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    (tmp_path / "app.py").touch()  # some other package's: this is no checkout
+    (tmp_path / "app.py").touch()  # another package's file: this is no checkout
     result = "import finetune_core.paths as p; print(p.home())"
     command = [sys.executable, "-c", result]
     assert run(command, tmp_path, HOME="/nobody").stdout.strip() == "/nobody/.thaw"

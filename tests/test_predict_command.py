@@ -1,4 +1,4 @@
-"""``predict`` over files, folders and archives, in a process of its own as little as can be."""
+"""``predict`` over files, folders and archives, mostly in this process."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def run(trained_once, tmp_path_factory):
 
 @pytest.fixture
 def new(tmp_path):
-    """Three images in a folder, the same in an archive, and a file that is no image."""
+    """Return three images in a folder, the same in an archive, and a file that is no image."""
     folder = image_folder(tmp_path / "new", {"red": 3})
     with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
         for file in sorted(folder.rglob("*.png")):
@@ -63,7 +63,7 @@ def test_a_table_is_written_with_what_is_unlike_the_training_images(run, new):
     assert {row["unlike"] for row in rows[:3]} <= {"yes", "no"}
     assert rows[3]["problem"]
     again = json.loads(predict(run.run_dir, new / "new", "--json").stdout)
-    # known from the first time on
+    # stored by the first call
     assert {row["unlike"] for row in again["predictions"]} <= {True, False}
 
 

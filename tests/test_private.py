@@ -1,4 +1,4 @@
-"""Private files are out of reach of other users, whoever owns the folders around them."""
+"""Private files are out of reach of other users, whoever owns the parent folders."""
 
 import os
 import re

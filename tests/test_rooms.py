@@ -1,4 +1,4 @@
-"""The order of the packages: each imports from the packages before it, never from those after."""
+"""The order of the packages: each imports only from the packages before it."""
 
 import ast
 import functools
@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "finetune_core",  # files, errors, formatting: what every package needs
+    "finetune_core",  # files, errors, formatting: needed by every package
     "finetune_core.config",
     "finetune_core.data",
     "finetune_core.models",
@@ -43,9 +43,9 @@ def dotted(file):
 
 
 def find_imports(file):
-    """Yield the dotted names that a file imports, wherever in it."""
+    """Yield the dotted names that a file imports, anywhere in it."""
     statements = ast.parse(file.read_text()).body
-    for node in statements:  # and those inside of it, which are appended
+    for node in statements:  # and the packages inside, which are appended
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -56,7 +56,7 @@ def find_imports(file):
 
 @functools.cache
 def imports():
-    """Return (module, dotted name that it imports) of everything in the product."""
+    """Return (module, imported dotted name) of everything in the product."""
     files = [ROOT / "app.py"]
     files += [file for name in ("finetune_core", "pages") for file in (ROOT / name).rglob("*.py")]
     return [(dotted(file), name) for file in files for name in find_imports(file)]
@@ -64,7 +64,7 @@ def imports():
 
 def test_a_package_imports_only_from_the_packages_before_it():
     def position(module):
-        # the package itself offers what the api has
+        # the package itself offers the functions of api
         return ORDER.index("finetune_core.api" if module == "finetune_core" else package_of(module))
 
     own = [pair for pair in imports() if pair[1].split(".")[0] in ("finetune_core", "pages")]

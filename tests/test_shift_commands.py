@@ -27,7 +27,7 @@ from tests.factories import copy_run, shared_images, tiny_config, train, trained
 from tests.shifted import copied, darkened
 
 SETTINGS = {"epochs": 1, "learning_rate": 0.01, "test_fraction": 0.3}
-TAG = "blue [b]"  # a class whose name means something to a terminal
+TAG = "blue [b]"  # a class name with special characters of a terminal
 
 
 def images():
@@ -81,7 +81,7 @@ def test_a_comparison_has_a_verdict_and_numbers_on_either_axis(compared):
 
 
 def test_runs_that_have_predicted_it_are_compared_without_asking_them_again(compared, monkeypatch):
-    """Commands, pages and Python functions read the same predictions."""
+    """Read the same predictions from commands, pages and Python functions."""
     runs, other, result = compared
     monkeypatch.setattr(
         "finetune_core.evaluation.single_run.shift.load_predictor",

@@ -1,7 +1,7 @@
-"""Commands on two devices: what a user sees, and what is left when a process is lost or stopped.
+"""Commands on two devices: their output, and the files after a process is lost or stopped.
 
-Where a launcher does not matter, ranks are forked processes that are told of each other as torchrun
-tells its processes.
+Where a launcher does not matter, ranks are forked processes that find each other as torchrun's
+processes do.
 """
 
 import json
@@ -144,7 +144,7 @@ def test_two_machines_train_a_run_to_its_end_and_decode_each_image_once(tmp_path
 
 
 def count_rows(cache, kind):
-    """Return how many rows of tables of that kind a cache has."""
+    """Return the number of rows in tables of one kind in a cache."""
     return sum(
         len(b64decode(json.loads(file.read_text())["keys"])) // 8
         for file in cache.glob(f"thaw-rows*/thaw-{kind}-*.json")
@@ -191,7 +191,7 @@ def test_five_ctrl_c_at_once_stop_a_run_with_one_message(command, devices, tmp_p
     wait_for_epoch(tmp_path / "runs")
     for _ in range(5):
         process.interrupt()
-        time.sleep(0.05)  # else the system merges them
+        time.sleep(0.05)  # otherwise the system merges them
     status, out, err = process.end()
     assert status == 1
     assert (err.count("Stopping after this step"), err.count("Traceback")) == (1, 0), err

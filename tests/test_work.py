@@ -72,7 +72,7 @@ def test_a_part_of_a_phase_counts_on_from_what_was_done_before():
 
 def test_work_in_a_phase_that_is_given_up_is_closed():
     closed = []
-    inner = counted(3, closed)  # held, so that it is not only garbage that is closed
+    inner = counted(3, closed)  # held, so that garbage collection does not close it
     work = in_phase("index", inner)
     next(work)
     work.close()

@@ -1,4 +1,4 @@
-"""One small network of timm for each kind of architecture, for tests that train them from random weights."""
+"""One small timm network per kind of architecture, for tests that train from random weights."""
 
 import pytest
 

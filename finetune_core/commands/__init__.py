@@ -1,1 +1,1 @@
-"""What each command of the command line does. Results go to stdout, progress and problems to stderr."""
+"""The functions behind the commands. Results go to stdout, progress and problems to stderr."""

@@ -1,11 +1,11 @@
-"""What the ``advise`` command does: probes networks on a data set, and says which two to fine-tune."""
+"""The ``advise`` command: probe networks on a data set and recommend two to fine-tune."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
 
-from finetune_core.commands.input import kept_split, resolved
+from finetune_core.commands.input import load_app_split, resolved
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import index_dataset
@@ -15,7 +15,7 @@ from finetune_core.models.catalogue import ready_backbones
 from finetune_core.work import in_phase
 
 
-def advised(
+def build_advice(
     data: str,
     backbones: Sequence[str],
     settings: Mapping[str, Any],
@@ -24,19 +24,22 @@ def advised(
     *,
     as_is: bool,
 ) -> Advice:
-    """Probe the networks that are named, or all whose weights are on this machine.
+    """Probe the named networks, or all whose weights are on this machine.
 
     Args:
-        settings: of the runs that are forecast, or what was typed for them.
-        images, budget: as ``advise`` takes them.
+        data: the data set, as a person names it.
+        backbones: the networks to probe. Empty: all whose weights are on this machine.
+        settings: settings of the forecast runs, or the text typed for them.
+        images, budget: as for ``advise``.
+        as_is: leave out the changes and the split made for this data set in the app.
 
     Raises:
-        FinetuneError: when the data or a setting cannot be used.
+        FinetuneError: if the data or a setting cannot be used.
     """
     folder = resolved(data)
     edits = () if as_is else effective(load_edits(folder))
     base = make_config(
-        kept_split(folder, as_is) | dict(settings) | {"data": folder, "edits": edits}
+        load_app_split(folder, as_is) | dict(settings) | {"data": folder, "edits": edits}
     )
     with progress_bar() as bar:
         indexing = index_dataset(folder, **base.split_settings, edits=base.edits)
@@ -51,14 +54,16 @@ def advised(
 
 
 def print_advice(advice: Advice) -> None:
-    """The ranking, what is proposed, and what no probe can tell; on stderr the networks that failed."""
+    """Print the ranking, the proposal, and what no probe can tell. Failures go to stderr."""
     if advice.candidates:
         out.print(escape(advice.in_words()))
         print_table(*advice.network_rows(), names=2)
         out.print("Forecast of a run:")
         print_table(*advice.forecast_rows())
-        for number, one in enumerate(advice.suggested, 1):
-            out.print(f"{number}. [bold]{escape(one.backbone)}[/bold]: {escape(one.reason)}")
+        for number, suggestion in enumerate(advice.suggested, 1):
+            out.print(
+                f"{number}. [bold]{escape(suggestion.backbone)}[/bold]: {escape(suggestion.reason)}"
+            )
         out.print(escape(UNKNOWN))
     for failed in advice.failed:
         err.print(escape(f"{failed.backbone} was left out: {failed.reason}"))

@@ -1,4 +1,4 @@
-"""The ``app`` command: starts the dashboard."""
+"""The ``app`` command: start the dashboard."""
 
 import os
 import sys
@@ -9,15 +9,17 @@ from finetune_core.paths import dashboard
 
 
 def start_app(port: int | None, browser: bool, options: Sequence[str]) -> NoReturn:
-    """Become Streamlit, so that signals reach it and its exit status is the command's.
+    """Replace this process by Streamlit.
+
+    Signals then reach Streamlit, and its exit status is the command's.
 
     Args:
-        port: the port to listen on; None for Streamlit's own choice.
-        browser: whether a browser is opened.
+        port: the port to listen on. None: Streamlit's own choice.
+        browser: whether to open a browser.
         options: Streamlit's own options, as typed.
 
     Raises:
-        FinetuneError: when the dashboard is not there.
+        FinetuneError: if the dashboard is missing.
     """
     chosen = [] if port is None else [f"--server.port={port}"]
     chosen += [] if browser else ["--server.headless=true"]

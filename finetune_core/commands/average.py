@@ -1,25 +1,30 @@
-"""What the ``average`` command does: the settings of a run that averages others."""
+"""The ``average`` command: build the settings of a run that averages other runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_core.commands.runs import opened
+from finetune_core.commands.runs import open_run
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.training.parents import averaged_config, why_not_averaged
 
 
-def average_of(named: Sequence[str], how: str) -> RunConfig:
-    """The config of a run that averages those that a person names.
+def build_average_config(named: Sequence[str], how: str) -> RunConfig:
+    """Return the config of a run that averages the named runs.
+
+    Args:
+        named: folders or ids of the runs.
+        how: the averaging method.
 
     Raises:
-        ConfigError: when one of them is none, is going on, or cannot be averaged with the others: all reasons at once.
+        ConfigError: if a name is no run, a run is still active, or the runs cannot be averaged. All
+            reasons are reported at once.
     """
     folders: list[Path] = []
     problems: list[str] = []
     for name in named:
         try:
-            run = opened(name)
+            run = open_run(name)
         except FinetuneError as error:
             problems.append(str(error).rstrip("."))
             continue

@@ -1,9 +1,9 @@
-"""What the ``backbones`` command does: lists networks, whose weights are here, how large they are, and under which licence."""
+"""The ``backbones`` command: list networks with size, licence and whether weights are here."""
 
 from contextlib import suppress
 from typing import Any
 
-from finetune_core.commands.runs import with_descriptions
+from finetune_core.commands.runs import fetch_descriptions
 from finetune_core.commands.terminal import out, print_table
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import percent, short_number, size
@@ -17,29 +17,32 @@ from finetune_core.models.licences import licence_name
 from finetune_core.models.network import parameter_count
 from finetune_core.models.timm_networks import FOLDER, HUB
 
-_FEW = 20  # whose parameters are counted where they are not known, a fraction of a second each
+_FEW = 20  # up to this many networks, unknown sizes are counted, a fraction of a second each
 
 
-def listed(word: str, *, ready: bool) -> list[dict[str, Any]]:
-    """One row per network whose name holds the word; a repository or a folder is looked up.
+def list_backbones(word: str, *, ready: bool) -> list[dict[str, Any]]:
+    """Return one row per network whose name contains ``word``.
+
+    A repository or a folder is looked up instead.
 
     Args:
-        ready: only those whose weights are on this machine.
+        word: part of a name, a repository, or a folder.
+        ready: only list networks whose weights are on this machine.
 
     Raises:
-        FinetuneError: when there is none of that name at the Hub or in that folder.
+        FinetuneError: if the repository or folder holds no network.
     """
     names = (word,) if word.startswith((HUB, FOLDER)) else found_backbones(word)
-    with_descriptions(name for name in names if name.startswith(HUB))
-    found = [info for info in map(backbone_info, names) if info.ready or not ready]
+    fetch_descriptions(name for name in names if name.startswith(HUB))
+    infos = [info for info in map(backbone_info, names) if info.ready or not ready]
     return [
-        _row(info, _parameters(info) if len(found) <= _FEW else info.known_parameters)
-        for info in found
+        _build_row(info, _count_parameters(info) if len(infos) <= _FEW else info.known_parameters)
+        for info in infos
     ]
 
 
 def print_backbones(rows: list[dict[str, Any]]) -> None:
-    """The rows as a table, and what it does not say."""
+    """Print the rows as a table, and a note on the missing accuracies."""
     print_table(
         ["Name", "Parameters", "Ready", "Licence", "Pixels", "Download", "ImageNet top-1"],
         [
@@ -57,20 +60,21 @@ def print_backbones(rows: list[dict[str, Any]]) -> None:
     )
     if any(row["imagenet_top1"] for row in rows):
         out.print(
-            "ImageNet top-1 is what torchvision states for its own weights; timm and packages state none."
+            "ImageNet top-1 is what torchvision states for its own weights; timm and packages "
+            "state none."
         )
     if not rows:
         out.print("There is none. `python -m finetune_core backbones` lists all.")
 
 
-def _parameters(info: BackboneInfo) -> int | None:
-    """None where the network cannot be built."""
+def _count_parameters(info: BackboneInfo) -> int | None:
+    """Return the number of parameters, or None where the network cannot be built."""
     with suppress(ConfigError):
         return parameter_count(info.name)
     return None
 
 
-def _row(info: BackboneInfo, parameters: int | None) -> dict[str, Any]:
+def _build_row(info: BackboneInfo, parameters: int | None) -> dict[str, Any]:
     return {
         "name": info.name,
         "source": info.source,

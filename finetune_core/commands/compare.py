@@ -1,4 +1,4 @@
-"""What the ``compare`` command does: trains the runs of a comparison one after the other, evaluates them together, prints the result."""
+"""The ``compare`` command: train the runs of a comparison, evaluate them, print the result."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -8,16 +8,21 @@ from typing import Any
 from rich.markup import escape
 
 from finetune_core.commands.input import (
-    integers,
-    kept_split,
-    names,
-    rates,
+    load_app_split,
+    parse_fractions,
+    parse_integers,
+    parse_names,
+    parse_rates,
+    read_settings_file,
     resolved,
-    settings_in_file,
-    shares,
 )
 from finetune_core.commands.options import COMPARED
-from finetune_core.commands.runs import at_own_size, followed_by, with_descriptions, with_weights
+from finetune_core.commands.runs import (
+    fetch_descriptions,
+    settings_from_run,
+    use_backbone_size,
+    with_weights,
+)
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.commands.train import count_training_images, fill_recipe
 from finetune_core.config import RunConfig
@@ -54,7 +59,7 @@ from finetune_core.training.strategies import BASELINE, epochs_of
 from finetune_core.training.timing import calibrate
 
 
-def designed(
+def design_comparison(
     given: Mapping[str, str],
     data: str,
     config: Path | None,
@@ -64,34 +69,38 @@ def designed(
     baseline: bool = False,
     elsewhere: bool = False,
 ) -> list[RunConfig]:
-    """The runs of a comparison, once the weights that they begin with are here.
+    """Return the configs of a comparison, after downloading the initial weights.
 
     Args:
-        given: settings as they were typed; several values where they are what is compared.
-        config: that of a run, for all other settings.
-        recipe: ``auto`` or ``tutorial``; with ``config``, what that run had.
-        baseline: compare with a linear probe, too.
-        elsewhere: they may train on other machines, with other devices.
+        given: settings as typed, with several values for the settings that are compared.
+        data: the data set, as a person names it.
+        config: config file of a run, for all other settings.
+        as_is: leave out the changes and the split made for this data set in the app.
+        recipe: ``auto`` or ``tutorial``. With ``config``, that run's choice wins.
+        baseline: also compare with a linear probe.
+        elsewhere: whether the runs may train on other machines with other devices.
 
     Raises:
-        FinetuneError: when they cannot be used, or data or weights cannot be had.
+        FinetuneError: if the settings cannot be used, or data or weights are not available.
     """
-    compared = {name: given.get(name, usual) for name, (usual, _) in COMPARED.items()}
-    strategies = names(compared["strategy"])
+    compared = {name: given.get(name, defaults) for name, (defaults, _) in COMPARED.items()}
+    strategies = parse_names(compared["strategy"])
     settings: dict[str, Any] = {name: text for name, text in given.items() if name not in COMPARED}
     if "stage_rates" in settings:
-        settings["stage_rates"] = rates(settings["stage_rates"])
-    if customs := settings.keys() & {"cut", "stage_rates"}:  # of one strategy only
+        settings["stage_rates"] = parse_rates(settings["stage_rates"])
+    # Only the custom strategy has these settings.
+    if custom_settings := settings.keys() & {"cut", "stage_rates"}:
         settings["strategy"] = "custom"
         if "strategy" not in given:
             strategies.append("custom")
         elif "custom" not in strategies:
             raise ConfigError(
                 dict.fromkeys(
-                    customs, "describes the strategy custom: name that among the strategies, too"
+                    custom_settings,
+                    "describes the strategy custom: name that among the strategies, too",
                 )
             )
-    # left out of the other strategies' settings
+    # These settings are dropped from the other strategies.
     for name, owners in (("features_from", FITTED), ("lora_from", ("lora",))):
         if name in settings and (named_owners := [one for one in strategies if one in owners]):
             settings.setdefault("strategy", named_owners[0])
@@ -99,42 +108,47 @@ def designed(
         strategies.append(BASELINE)
     settings["data"] = resolved(data)
     settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
-    backbones = names(compared["backbone"])
+    backbones = parse_names(compared["backbone"])
     named = settings.pop("from_run", None)
-    followed = followed_by(named, backbones) if named else {}
-    usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
-    with_descriptions(backbones)
-    base = fill_recipe((settings_in_file(config) if config else usual) | followed, settings, recipe)
-    # several are compared at one size
-    if len(backbones) == 1 and not followed and config is None and "image_size" not in settings:
-        base = at_own_size(base.model_copy(update={"backbone": backbones[0]}))
+    inherited = settings_from_run(named, backbones) if named else {}
+    defaults = {"backbone": default_backbone()} | load_app_split(settings["data"], as_is)
+    fetch_descriptions(backbones)
+    base = fill_recipe(
+        (read_settings_file(config) if config else defaults) | inherited, settings, recipe
+    )
+    # Several backbones are compared at one size.
+    if len(backbones) == 1 and not inherited and config is None and "image_size" not in settings:
+        base = use_backbone_size(base.model_copy(update={"backbone": backbones[0]}))
     configs = design(
         base,
         strategies,
-        integers("seed", compared["seed"]),
+        parse_integers("seed", compared["seed"]),
         backbones,
-        shares("train_fraction", compared["train_fraction"]),
+        parse_fractions("train_fraction", compared["train_fraction"]),
         count_training_images(base) if base.auto else None,
     )
     with_weights(configs, elsewhere=elsewhere)
     return configs
 
 
-def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The configs, each arm with the learning rate that suits it; searched with the arm's first seed."""
+def search_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Return the configs with a suitable learning rate for each arm.
+
+    The rate is searched with the arm's first seed.
+    """
     rates = {}
-    for arm, some in by_arm(configs).items():
-        if not epochs_of(some[0]):
+    for arm, group in by_arm(configs).items():
+        if not epochs_of(group[0]):
             continue
         with progress_bar() as bar:
-            rates[arm] = show_work(bar, find_rate(some[0])).suggestion
-        rate = f"{rates[arm]:g}" if rates[arm] else f"none found, {some[0].learning_rate:g} stays"
-        err.print(f"{some[0].backbone}, {some[0].strategy}: learning rate {rate}")
+            rates[arm] = show_work(bar, find_rate(group[0])).suggestion
+        rate = f"{rates[arm]:g}" if rates[arm] else f"none found, {group[0].learning_rate:g} stays"
+        err.print(f"{group[0].backbone}, {group[0].strategy}: learning rate {rate}")
     return with_rates(configs, rates)
 
 
 def print_verdict(comparison: Comparison) -> None:
-    """Print the answer, its size, and what to do, a line each."""
+    """Print the answer, its size, and the recommendation, one line each."""
     answer, *others = comparison.verdict.lines
     out.print(f"[bold]{escape(answer)}[/bold]")
     for line in others:
@@ -167,16 +181,17 @@ def print_comparison(comparison: Comparison) -> None:
         out.print(escape(line))
 
 
-def advised_next(
+def advise_next(
     comparison: Comparison, shift: ShiftComparison | None, *, timed: bool
 ) -> tuple[Experiment | None, Forecast | None, str]:
-    """Return the next experiment, its forecast, and why there is none (empty where there is one).
+    """Return the next experiment, its forecast, and the reason if there is none.
 
-    There is a forecast where the speeds are known and the data are still there.
+    The reason is empty if there is an experiment. The forecast needs known speeds and the data.
 
     Args:
+        comparison: the finished comparison.
         shift: the same runs on another data set.
-        timed: time a few steps of it where its speed is not known.
+        timed: time a few steps of the experiment if its speed is not known.
     """
     evidence, book = evidence_of(comparison, shift), SpeedBook()
     experiment = next_experiment(evidence)
@@ -185,7 +200,7 @@ def advised_next(
     if not (experiment.configs and (timed or book.speed(experiment.configs[0]))):
         return experiment, None, ""
     config = experiment.configs[0]
-    # what cannot be timed cannot be forecast: the experiment stands
+    # An experiment that cannot be timed stands without a forecast.
     with suppress(FinetuneError), progress_bar() as bar:
         dataset = show_work(
             bar, index_dataset(config.data, **config.split_settings, edits=config.edits)
@@ -197,7 +212,7 @@ def advised_next(
 
 
 def print_next(experiment: Experiment | None, found: Forecast | None, none: str) -> None:
-    """Print the next experiment with its reason and its forecast, or why there is none."""
+    """Print the next experiment with its reason and forecast, or the reason why there is none."""
     if experiment is None:
         out.print(escape(f"\nNext experiment: {none}"))
         return
@@ -205,11 +220,11 @@ def print_next(experiment: Experiment | None, found: Forecast | None, none: str)
     out.print(escape(f"\nNext experiment: {experiment.what}. {experiment.reason}{takes}"))
 
 
-def on_shifted(runs: Sequence[Run], data: str, measure: str) -> ShiftComparison:
-    """Compare runs on another data set, too, which those that have not yet predict first.
+def compare_on_shifted(runs: Sequence[Run], data: str, measure: str) -> ShiftComparison:
+    """Compare runs on another data set as well. Runs without predictions for it predict first.
 
     Raises:
-        FinetuneError: when the data set cannot be used, or the runs did not predict the same images.
+        FinetuneError: if the data set cannot be used, or the runs did not predict the same images.
     """
     with progress_bar() as bar:
         fingerprint = show_work(bar, predict_shifted(runs, data))
@@ -217,7 +232,7 @@ def on_shifted(runs: Sequence[Run], data: str, measure: str) -> ShiftComparison:
 
 
 def print_shifted(found: ShiftComparison) -> None:
-    """The verdict on the other images, and both axes in a table."""
+    """Print the verdict on the other images, and both axes in a table."""
     shifted = found.shifted
     out.print(escape(f"\nOn {things(shifted.images, 'shifted image')} of {found.other.described}:"))
     print_verdict(shifted)
@@ -230,10 +245,12 @@ def write_report(comparison: Comparison, file: Path, shift: ShiftComparison | No
     """Write the comparison as one HTML file.
 
     Args:
+        comparison: the comparison.
+        file: path of the report.
         shift: the same runs on another data set.
 
     Raises:
-        ConfigError: when the file cannot be written.
+        ConfigError: if the file cannot be written.
     """
     write_output(file, whole_report(comparison, shift=shift).encode(), "report")
     err.print(escape(f"The report is in {file}."))

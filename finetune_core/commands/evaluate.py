@@ -1,4 +1,4 @@
-"""What the ``evaluate`` command does: evaluates a run by the same numbers as the page, and prints them."""
+"""The ``evaluate`` command: evaluate a run with the same numbers as the page, and print them."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.markup import escape
 
-from finetune_core.commands.terminal import on_one_line, out, print_table, progress_bar, show_work
+from finetune_core.commands.terminal import escape_line, out, print_table, progress_bar, show_work
 from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note
@@ -21,13 +21,16 @@ from finetune_core.runs.store import Run
 
 
 def evaluated_run(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluation:
-    """Evaluate a split; when None, test if there is one, else validation.
+    """Evaluate a split of a run's own images.
 
     Args:
-        corrupt: measure robustness if it is not known yet, or by accuracies only, as earlier versions kept it.
+        run: the run.
+        split: the split. None: test if there is one, else validation.
+        corrupt: measure robustness if it is not known yet, or only known by accuracies, as earlier
+            versions stored it.
 
     Raises:
-        FinetuneError: when there are no predictions, or no network or images to measure with.
+        FinetuneError: if there are no predictions, or no network or images to measure with.
     """
     split = evaluation(run, split).split
     known = known_robustness(run, split)
@@ -38,10 +41,10 @@ def evaluated_run(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluatio
 
 
 def augment(run: Run, how: str) -> None:
-    """Measure test-time augmentation, if it is not known yet.
+    """Measure test-time augmentation if it is not known yet.
 
     Raises:
-        FinetuneError: when there is no such augmentation, or no network or images to measure with.
+        FinetuneError: if there is no such augmentation, or no network or images to measure with.
     """
     check_tta(how)
     if with_flips(run) is None:
@@ -49,15 +52,21 @@ def augment(run: Run, how: str) -> None:
             show_work(bar, predict_with_flips(run), "Predicting mirror images")
 
 
-def shifted_run(run: Run, data: str, split: str | None, *, corrupt: bool) -> ShiftedEvaluation:
-    """Evaluate a run on another data set, beside its own images of a split; predict that set first where the run has not.
+def evaluate_on_shifted(
+    run: Run, data: str, split: str | None, *, corrupt: bool
+) -> ShiftedEvaluation:
+    """Evaluate a run on another data set, beside its own images of a split.
+
+    A run without predictions for that data set predicts it first.
 
     Args:
-        data: as a person names it.
-        corrupt: measure robustness of the run's own images if it is not known yet.
+        run: the run.
+        data: the data set, as a person names it.
+        split: split of the run's own images.
+        corrupt: measure robustness on the run's own images if it is not known yet.
 
     Raises:
-        FinetuneError: when the data set cannot be used, or there is no network to predict with.
+        FinetuneError: if the data set cannot be used, or there is no network to predict with.
     """
     own = evaluated_run(run, split, corrupt=corrupt)
     with progress_bar() as bar:
@@ -66,13 +75,17 @@ def shifted_run(run: Run, data: str, split: str | None, *, corrupt: bool) -> Shi
 
 
 def evaluation_json(result: RunEvaluation) -> dict[str, Any]:
-    """What is not defined is null. Of another data set, its facts, the run's own images and the drops stand beside the numbers."""
+    """Return an evaluation as JSON values. Undefined values are null.
+
+    For another data set, the facts about it, the run's own images and the drops stand beside the
+    numbers.
+    """
     if not isinstance(result, ShiftedEvaluation):
         known = result.reference_points()
-        return _evaluation_json(result) | {"reference_points": known.to_json() if known else None}
-    drops = {row.pop("name"): row for row in _rows(result.drops)}
-    own = _evaluation_json(result.own)
-    return _evaluation_json(result) | {
+        return _build_json(result) | {"reference_points": known.to_json() if known else None}
+    drops = {row.pop("name"): row for row in _to_records(result.drops)}
+    own = _build_json(result.own)
+    return _build_json(result) | {
         "on": result.shift.to_json(),
         **result.shared.to_json(),
         "in_distribution": own,
@@ -80,7 +93,7 @@ def evaluation_json(result: RunEvaluation) -> dict[str, Any]:
     }
 
 
-def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:
+def _build_json(result: RunEvaluation) -> dict[str, Any]:
     numbers, confidence = result.scores, result.calibrated
     scaled = confidence.scaling
     return {
@@ -94,8 +107,8 @@ def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:
         "precision": result.precision,
         "classes": list(result.classes),
         "confusion": result.confusion.tolist(),
-        "per_class": _rows(_with_areas(result)),
-        "scores": {row.pop("name"): row for row in _rows(numbers.table)},
+        "per_class": _to_records(_per_class_table(result)),
+        "scores": {row.pop("name"): row for row in _to_records(numbers.table)},
         "resamples": numbers.resamples,
         "absent_classes": [result.classes[label] for label in numbers.absent],
         "calibration": {
@@ -110,17 +123,17 @@ def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:
             "ece_scaled_high": confidence.after.ece_high if confidence.after else None,
             "loss_scaled": confidence.after.loss if confidence.after else None,
         },
-        "slices": _rows(result.slices),
-        "robustness": _rows(result.robustness.rows) if result.robustness else None,
+        "slices": _to_records(result.slices),
+        "robustness": _to_records(result.robustness.rows) if result.robustness else None,
         "tta": None if isinstance(result, ShiftedEvaluation) else tta_json(result.run),
-        "reference_points": None,  # of another data set, or of some classes only
+        "reference_points": None,  # undefined for another data set or for some of the classes
     }
 
 
 def print_evaluation(result: RunEvaluation) -> None:
-    """The same for people, with slices only where a difference is clear."""
+    """Print an evaluation as text, with slices only where a difference is clear."""
     for line in filter(None, (result.in_words(), result.beside(), *result.caveats())):
-        out.print(escape(on_one_line(line)))
+        out.print(escape(escape_line(line)))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
     if isinstance(result, ShiftedEvaluation):
@@ -128,21 +141,21 @@ def print_evaluation(result: RunEvaluation) -> None:
     else:
         print_table(*result.scores.in_rows(result.split))
     if absences := result.absences():
-        out.print(escape(on_one_line(absences)))
+        out.print(escape(escape_line(absences)))
     print_table(*result.class_table())
     for line in result.details():
-        out.print(escape(on_one_line(line)))
+        out.print(escape(escape_line(line)))
     flips = augmented(result.run)
     for line in [*(flip_warnings(result.run) if flips else ()), *(one.in_words() for one in flips)]:
-        out.print(escape(on_one_line(line)))
+        out.print(escape(escape_line(line)))
     known = result.own if isinstance(result, ShiftedEvaluation) else result
     if known.robustness:
         print_table(*known.robustness_rows())
 
 
-def _with_areas(result: RunEvaluation) -> pd.DataFrame:
+def _per_class_table(result: RunEvaluation) -> pd.DataFrame:
     return pd.concat([result.per_class, result.scores.classes.drop(columns=[*AREAS])], axis=1)
 
 
-def _rows(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
+def _to_records(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     return table.astype("object").where(table.notna(), None).to_dict(orient="records")

@@ -1,4 +1,4 @@
-"""Who trains, as somebody at the command line asks for it."""
+"""The executor that the command line asks for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from finetune_core.training.ranks import ALONE, Ranks
 
 
 @contextmanager
-def asked_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE) -> Iterator[Executor]:
-    """``executor_of``; what takes a while is said on stderr.
+def open_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE) -> Iterator[Executor]:
+    """Open an executor by name, and report slow starts on stderr.
 
     Raises:
-        ConfigError, RunError: as ``executor_of``.
+        ConfigError, RunError: as ``executor_of`` does.
     """
     if name == "ray":
         err.print(

@@ -1,4 +1,4 @@
-"""What somebody names at the command line, as the commands need it: data, settings in files, lists."""
+"""Parsing of command-line input: data, settings in files, and lists."""
 
 import os
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from rich.markup import escape
 
-from finetune_core.commands.options import option_of
+from finetune_core.commands.options import option_name
 from finetune_core.commands.terminal import err, progress_bar, show_work
 from finetune_core.config import RunConfig, read_config, setting_of
-from finetune_core.config.metadata import as_number
+from finetune_core.config.metadata import parse_number
 from finetune_core.data.entry import load_split
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError
@@ -20,20 +20,20 @@ Number = TypeVar("Number", int, float)
 
 
 def resolved(data: str) -> str:
-    """The folder or manifest of a data set that a person names, unpacked where it is packed.
+    """Return the folder or manifest of a named data set, unpacked if it is an archive.
 
     Raises:
-        DataError: when it cannot be had.
+        DataError: if the data set is not available.
     """
     with progress_bar() as bar:
         return show_work(bar, in_phase("unpack", resolve_data(data)))
 
 
-def settings_in_file(config: Path) -> dict[str, Any]:
-    """Of a ``config.json`` that a person names, which may be a link.
+def read_settings_file(config: Path) -> dict[str, Any]:
+    """Return the settings in a ``config.json`` that a person names. The path may be a link.
 
     Raises:
-        ConfigError: when it cannot be read.
+        ConfigError: if the file cannot be read.
     """
     try:
         return read_config(Path(os.path.realpath(config)))
@@ -41,63 +41,70 @@ def settings_in_file(config: Path) -> dict[str, Any]:
         raise ConfigError({"config": f"{str(config)!r} cannot be the name of a file"}) from None
 
 
-def earlier_settings(config: RunConfig | str | os.PathLike[str] | None) -> dict[str, Any] | None:
-    """Return the settings of an earlier run, given as such or as a file; None of none.
+def load_earlier_settings(
+    config: RunConfig | str | os.PathLike[str] | None,
+) -> dict[str, Any] | None:
+    """Return the settings of an earlier run, given as a config or as a file; None for None.
 
     Raises:
-        ConfigError: when the file cannot be read.
+        ConfigError: if the file cannot be read.
     """
     if config is None:
         return None
     if isinstance(config, RunConfig):
         return config.model_dump()
-    return settings_in_file(Path(config))
+    return read_settings_file(Path(config))
 
 
-def kept_split(data: str | None, as_is: bool) -> dict[str, Any]:
-    """How the data set is split in the app, where a person has said so there."""
+def load_app_split(data: str | None, as_is: bool) -> dict[str, Any]:
+    """Return the split settings that a person has set for the data set in the app."""
     if data is None or as_is:
         return {}
-    kept = {
+    changed = {
         name: value for name, value in load_split(data).items() if value != setting_of(name).default
     }
-    if kept:
-        listed = ", ".join(f"{option_of(name)} {value}" for name, value in kept.items())
+    if changed:
+        listed = ", ".join(f"{option_name(name)} {value}" for name, value in changed.items())
         err.print(
             escape(
-                f"Split as it was set in the app (--as-is leaves that out, an option goes before it): {listed}"
+                "Split as it was set in the app (--as-is leaves that out, an option goes before "
+                f"it): {listed}"
             )
         )
-    return kept
+    return changed
 
 
-def rates(text: str) -> dict[str, str]:
-    """``layer3=0.1,head=1`` -> stage -> rate, which the config then checks.
+def parse_rates(text: str) -> dict[str, str]:
+    """Parse ``layer3=0.1,head=1`` into stage -> rate. The config checks the rates later.
 
     Raises:
-        ConfigError: when it is written otherwise.
+        ConfigError: if the text has another form.
     """
     pairs = [part.partition("=") for part in text.split(",")]
-    if not all(name and rate for name, _, rate in pairs):
+    if not all(name and value for name, _, value in pairs):
         raise ConfigError({"stage_rates": f"must be written STAGE=X,STAGE=X, not {text!r}"})
-    return {name.strip(): rate for name, _, rate in pairs}
+    return {name.strip(): value for name, _, value in pairs}
 
 
-def integers(field: str, text: str) -> list[int]:
-    """``0,1,2`` -> whole numbers, of a setting that several values are given for.
+def parse_integers(field: str, text: str) -> list[int]:
+    """Parse ``0,1,2`` into whole numbers, for a setting with several values.
 
     Raises:
-        ConfigError: naming the option.
+        ConfigError: naming the option, if the text holds anything else.
     """
-    return _numbers(field, text, int)
+    return _parse_list(field, text, int)
 
 
-def shares(field: str, text: str) -> list[float]:
-    """``0.1,50%`` -> shares, likewise."""
-    return _numbers(field, text, lambda part: float(as_number(part, share=True)))
+def parse_fractions(field: str, text: str) -> list[float]:
+    """Parse ``0.1,50%`` into fractions.
+
+    Raises:
+        ConfigError: naming the option, if the text holds anything else.
+    """
+    return _parse_list(field, text, lambda part: float(parse_number(part, share=True)))
 
 
-def _numbers(field: str, text: str, read: Callable[[str], Number]) -> list[Number]:
+def _parse_list(field: str, text: str, read: Callable[[str], Number]) -> list[Number]:
     try:
         return [read(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -106,6 +113,6 @@ def _numbers(field: str, text: str, read: Callable[[str], Number]) -> list[Numbe
         ) from None
 
 
-def names(text: str) -> list[str]:
-    """``a,b`` -> names."""
+def parse_names(text: str) -> list[str]:
+    """Parse ``a,b`` into names."""
     return [name.strip() for name in text.split(",") if name.strip()]

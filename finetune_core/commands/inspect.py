@@ -1,12 +1,12 @@
-"""What the ``inspect`` command does: looks at a data set, and says what is in it."""
+"""The ``inspect`` command: look at a data set and report its contents and problems."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from finetune_core.commands.input import kept_split, resolved
-from finetune_core.commands.terminal import on_one_line, out, print_table, progress_bar, show_work
+from finetune_core.commands.input import load_app_split, resolved
+from finetune_core.commands.terminal import escape_line, out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import load_edits
@@ -18,31 +18,36 @@ if TYPE_CHECKING:
     from finetune_core.inspection.deep import DeepReport
 
 
-def inspected(
+def inspect_data(
     data: str, split: Mapping[str, Any], *, deep: bool, backbone: str | None, fit: str, as_is: bool
 ) -> Inspection:
-    """The data set, the findings in it, and, where ``deep``, what the features of a backbone show.
+    """Return the data set, its findings, and with ``deep`` the analysis of a backbone's features.
 
     Args:
-        backbone: whose features; None: the packaged one's. Its weights are downloaded where they are not here.
-        fit: how images become squares for it: ``crop`` or ``pad``.
+        data: the data set, as a person names it.
+        split: split settings.
+        deep: also analyze with embeddings.
+        backbone: backbone of the embeddings. None: the packaged one. Missing weights are
+            downloaded.
+        fit: how images become squares for the backbone, ``crop`` or ``pad``.
+        as_is: leave out the changes and the split made for this data set in the app.
 
     Raises:
-        FinetuneError: when it cannot be read or split so, or the weights cannot be had.
+        FinetuneError: if the data cannot be read or split, or the weights are not available.
     """
     folder = resolved(data)
-    config = make_config(kept_split(folder, as_is) | dict(split) | {"data": folder, "fit": fit})
+    config = make_config(load_app_split(folder, as_is) | dict(split) | {"data": folder, "fit": fit})
     edits = () if as_is else load_edits(folder)
     with progress_bar() as bar:
         indexing = index_dataset(folder, **config.split_settings, edits=edits)
         dataset = show_work(bar, in_phase("index", indexing))
-        report = show_work(bar, _deep(dataset, backbone, config.fit)) if deep else None
+        report = show_work(bar, _inspect_deeply(dataset, backbone, config.fit)) if deep else None
     findings = unanswered([*dataset.findings, *(report.findings if report else ())], edits)
     return Inspection(dataset, tuple(findings), report)
 
 
-def _deep(dataset: Dataset, backbone: str | None, fit: str) -> "Work[DeepReport]":
-    # here: no other inspection needs torch
+def _inspect_deeply(dataset: Dataset, backbone: str | None, fit: str) -> "Work[DeepReport]":
+    # Imported here, because no other inspection needs torch.
     from finetune_core.inspection.deep import inspect_deeply
     from finetune_core.models.catalogue import PACKAGED, backbone_info, usual_image_size
     from finetune_core.models.weights import download, fetch_description
@@ -56,13 +61,13 @@ def _deep(dataset: Dataset, backbone: str | None, fit: str) -> "Work[DeepReport]
 
 
 def print_inspection(inspection: Inspection) -> None:
-    """A data set, what was found, and the linear probe by layer."""
+    """Print a data set, its findings, and the linear probe by layer."""
     out.print(inspection.in_words())
     if changes := inspection.changes():
         out.print(escape(changes))
     print_table(*inspection.class_rows())
     for severity, message in inspection.finding_rows():
-        out.print(f"[bold]{severity}[/bold]: {escape(on_one_line(message))}")
+        out.print(f"[bold]{severity}[/bold]: {escape(escape_line(message))}")
     if not inspection.findings:
         out.print("Nothing looks wrong.")
     if inspection.deep and inspection.deep.probes:

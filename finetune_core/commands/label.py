@@ -1,4 +1,4 @@
-"""What the ``label`` command does: adds unlabelled images to a data set, keeps answers, and lists what waits for a label in order."""
+"""The ``label`` command: add unlabelled images, store answers, and list images to label."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from finetune_core.commands.input import kept_split, resolved
+from finetune_core.commands.input import load_app_split, resolved
 from finetune_core.commands.terminal import out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import index_dataset
@@ -18,7 +18,7 @@ from finetune_core.labelling.session import Labels, prepare_labelling
 from finetune_core.models.catalogue import PACKAGED, usual_image_size
 from finetune_core.work import finish, in_phase
 
-_PRINTED = 20  # images
+_MAX_PRINTED = 20  # images
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,15 @@ class LabelQueue:
     """The images of a data set that wait for a label, in the order to label them in.
 
     Attributes:
-        order: a key of ``ORDERS``. of: the image or class that it is by.
-        classes: of the data set, and those of new labels.
-        rows: ``id, split, proposal, share``: the split that the image joins once it has a label,
-            and the linear probe's class and its probability. Images for testing have no proposal.
-        labels: what was said so far.
-        accuracy: of the linear probe on the validation images; None without.
+        order: a key of ``ORDERS``.
+        of: the image or class that the order refers to.
+        classes: classes of the data set and of new labels.
+        rows: columns ``id, split, proposal, share``: the split that the image joins once it has a
+            label, and the linear probe's class with its probability. Images for testing have no
+            proposal.
+        labels: the labels so far.
+        accuracy: accuracy of the linear probe on the validation images. None without validation
+            images.
     """
 
     order: str
@@ -42,7 +45,7 @@ class LabelQueue:
     accuracy: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as ``label --json`` prints them."""
+        """Return plain values, as ``label --json`` prints them."""
         return {
             "order": self.order,
             "of": self.of,
@@ -70,20 +73,25 @@ def label_queue(
     backbone: str | None,
     most: int | None,
 ) -> LabelQueue:
-    """Add unlabelled images and keep answers where they are given, and order what waits for a label.
+    """Add unlabelled images, store answers, and order the images that wait for a label.
 
     Args:
-        add: a folder or an archive.
+        data: the data set, as a person names it.
+        add: a folder or an archive of images to add, if any.
         set_aside: whether a random tenth is labelled first, for testing.
-        answer: a file of answers (see ``read_answers``).
-        most: images listed; None: all.
+        answer: a file of answers, if any (see ``read_answers``).
+        order: a key of ``ORDERS``.
+        of: the image or class that the order refers to.
+        backbone: backbone of the embeddings. None: the packaged one.
+        most: maximum number of listed images. None: all.
 
     Raises:
-        FinetuneError: when data or weights cannot be had, nothing is left to label, or an answer is wrong: then none is kept.
+        FinetuneError: if data or weights are not available, nothing is left to label, or an answer
+            is invalid. In that case no answer is stored.
     """
     answers = read_answers(answer) if answer is not None else []
     folder = resolved(data)
-    config = make_config(kept_split(folder, as_is=False) | {"data": folder})
+    config = make_config(load_app_split(folder, as_is=False) | {"data": folder})
     edits, name = load_edits(folder), backbone or PACKAGED
     with progress_bar() as bar:
         if add is not None:
@@ -105,14 +113,14 @@ def label_queue(
 
 
 def print_queue(queue: LabelQueue) -> None:
-    """Print how many images wait, and the first of them."""
+    """Print the number of waiting images, and the first of them."""
     labels, waiting = queue.labels, int(queue.labels.waiting.sum())
     out.print(f"{things(waiting, 'image')} to label, {labels.count} labelled.")
     if queue.accuracy is not None:
         out.print(f"Linear probe: {percent(queue.accuracy)} of the validation images.")
-    shown = queue.rows.head(_PRINTED)
+    shown = queue.rows.head(_MAX_PRINTED)
     rows = [
-        [str(row["id"]), str(row["split"]), row["proposal"] or "", _share(row["share"])]
+        [str(row["id"]), str(row["split"]), row["proposal"] or "", _format_share(row["share"])]
         for row in shown.to_dict(orient="records")
     ]
     print_table(["Image", "Joins", "Proposed", "Probability"], rows)
@@ -120,5 +128,5 @@ def print_queue(queue: LabelQueue) -> None:
         out.print(f"… and {things(len(queue.rows) - len(shown), 'more image')}.")
 
 
-def _share(share: float | None) -> str:
+def _format_share(share: float | None) -> str:
     return "" if share is None or pd.isna(share) else percent(share)

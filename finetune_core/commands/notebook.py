@@ -1,4 +1,7 @@
-"""Progress in a notebook's cell, redrawn in place by IPython alone: rich's own way needs ipywidgets, and leaves nothing without it."""
+"""Progress bars in a notebook cell, redrawn in place by IPython alone.
+
+rich's own notebook support needs ipywidgets, and shows nothing without it.
+"""
 
 from time import monotonic
 from typing import Any
@@ -9,10 +12,10 @@ _EVERY = 0.2  # seconds between two drawings
 
 
 class NotebookProgress(Progress):
-    """Bars that IPython displays; gone at the end."""
+    """Progress bars displayed by IPython. The bars disappear at the end."""
 
     def start(self) -> None:
-        from IPython.display import display  # a notebook has it
+        from IPython.display import display  # always installed in a notebook
 
         self._drawn = monotonic()
         self._cell = display(self, display_id=True)

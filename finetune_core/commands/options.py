@@ -1,4 +1,4 @@
-"""What the commands of the command line share: arguments, options, and an option for each setting, as the config declares it."""
+"""Shared parts of the commands: arguments, options, and one option per setting of the config."""
 
 import inspect
 import os
@@ -12,15 +12,16 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from finetune_core.commands.terminal import err, on_one_line
+from finetune_core.commands.terminal import err, escape_line
 from finetune_core.config import names_in, setting_of
 from finetune_core.config.metadata import HARDWARE, SECTIONS, SPLIT, TRAINING, Setting
 from finetune_core.errors import ConfigError, FinetuneError, OutOfMemory, TrainingError
 from finetune_core.training.strategies import STRATEGIES
 
 DATA_HELP = (
-    "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
-    ".parquet with columns path and label), the word 'digits', or the name of a fetched public set."
+    "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, "
+    ".tar.gz, …), a manifest (.csv or .parquet with columns path and label), the word 'digits', or "
+    "the name of a fetched public set."
 )
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")
@@ -29,15 +30,16 @@ AsIs = Annotated[
     bool,
     typer.Option(
         "--as-is",
-        help="Ignore what was set for this data set in the app: its changes, and the split settings that no option gives.",
+        help="Ignore what was set for this data set in the app: its changes, and the split "
+        "settings that no option gives.",
     ),
 ]
 Recipe = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="auto: what has no option follows from the number of training images and the strategy; "
-        "tutorial: the classic numbers, Adam at 0.0001 for 10 epochs. Options win.",
+        help="auto: what has no option follows from the number of training images and the "
+        "strategy; tutorial: the classic numbers, Adam at 0.0001 for 10 epochs. Options win.",
     ),
 ]
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
@@ -49,7 +51,8 @@ Executor = Annotated[
     typer.Option(
         "--executor",
         metavar="NAME",
-        help="Who trains: here, this process; or ray, tasks of Ray on this machine's devices or a cluster's (needs ray>=2.60).",
+        help="Who trains: here, this process; or ray, tasks of Ray on this machine's devices or a "
+        "cluster's (needs ray>=2.60).",
     ),
 ]
 RayAddress = Annotated[
@@ -57,7 +60,8 @@ RayAddress = Annotated[
     typer.Option(
         "--ray-address",
         metavar="HOST:PORT",
-        help="The head of a Ray cluster, for --executor ray; without one, a Ray of this machine's own is started.",
+        help="The head of a Ray cluster, for --executor ray; without one, a Ray of this machine's "
+        "own is started.",
     ),
 ]
 Devices = Annotated[
@@ -65,29 +69,30 @@ Devices = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Train each run on so many GPUs, or parts of the processor, of one machine, as torchrun would; the same run, to rounding.",
+        help="Train each run on so many GPUs, or parts of the processor, of one machine, as "
+        "torchrun would; the same run, to rounding.",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 Command = Callable[..., Any]
 
-# Settings that a comparison has several values of: those where none are given, and what the help says.
+# Settings that a comparison takes several values of -> (default values, help text).
 COMPARED = {
     "strategy": (
         "feature_extraction,last_block,full",
-        "Strategies to train; from:STAGE trains everything from that stage on (default feature_extraction,last_block,full, and "
-        "custom where --cut or --stage-rates describe it).",
+        "Strategies to train; from:STAGE trains everything from that stage on (default "
+        "feature_extraction,last_block,full, and custom where --cut or --stage-rates describe it).",
     ),
     "seed": ("0,1,2", "Each strategy is trained once with each (default 0,1,2)."),
     "backbone": ("", "Networks to start from."),
     "train_fraction": ("", "Fractions of the training images to train on."),
 }
 
-# Settings of ``advise``: of its probes, and of the runs that it forecasts.
+# Settings of ``advise``, for its probes and for the forecast runs.
 ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
 
-# Settings of ``profile``: all but those that say which stages train.
+# Settings of ``profile``: all except those that select the stages to train.
 PROFILED = tuple(
     name
     for name in names_in(*SECTIONS)
@@ -95,40 +100,43 @@ PROFILED = tuple(
     and not any(name in strategy.settings for strategy in STRATEGIES.values())
 )
 
-_ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that no option gives
-# options of a command that its help shows after the settings
-_LAST = ("executor", "ray_address", "runs_dir", "as_json")
+_ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that are arguments, not options
+# Options that the help lists after the settings.
+_LAST_OPTIONS = ("executor", "ray_address", "runs_dir", "as_json")
 
 
-def takes_settings(
+def add_setting_options(
     names: Iterable[str], several: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Command], Command]:
-    """A command gets an option for each of these settings, and those that were given as ``settings``: name -> text, unchecked.
+    """Give a command one option per setting.
 
-    The config checks them, all of them at once.
+    The command receives the given options as ``settings``: name -> text. The text is unchecked,
+    because the config checks all settings at once.
 
     Args:
-        several: settings that the command takes several values of -> the help of their option, which has two names then.
+        names: the settings.
+        several: settings that take several values -> help text of their option. Such an option has
+            two names.
     """
-    declared = [setting_of(name) for name in names]
+    settings = [setting_of(name) for name in names]
 
-    def decorated(command: Command) -> Command:
-        own = [
+    def decorate(command: Command) -> Command:
+        parameters = [
             one for one in inspect.signature(command).parameters.values() if one.name != "settings"
         ]
 
         @wraps(command)
         def with_settings(**given: Any) -> Any:
-            found = {one.name: given.pop(one.name) for one in declared}
+            values = {one.name: given.pop(one.name) for one in settings}
             return command(
-                **given, settings={name: text for name, text in found.items() if text is not None}
+                **given, settings={name: text for name, text in values.items() if text is not None}
             )
 
-        made = [_parameter(one, several.get(one.name, "")) for one in declared]
-        before = [one for one in own if one.name not in _LAST]
-        last = [one for one in own if one.name in _LAST]
+        options = [_build_parameter(one, several.get(one.name, "")) for one in settings]
+        first = [one for one in parameters if one.name not in _LAST_OPTIONS]
+        last = [one for one in parameters if one.name in _LAST_OPTIONS]
         signature = inspect.Signature(
-            [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*before, *made, *last)]
+            [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*first, *options, *last)]
         )
         vars(with_settings)["__signature__"] = signature
         with_settings.__annotations__ = {
@@ -136,11 +144,14 @@ def takes_settings(
         }
         return with_settings
 
-    return decorated
+    return decorate
 
 
-def option_of(field: str) -> str:
-    """What names a field to somebody at the command line; other names than those of settings are options, too."""
+def option_name(field: str) -> str:
+    """Return the command-line name of a field.
+
+    Fields that are no settings are options as well.
+    """
     if field in _ARGUMENTS:
         return _ARGUMENTS[field]
     try:
@@ -150,27 +161,31 @@ def option_of(field: str) -> str:
 
 
 @contextmanager
-def refused_in_words() -> Iterator[None]:
-    """End a wrong request with status 2, and broken or oversized work with 1, each with a message.
+def report_errors() -> Iterator[None]:
+    """Report errors as messages and exit with a status.
 
-    A bug keeps its traceback.
+    The status is 2 for invalid requests, and 1 for failed or oversized work. A bug keeps its
+    traceback.
     """
     try:
         yield
     except ConfigError as error:
         for field, problem in error.problems.items():
-            err.print(escape(on_one_line(f"{option_of(field)}: {problem}")))
+            err.print(escape(escape_line(f"{option_name(field)}: {problem}")))
         raise typer.Exit(2) from None
     except FinetuneError as error:
-        err.print(escape(on_one_line(str(error))))
+        err.print(escape(escape_line(str(error))))
         raise typer.Exit(1 if isinstance(error, (TrainingError, OutOfMemory)) else 2) from None
 
 
 def refuse_torchrun(command: str | None) -> None:
-    """torchrun starts a process per device. Those that train take part in one run; any other command each would do for itself.
+    """Exit if torchrun has started a command that does not train.
+
+    torchrun starts one process per device. Commands that train share one run. Any other command
+    would be executed once per process.
 
     Raises:
-        typer.Exit: in every process but a lone one; the first says why.
+        typer.Exit: in every process unless there is only one. Rank 0 prints the reason.
     """
     if (
         command in ("train", "resume")
@@ -183,12 +198,12 @@ def refuse_torchrun(command: str | None) -> None:
     raise typer.Exit(2)
 
 
-def _parameter(one: Setting, several: str) -> inspect.Parameter:
+def _build_parameter(one: Setting, several: str) -> inspect.Parameter:
     names = [f"--{name}" for name in ((one.option, one.several) if several else (one.option,))]
     option = typer.Option(
         *names,
         metavar=f"{one.metavar},…" if several else one.metavar,
-        help=several or _help(one),
+        help=several or _build_help(one),
         rich_help_panel=one.section,
     )
     return inspect.Parameter(
@@ -199,8 +214,8 @@ def _parameter(one: Setting, several: str) -> inspect.Parameter:
     )
 
 
-def _help(one: Setting) -> str:
+def _build_help(one: Setting) -> str:
     usual = "auto" if one.follows else one.default
     default = "" if usual in (None, "") else f"default {usual}"
-    details = "; ".join(filter(None, (one.values_in_words, default)))
+    details = "; ".join(filter(None, (one.allowed_values_text, default)))
     return one.help + (f" ({details})" if details else "")

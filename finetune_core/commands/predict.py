@@ -1,4 +1,4 @@
-"""What the ``predict`` command does: classifies files, folders and archives of images, and prints or writes the results."""
+"""The ``predict`` command: classify files, folders and archives, and print or write the results."""
 
 import os
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.markup import escape
 
-from finetune_core.commands.runs import opened
-from finetune_core.commands.terminal import err, on_one_line, out, progress_bar, show_work
+from finetune_core.commands.runs import open_run
+from finetune_core.commands.terminal import err, escape_line, out, progress_bar, show_work
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.batch import (
@@ -34,62 +34,69 @@ from finetune_core.formatting import percent, things
 from finetune_core.work import in_phase
 
 
-def predictions_of(
+def predict_targets(
     folder: Path, targets: Sequence[Path], *, look_at_training: bool
 ) -> tuple[tuple[str, ...], list[ImagePrediction]]:
-    """Classify images with a run, or with one that was exported.
+    """Classify images with a run or with an export.
 
     Args:
-        folder: of the run, or of the export.
-        targets: image files, folders of them, ZIP or TAR archives of them.
-        look_at_training: also run the training images through the network where that was not done before, to tell what is unlike them.
+        folder: folder of the run or of the export.
+        targets: image files, folders of images, or ZIP or TAR archives of images.
+        look_at_training: also embed the training images if that was not done before, to flag images
+            unlike them.
 
     Returns:
-        The classes, and what became of each image, in order.
+        The classes, and the prediction of each image, in order.
 
     Raises:
-        FinetuneError: when there is no network, or a folder or archive cannot be used.
+        FinetuneError: if there is no network, or a folder or archive cannot be used.
     """
     if is_export(folder):
         if look_at_training:
             raise RunError(
-                f"{folder} is an export: it does not know where its training images are. Give the folder of the run instead."
+                f"{folder} is an export: it does not know where its training images are. Give the "
+                "folder of the run instead."
             )
         predictor, known = load_export(folder), None
     else:
-        predictor, known = _run(folder, look_at_training)
+        predictor, known = _load_run(folder, look_at_training)
     with ExitStack() as unpacked, progress_bar() as bar:
-        images = [image for target in targets for image in _images(target, unpacked, bar)]
+        images = [image for target in targets for image in _list_images(target, unpacked, bar)]
         return predictor.classes, show_work(
             bar, in_phase("name", predict_images(predictor, images, known))
         )
 
 
 def write_table(file: Path, predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> None:
-    """Write what each image is taken for as CSV, and say so.
+    """Write predictions as CSV, and report the file on stderr.
 
     Raises:
-        ConfigError: when it cannot be written.
+        ConfigError: if the file cannot be written.
     """
     write_output(file, to_csv(predictions, classes), "csv")
     err.print(escape(f"{things(len(predictions), 'image')} in {file}"))
 
 
 def print_predictions(result: dict[str, Any]) -> None:
-    """One line for each of the ``predictions``."""
+    """Print one line for each of the ``predictions``."""
     for row in result["predictions"]:
         unlike = ", unlike anything in training" if row["unlike"] else ""
         line = f"{row['image']}: {row['class']} ({percent(row['probability'])}){unlike}"
-        out.print(escape(on_one_line(line)))
+        out.print(escape(escape_line(line)))
 
 
 def prediction_json(
     predictions: Sequence[ImagePrediction], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """``predictions`` (``image, class, probability, probabilities, unlike``) and ``skipped`` (``image, problem``)."""
+    """Return the predictions as JSON values.
+
+    Returns:
+        A dict with ``predictions`` (``image, class, probability, probabilities, unlike``) and
+        ``skipped`` (``image, problem``).
+    """
     return {
         "predictions": [
-            {"image": one.file, **_answer(one.probabilities, classes), "unlike": one.unlike}
+            {"image": one.file, **_top_class(one.probabilities, classes), "unlike": one.unlike}
             for one in predictions
             if one.probabilities is not None
         ],
@@ -101,7 +108,7 @@ def prediction_json(
     }
 
 
-def _answer(probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def _top_class(probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     best = int(probabilities.argmax())
     return {
         "class": classes[best],
@@ -110,27 +117,30 @@ def _answer(probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _run(folder: Path, look_at_training: bool) -> tuple[Predictor, Known | None]:
-    run = opened(folder)
+def _load_run(folder: Path, look_at_training: bool) -> tuple[Predictor, Known | None]:
+    run = open_run(folder)
     predictor = load_predictor(run)
     if not look_at_training and not neighbours_changed(run):
         return predictor, None
     try:
-        looks = encoder(predictor)
+        encoder_ = encoder(predictor)
     except RunError:
         if look_at_training:
             raise
         return predictor, None
-    near = known_neighbourhood(run, looks)
-    if near is None and look_at_training:
+    neighbourhood = known_neighbourhood(run, encoder_)
+    if neighbourhood is None and look_at_training:
         with progress_bar() as bar:
-            near = show_work(bar, compute_neighbourhood(run, looks))
-    return predictor, (looks, near) if near else None
+            neighbourhood = show_work(bar, compute_neighbourhood(run, encoder_))
+    return predictor, (encoder_, neighbourhood) if neighbourhood else None
 
 
-def _images(target: Path, unpacked: ExitStack, bar: Any) -> list[tuple[str, Path]]:
-    """(what to call it, file) of each image of a target; archives are unpacked until ``unpacked`` is closed."""
-    if os.path.isdir(target):  # unlike Path's, False for a name that no system takes
+def _list_images(target: Path, unpacked: ExitStack, bar: Any) -> list[tuple[str, Path]]:
+    """Return (display name, file) of each image of a target.
+
+    Archives stay unpacked until ``unpacked`` is closed.
+    """
+    if os.path.isdir(target):  # unlike Path.is_dir, returns False for names that no system takes
         return [(str(target / name), file) for name, file in images_below(target)]
     if is_archive(target.name):
         folder = unpacked.enter_context(unpacking_folder())

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from finetune_core.commands.input import earlier_settings, integers
+from finetune_core.commands.input import load_earlier_settings, parse_integers
 from finetune_core.commands.runs import with_weights
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.commands.train import asked_for
@@ -28,7 +28,7 @@ from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import Work, finish, in_phase
 
 
-def ask_for_profile(
+def prepare_profile(
     given: Mapping[str, Any],
     data: str,
     config: RunConfig | str | os.PathLike[str] | None = None,
@@ -39,22 +39,24 @@ def ask_for_profile(
     recipe: str = AUTO,
     elsewhere: bool = False,
 ) -> Asked:
-    """Put together what is profiled, once the weights are here.
+    """Prepare a profile, and download the weights.
 
     Args:
-        given: settings, or what was typed for them; ``seed``: several seeds.
-        config: an earlier run's settings, or their file, which the others change.
-        stages: that may train; all where none is named.
+        given: settings, or the text typed for them. ``seed`` holds several seeds.
+        data: the data set, as a person names it.
+        config: settings of an earlier run or their file, overridden by the others.
+        stages: stages that may train. Empty: all.
         budget: minutes.
+        as_is: leave out the changes and the split made for this data set in the app.
         recipe: ``auto`` or ``tutorial``.
-        elsewhere: the runs may train on other machines.
+        elsewhere: whether the runs may train on other machines.
 
     Raises:
-        FinetuneError: when a setting cannot be used, or data or weights cannot be had.
+        FinetuneError: if a setting cannot be used, or data or weights are not available.
     """
     settings = dict(given)
-    seeds = _seeds(settings.pop("seed", SEEDS))
-    base = asked_for(settings, data, earlier_settings(config), as_is=as_is, recipe=recipe)
+    seeds = _parse_seeds(settings.pop("seed", SEEDS))
+    base = asked_for(settings, data, load_earlier_settings(config), as_is=as_is, recipe=recipe)
     with progress_bar() as bar:
         indexing = index_dataset(base.data, **base.split_settings, edits=base.edits)
         dataset = show_work(bar, in_phase("index", indexing))
@@ -64,20 +66,22 @@ def ask_for_profile(
     return asked
 
 
-def _seeds(given: str | Iterable[int]) -> list[int]:
-    return integers("seed", given) if isinstance(given, str) else list(given)
+def _parse_seeds(given: str | Iterable[int]) -> list[int]:
+    return parse_integers("seed", given) if isinstance(given, str) else list(given)
 
 
 def train_profile(
     asked: Asked, runs_dir: Path, *, executor: Executor | None = None, devices: int = 1
 ) -> Profile:
-    """Train what is missing of a profile, and return it.
+    """Train the missing runs of a profile, and return the profile.
 
     Args:
+        asked: the profile to train.
+        runs_dir: folder of the run directories.
         executor, devices: as for ``train_all``.
 
     Raises:
-        FinetuneError: when the probe fails, or an interrupt has stopped a run.
+        FinetuneError: if the probe fails, or an interrupt has stopped a run.
     """
 
     def train(progress: Progress) -> Work[None]:
@@ -92,7 +96,7 @@ def train_profile(
 
 
 def print_profile(found: Profile) -> None:
-    """Print the answer, the table, the path of the selection, and what to know."""
+    """Print the answer, the table, the path of the selection, and the notes."""
     out.print(f"[bold]{escape(found.sentence)}[/bold]")
     out.print(escape(found.in_words()))
     print_table(*found.rows())

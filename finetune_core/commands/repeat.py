@@ -1,4 +1,4 @@
-"""A run's settings as the command that trains it again."""
+"""The command line that trains a run again with the same settings."""
 
 import shlex
 from pathlib import Path
@@ -12,17 +12,21 @@ from finetune_core.training.recipes import TUTORIAL
 
 
 def train_command(config: RunConfig, config_file: Path) -> str:
-    """A line for a POSIX shell that trains with exactly these settings, also when others were set for the data set since.
+    """Return a line for a POSIX shell that trains with exactly these settings.
+
+    Settings that were stored for the data set in the meantime have no effect.
 
     Args:
-        config_file: a file with the same settings: changes to single images have no option, and from an earlier run other settings
-            follow, so with these it is named instead.
+        config: the settings.
+        config_file: a file with the same settings. The command names the file if changes to images,
+            which have no option, or an earlier run, from which other settings follow, are part of
+            the settings.
     """
     return shlex.join(["thaw", "train", *train_arguments(config, config_file)])
 
 
 def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
-    """The arguments of ``train``."""
+    """Return the arguments of ``train``."""
     if config.edits or config.from_run or config.averaged:
         return ["--config", str(config_file)]
     # The default backbone depends on what is installed, the default size of images on the backbone.
@@ -31,30 +35,34 @@ def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
     )
     options = [
         *always.items(),
-        *((one.name, value) for one, value in changed_settings(config) if one.name not in always),
+        *(
+            (setting.name, value)
+            for setting, value in changed_settings(config)
+            if setting.name not in always
+        ),
     ]
     return [
         config.data,
         "--as-is",
         "--recipe",
-        TUTORIAL,  # whose values are the defaults of the config
+        TUTORIAL,  # the defaults of the config
         *(
             part
             for name, value in options
-            for part in (f"--{setting_of(name).option}", _text(value))
+            for part in (f"--{setting_of(name).option}", _format_value(value))
         ),
     ]
 
 
 def _has_another_size(config: RunConfig) -> bool:
-    """Whether the backbone's own size of image is not the config's; also where it is not known."""
+    """Return whether the config's image size is not known to be the backbone's default."""
     try:
         return usual_image_size(config.backbone) != config.image_size
     except FinetuneError:
         return True
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{name}={rate!r}" for name, rate in value.items())
     if isinstance(value, tuple):

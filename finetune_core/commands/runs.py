@@ -1,4 +1,4 @@
-"""Runs as the commands need them: one that somebody names, and the weights that others begin with."""
+"""Runs as the commands need them: named runs, and the initial weights of new runs."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,11 @@ from finetune_core.training.prepare import check_config, fetch_weights, missing_
 from finetune_core.work import in_phase
 
 
-def opened(named: str | os.PathLike[str]) -> Run:
-    """A run that a person names by its folder, or by its id; what of it could not be read is reported on stderr.
+def open_run(named: str | os.PathLike[str]) -> Run:
+    """Return a run by its folder or id, and report its unreadable parts on stderr.
 
     Raises:
-        RunError: when it is none, or damaged.
+        RunError: if there is no such run, or it is damaged.
     """
     run = read_run(run_folder(named))
     for notice in run.notices:
@@ -28,19 +28,22 @@ def opened(named: str | os.PathLike[str]) -> Run:
     return run
 
 
-def followed_by(
+def settings_from_run(
     named: Run | str | os.PathLike[str], backbones: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The settings that follow from the run that another one starts from: that run, its backbone, and how images become its input.
+    """Return the settings that follow from the run that another run starts from.
+
+    These are that run, its backbone, and the preparation of the input images.
 
     Args:
-        backbones: those that were asked for.
+        named: the earlier run.
+        backbones: the requested backbones.
 
     Raises:
-        ConfigError: when there is no such run, it is going on, or another backbone was asked for.
+        ConfigError: if there is no such run, it is still active, or another backbone was requested.
     """
     try:
-        run = opened(named.run_dir if isinstance(named, Run) else named)
+        run = open_run(named.run_dir if isinstance(named, Run) else named)
     except RunError as error:
         raise ConfigError({"from_run": str(error)}) from None
     if run.active:
@@ -51,7 +54,8 @@ def followed_by(
     if others := [name for name in backbones if name != own]:
         raise ConfigError(
             {
-                "backbone": f"follows from the run to start from: {run.run_id} has {own}, not {', '.join(others)}; leave it out"
+                "backbone": f"follows from the run to start from: {run.run_id} has {own}, not "
+                f"{', '.join(others)}; leave it out"
             }
         )
     return {
@@ -62,45 +66,51 @@ def followed_by(
 
 
 def with_weights(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> None:
-    """Download the pretrained weights that runs begin with, before any of them is made.
+    """Download the pretrained weights of several runs before any of the runs is created.
 
     Args:
-        elsewhere: they may train on other machines, with other devices.
+        configs: settings of the runs.
+        elsewhere: whether the runs may train on other machines with other devices.
 
     Raises:
-        ConfigError: when one cannot work at all.
-        WeightsError: when they cannot be had.
+        ConfigError: if a run cannot work at all.
+        WeightsError: if the weights are not available.
     """
     for config in configs:
         check_config(config, elsewhere=elsewhere)
     if missing := missing_weights(configs):
         err.print(
-            f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first"
+            f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} "
+            "first"
         )
         with progress_bar() as bar:
             show_work(bar, fetch_weights(missing))
 
 
-def with_descriptions(backbones: Iterable[str]) -> None:
-    """Have what the Hub says of networks that are named there, from which their structure follows.
+def fetch_descriptions(backbones: Iterable[str]) -> None:
+    """Fetch the Hub's descriptions of networks that are named there.
+
+    A network's structure follows from its description.
 
     Raises:
-        FinetuneError: when it cannot be had.
+        FinetuneError: if a description is not available.
     """
     for name in backbones:
         with progress_bar() as bar:
             show_work(bar, in_phase("download", fetch_description(name)))
 
 
-def at_own_size(config: RunConfig) -> RunConfig:
-    """The config with the size of images that its backbone was pretrained on; as it is where there is no such backbone.
+def use_backbone_size(config: RunConfig) -> RunConfig:
+    """Return the config with the image size that its backbone was pretrained on.
+
+    An unknown backbone leaves the config unchanged.
 
     Raises:
-        FinetuneError: when what the Hub says of it cannot be had.
+        FinetuneError: if the Hub's description of the backbone is not available.
     """
     try:
         check_backbone_name(config.backbone)
     except ConfigError:
-        return config  # it is refused with all else that is wrong
-    with_descriptions([config.backbone])
+        return config  # rejected later, together with all other problems
+    fetch_descriptions([config.backbone])
     return config.model_copy(update={"image_size": usual_image_size(config.backbone)})

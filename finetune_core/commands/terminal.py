@@ -1,4 +1,4 @@
-"""What the command line looks like on a terminal: results on stdout, bars and problems on stderr."""
+"""Terminal output of the command line: results on stdout, progress bars and problems on stderr."""
 
 import json
 import os
@@ -38,39 +38,43 @@ Result = TypeVar("Result")
 
 _silent = ContextVar("silent", default=False)
 
-# A name may hold what commands a terminal, or reorders what it shows. Lines end, and columns are parted, as ever.
-_COMMANDS = re.compile(
+# Names may contain control characters that command a terminal or reorder its text. Line breaks and
+# tabs are kept.
+_CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-_LONGEST = 4000  # letters
+_MAX_LENGTH = 4000  # characters
 _BURST = 1.0  # seconds
 
 
 class _Console(Console):
-    """Shows what would command the terminal, instead of sending it there; styles are added later."""
+    """A console that escapes control characters in text. Styles are added afterwards."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(harmless(text), **options)
+        return super().render_str(escape_controls(text), **options)
 
 
-def harmless(text: str) -> str:
-    """A text for a terminal: its control characters are shown, ``\\x1b``, and of one that is far too long, its ends."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
-    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+def escape_controls(text: str) -> str:
+    r"""Escape control characters as ``\x1b`` for a terminal.
+
+    Very long text keeps only its ends.
+    """
+    if len(text) > _MAX_LENGTH:
+        text = f"{text[: _MAX_LENGTH // 2]}…{text[-_MAX_LENGTH // 2 :]}"
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def on_one_line(text: str) -> str:
-    """Return a name for a terminal with its line ends and tabs shown, too."""
-    return harmless(text).replace("\n", "\\n").replace("\t", "\\t")
+def escape_line(text: str) -> str:
+    """Escape control characters, line breaks and tabs, so that a name stays on one line."""
+    return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class _Messages(_Console):
-    """Where progress and problems go."""
+    """The console for progress and problems."""
 
     @property
-    def watched(self) -> bool:
-        """Whether there is somebody to see a bar move."""
+    def is_watched(self) -> bool:
+        """True if somebody can see a bar move."""
         return self.is_interactive or self.is_jupyter
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -83,9 +87,13 @@ err = _Messages(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def progress_shown(wanted: bool | None) -> Iterator[None]:
-    """Whether bars and messages are shown in this block; None: where somebody watches."""
-    token = _silent.set(not (err.watched if wanted is None else wanted))
+def show_progress(wanted: bool | None) -> Iterator[None]:
+    """Show or hide bars and messages within the block.
+
+    Args:
+        wanted: None shows them where somebody watches.
+    """
+    token = _silent.set(not (err.is_watched if wanted is None else wanted))
     try:
         yield
     finally:
@@ -93,7 +101,7 @@ def progress_shown(wanted: bool | None) -> Iterator[None]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One object, on one line."""
+    """Print one JSON object on one line."""
     sys.stdout.write(json.dumps(value) + "\n")
 
 
@@ -106,49 +114,55 @@ def print_table(
 ) -> None:
     """Print a table in which no cell is cut or wrapped.
 
-    A terminal shows the first columns that fit, and a line says which ones are left out. Where the
-    output is piped, all columns are printed.
+    A terminal shows the first columns that fit, and a line names the omitted ones. Piped output has
+    all columns.
 
     Args:
-        names: how many of the first columns are never left out.
+        columns: column titles.
+        rows: cells of each row.
+        names: number of leading columns that are never omitted.
         prose: columns whose cells may wrap.
     """
-    cells = [[on_one_line(cell) for cell in row] for row in rows]
+    cells = [[escape_line(cell) for cell in row] for row in rows]
     columns_of_cells = list(zip(*cells, strict=True)) or [()] * len(columns)
-    natural, least = [], []
-    for at, (title, column) in enumerate(zip(columns, columns_of_cells, strict=True)):
+    natural_widths, least_widths = [], []
+    for index, (title, column) in enumerate(zip(columns, columns_of_cells, strict=True)):
         words = [word for cell in column for word in cell.split()] if title in prose else column
-        header = [title] if at < names else title.split()
-        natural.append(_longest([title, *column]))
-        least.append(_longest([*header, *words]))
-    shown, room = len(columns), out.width if out.is_terminal else sum(natural) + 2 * len(columns)
-    while shown > names and sum(least[:shown]) + 2 * shown > room:
+        header = [title] if index < names else title.split()
+        natural_widths.append(_max_width([title, *column]))
+        least_widths.append(_max_width([*header, *words]))
+    shown = len(columns)
+    available = out.width if out.is_terminal else sum(natural_widths) + 2 * shown
+    while shown > names and sum(least_widths[:shown]) + 2 * shown > available:
         shown -= 1
-    widths = least[:shown]
-    spare = room - sum(widths) - 2 * shown
-    for at in range(shown):
-        more = min(max(spare, 0), natural[at] - widths[at])
-        widths[at] += more
-        spare -= more
-    made = Table(
+    widths = least_widths[:shown]
+    spare = available - sum(widths) - 2 * shown
+    for index in range(shown):
+        extra = min(max(spare, 0), natural_widths[index] - widths[index])
+        widths[index] += extra
+        spare -= extra
+    table = Table(
         *(Column(title, width=width) for title, width in zip(columns, widths, strict=False)),
         box=None,
     )
     for row in cells:
-        made.add_row(*map(escape, row[:shown]))
+        table.add_row(*map(escape, row[:shown]))
     total = sum(widths) + 2 * shown
-    # Names may be wider than the terminal, which wraps them: nothing is lost when they are copied.
-    out.print(Segments(out.render(made, out.options.update(width=total, max_width=total))))
+    # Names may be wider than the terminal, which wraps them. Copied names then stay whole.
+    out.print(Segments(out.render(table, out.options.update(width=total, max_width=total))))
     if left_out := columns[shown:]:
         out.print(f"Not shown, for lack of room: {', '.join(left_out)}.")
 
 
-def _longest(texts: Iterable[str]) -> int:
+def _max_width(texts: Iterable[str]) -> int:
     return max(map(cell_len, texts), default=0)
 
 
 def progress_bar() -> Progress:
-    """For any number of tasks; drawn on a terminal and in a notebook only, and gone at the end."""
+    """Return a progress display for any number of tasks.
+
+    Bars are drawn only on a terminal and in a notebook, and disappear at the end.
+    """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -158,34 +172,36 @@ def progress_bar() -> Progress:
     )
     if err.is_jupyter and not _silent.get():
         return NotebookProgress(*columns, console=err)
-    hidden = _silent.get() or not err.is_interactive  # else it leaves an empty line
+    hidden = _silent.get() or not err.is_interactive  # otherwise an empty line stays behind
     return Progress(*columns, console=err, transient=True, disable=hidden)
 
 
 def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
-    """Do the work to its end, each of its phases with a bar of its own; returns its result.
+    """Run work to its end with one bar per phase, and return its result.
 
     Args:
-        title: stands at the bar of steps without a phase, which is there from the start.
+        bar: the progress display.
+        work: the work.
+        title: title of the bar for steps without a phase. That bar is shown from the start.
     """
-    tasks = {"": bar.add_task(on_one_line(title), total=None, note="")} if title else {}
+    tasks = {"": bar.add_task(escape_line(title), total=None, note="")} if title else {}
 
     def draw(step: Step) -> None:
         if step.phase not in tasks:
-            if step.phase == "device":  # said once, with or without bars
+            if step.phase == "device":  # printed once, with or without bars
                 err.print(f"{PHASE_WORDS['device']}.")
             tasks[step.phase] = bar.add_task(
                 PHASE_WORDS[step.phase], total=step.total, note="", visible=step.phase != "device"
             )
         bar.update(
-            tasks[step.phase], completed=step.done, total=step.total, note=on_one_line(step.subject)
+            tasks[step.phase], completed=step.done, total=step.total, note=escape_line(step.subject)
         )
 
     return finish(work, draw)
 
 
 def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
-    """Drain a run's events: steps into the bar, epochs in lines."""
+    """Consume a run's events. Steps update the bar, and epochs print lines."""
     tasks: dict[str, Any] = {}
 
     def task(name: str, total: int) -> Any:
@@ -216,11 +232,12 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     err.print("The backbone starts from random weights.")
                 verb = "are fitted" if event.epochs == 0 and event.trainable_parameters else "train"
                 err.print(
-                    f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
-                    f"{verb} on {escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
+                    f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of "
+                    f"{event.total_parameters:,} parameters {verb} on "
+                    f"{escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
                 )
-                if words := lineage_in_words(event.to_json()):
-                    err.print(escape(words))
+                if lineage := lineage_in_words(event.to_json()):
+                    err.print(escape(lineage))
                 if note := live_numbers(event.to_json()):
                     err.print(note)
             case events.RunResumed(epoch, step):
@@ -247,58 +264,64 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
 
 
 def abort_on_first_interrupt() -> None:
-    """Have the first Ctrl-C abort this program, and later ones ignored: they would break its cleanup."""
+    """Abort this program at the first Ctrl-C, and ignore later ones.
+
+    A second interrupt would break the program's cleanup.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _abort)
 
 
 def _abort(*_: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not by the stream: the signal may have come while something was written to it.
+    # Write to the descriptor: the signal may have interrupted a write to the stream.
     with suppress(OSError):
         os.write(2, b"Aborted.\n")
     raise KeyboardInterrupt
 
 
 @contextmanager
-def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
-    """Call ``stop`` at the first Ctrl-C, and abort at another one that follows more than a second later.
+def stop_on_interrupt(stop: Callable[[], object]) -> Iterator[None]:
+    """Call ``stop`` at the first Ctrl-C, and abort at another one more than a second later.
 
-    Keys that are pressed in quick succession count as one. Signals reach the main thread only: in
-    other threads nothing changes.
+    Key presses in quick succession count as one. Signals reach the main thread only, so in other
+    threads nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked_at: float | None = None
+    stopped_at: float | None = None
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal asked_at
-        if asked_at is None:
-            asked_at = time.monotonic()
+        nonlocal stopped_at
+        if stopped_at is None:
+            stopped_at = time.monotonic()
             err.print("Stopping after this step; Ctrl-C again breaks off.")
             stop()
-        elif time.monotonic() - asked_at > _BURST:
+        elif time.monotonic() - stopped_at > _BURST:
             signal.signal(signal.SIGINT, before)
             before(number, frame)
 
     found = signal.signal(signal.SIGINT, on_interrupt)
-    # A program that ignores Ctrl-C and started this one leaves it to this one.
+    # A parent that ignores Ctrl-C leaves the handling to this program.
     before = found if callable(found) else signal.default_int_handler
     try:
         yield
     finally:
-        # Not where ``before`` has ended this block: it may have chosen another handler for the rest.
-        # Nor after a stop on the command line: more keys of its burst may arrive while the results
-        # are written, and ``on_interrupt`` hands later ones to ``before``.
-        is_kept = asked_at is not None and before is _abort
+        # Skip this if ``before`` has ended the block: it may have chosen another handler for the
+        # rest. Skip it after a stop on the command line, too: more key presses of the burst may
+        # arrive while results are written, and ``on_interrupt`` hands later ones to ``before``.
+        is_kept = stopped_at is not None and before is _abort
         if signal.getsignal(signal.SIGINT) is on_interrupt and not is_kept:
             signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a run: the first that trains stops it, and the others wait for that."""
+def ignore_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C within the block.
+
+    Ctrl-C reaches all processes of a run. Rank 0 stops the run, and the other ranks wait for that.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -309,11 +332,11 @@ def interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def result_in_words(result: dict[str, Any], beside: str = "") -> str:
+def describe_result(result: dict[str, Any], beside: str = "") -> str:
     """Describe the outcome of a run.
 
     Args:
-        result: its ``summary``.
+        result: the run's ``summary``.
         beside: a sentence on its reference points.
     """
     if result["val_accuracy"] is None:

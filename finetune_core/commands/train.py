@@ -1,4 +1,4 @@
-"""What the ``train`` and ``resume`` commands do: put the settings together, and see a run through to its end."""
+"""The ``train`` and ``resume`` commands: build the config, and train a run to its end."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -9,20 +9,20 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from finetune_core.commands.input import kept_split, rates, resolved
-from finetune_core.commands.options import refused_in_words
-from finetune_core.commands.runs import at_own_size, followed_by, with_weights
+from finetune_core.commands.input import load_app_split, parse_rates, resolved
+from finetune_core.commands.options import report_errors
+from finetune_core.commands.runs import settings_from_run, use_backbone_size, with_weights
 from finetune_core.commands.terminal import (
+    describe_result,
     err,
-    interrupts_ignored,
-    interrupts_stop,
+    ignore_interrupts,
     out,
     print_json,
     progress_bar,
-    progress_shown,
-    result_in_words,
+    show_progress,
     show_training,
     show_work,
+    stop_on_interrupt,
 )
 from finetune_core.config import RunConfig, following_names, make_config
 from finetune_core.data.dataset import index_dataset
@@ -41,7 +41,7 @@ from finetune_core.training.ranks import Ranks, launched
 from finetune_core.training.recipes import AUTO, RECIPES, fill_auto
 from finetune_core.work import in_phase
 
-Reserved = tuple[Reservation, Executor]
+ReservedRun = tuple[Reservation, Executor]
 
 
 def asked_for(
@@ -52,23 +52,26 @@ def asked_for(
     as_is: bool,
     recipe: str = AUTO,
 ) -> RunConfig:
-    """The config of a run.
+    """Return the config of a run.
 
     Args:
-        given: settings, or what was typed for them.
-        data: the data set; None: that of ``earlier``.
-        earlier: the settings of an earlier run, which the others change.
-        recipe: ``auto`` or ``tutorial``; of an earlier run, what that run had.
+        given: settings, or the text typed for them.
+        data: the data set. None: the one of ``earlier``.
+        earlier: settings of an earlier run, overridden by the others.
+        as_is: leave out the changes and the split made for this data set in the app.
+        recipe: ``auto`` or ``tutorial``. With an earlier run, that run's choice wins.
 
     Raises:
-        FinetuneError: when it cannot be used, or the data cannot be had.
+        FinetuneError: if the settings cannot be used, or the data is not available.
     """
     settings: dict[str, Any] = dict(given)
     if isinstance(settings.get("stage_rates"), str):
-        settings["stage_rates"] = rates(settings["stage_rates"])
-    followed: dict[str, Any] = {}
+        settings["stage_rates"] = parse_rates(settings["stage_rates"])
+    inherited: dict[str, Any] = {}
     if named := settings.pop("from_run", None):
-        followed = followed_by(named, [settings["backbone"]] if "backbone" in settings else [])
+        inherited = settings_from_run(
+            named, [settings["backbone"]] if "backbone" in settings else []
+        )
     elif earlier is None:
         settings.setdefault("backbone", default_backbone())
     if as_is:
@@ -83,24 +86,27 @@ def asked_for(
                     f"With the changes made to this data set (--as-is leaves them out): {changes}"
                 )
     base = (
-        kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
-    ) | followed
+        load_app_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
+    ) | inherited
     config = fill_recipe(base, settings, recipe)
-    at_given_size = followed or earlier is not None or "image_size" in settings
-    return config if at_given_size else at_own_size(config)
+    at_given_size = inherited or earlier is not None or "image_size" in settings
+    return config if at_given_size else use_backbone_size(config)
 
 
-def begun(
+def reserve_run(
     config: RunConfig, runs_dir: Path, executor: Executor | None = None, devices: int = 1
 ) -> Reservation:
-    """The run, reserved, once the weights that it begins with are here.
+    """Reserve a run after downloading its initial weights.
 
     Args:
-        executor: who is to train it; this process, unless another one is given.
+        config: settings of the run.
+        runs_dir: folder of the run directories.
+        executor: executor of the run. None: this process.
         devices: as for ``create_run``.
 
     Raises:
-        FinetuneError: when they cannot be had, the folder cannot be written, or so many devices cannot share the run.
+        FinetuneError: if the weights are not available, the folder cannot be written, or that many
+            devices cannot share the run.
     """
     executor = executor or InProcess()
     executor.check(config, devices)
@@ -109,10 +115,11 @@ def begun(
 
 
 def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
-    """Train a run to its end, or until Ctrl-C stops it.
+    """Train a reserved run until it finishes or Ctrl-C stops it.
 
     Args:
-        executor: who trains it; this process, unless another one is given.
+        reservation: the run.
+        executor: executor of the run. None: this process.
 
     Raises:
         FinetuneError: as ``execute`` does.
@@ -120,7 +127,7 @@ def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
     stop = partial(request_stop, reservation.run_dir)
     try:
         with (
-            interrupts_stop(stop),
+            stop_on_interrupt(stop),
             progress_bar() as bar,
             closing((executor or InProcess()).execute(reservation)) as events,
         ):
@@ -131,52 +138,61 @@ def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
     return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
 
 
-def train_to_the_end(
+def train_and_report(
     reservation: Reservation, as_json: bool, executor: Executor | None = None
 ) -> None:
-    """Train, and print what came of it; status 1 where that is no finished run."""
-    with refused_in_words():
+    """Train a run and print the result. Exit with status 1 unless the run finishes."""
+    with report_errors():
         run = trained(reservation, executor)
-    result, beside = summary(run), reference_points(run)
+    result, points = summary(run), reference_points(run)
     if as_json:
-        print_json(result | {"reference_points": beside.to_json()})
+        print_json(result | {"reference_points": points.to_json()})
     else:
-        out.print(result_in_words(result, escape(beside.in_sentence())))
+        out.print(describe_result(result, escape(points.in_sentence())))
     if run.status != "finished":
         raise typer.Exit(1)
 
 
-def led(
-    reserved: Callable[[Ranks], AbstractContextManager[Reserved]], devices: int, as_json: bool
+def train_on_devices(
+    reserve: Callable[[Ranks], AbstractContextManager[ReservedRun]], devices: int, as_json: bool
 ) -> None:
-    """Train the run that is ``reserved`` on that many devices. Where torchrun has started a process for each, the first of them does what
-    a process alone does, and the others take part and are silent."""
+    """Train a run on several devices.
+
+    Under torchrun, rank 0 acts like a single process. The other ranks take part and are silent.
+
+    Args:
+        reserve: returns a context manager that reserves the run and yields the run and its
+            executor.
+        devices: number of devices.
+        as_json: print JSON.
+    """
     ranks = launched()
     with (
-        nullcontext() if ranks.leads else progress_shown(False),
-        refused_in_words(),
+        nullcontext() if ranks.leads else show_progress(False),
+        report_errors(),
         ranks.joined(),
     ):
         if ranks.several and devices > 1:
             raise ConfigError(
                 {
-                    "devices": "torchrun says how many: leave this out, or start the command without torchrun"
+                    "devices": "torchrun says how many: leave this out, or start the command "
+                    "without torchrun"
                 }
             )
         if ranks.leads:
-            with refused_in_words(), reserved(ranks) as (reservation, executor):
-                train_to_the_end(reservation, as_json, executor)
+            with report_errors(), reserve(ranks) as (reservation, executor):
+                train_and_report(reservation, as_json, executor)
         else:
-            with interrupts_ignored():
+            with ignore_interrupts():
                 follow(ranks)
 
 
 def fill_recipe(base: Mapping[str, Any], settings: Mapping[str, Any], recipe: str) -> RunConfig:
-    """Return the config of ``base`` and ``settings``, where the recipe chooses what neither sets.
+    """Return the config of ``base`` and ``settings``, with open settings chosen by the recipe.
 
     Raises:
-        ConfigError: when there is no such recipe, or the settings cannot be used.
-        DataError: when the images cannot be counted.
+        ConfigError: if there is no such recipe, or the settings cannot be used.
+        DataError: if the images cannot be counted.
     """
     if recipe not in RECIPES:
         raise ConfigError({"recipe": f"must be {' or '.join(RECIPES)}, not {recipe!r}"})
@@ -190,8 +206,8 @@ def count_training_images(config: RunConfig) -> int:
     """Count the training images of a config's data set.
 
     Raises:
-        ConfigError: when there is no such data set.
-        DataError: when the data set cannot be used.
+        ConfigError: if there is no such data set.
+        DataError: if the data set cannot be used.
     """
     check_data(config.data)
     with progress_bar() as bar:

@@ -1,4 +1,4 @@
-"""The settings of a run, declared once, and how they are read from outside."""
+"""The settings of a run, declared once, and the functions that read them from outside."""
 
 from finetune_core.config.edit import Edit
 from finetune_core.config.make import CONFIG_FILE, config_bytes, make_config, read_config

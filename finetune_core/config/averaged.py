@@ -1,4 +1,7 @@
-"""What a run is made of whose weights, or probabilities, are averaged from those of others, in the place of training."""
+"""The settings of a run that averages the weights or probabilities of other runs.
+
+Such a run does not train.
+"""
 
 from typing import Annotated, Literal, Self
 
@@ -14,13 +17,14 @@ _TITLES = {"soup": "Soup", "greedy_soup": "Greedy soup", "ensemble": "Ensemble"}
 
 
 class Averaged(BaseModel):
-    """How runs are averaged, and which.
+    """The runs to average, and the method.
 
     Attributes:
-        how: ``soup``, the mean of all; ``greedy_soup``, of those that do not lower the validation accuracy (both Wortsman et al. 2022,
-            Model soups); ``wise``, of one run and what it started from (Wortsman et al. 2022, WiSE-FT); ``ensemble``, the mean of their
-            probabilities: all networks stay.
-        runs: their folders.
+        how: ``soup``, the mean of all weights; ``greedy_soup``, the mean of the runs that do not
+            lower the validation accuracy (both: Wortsman et al. 2022, Model soups); ``wise``, the
+            mean of one run and its initial weights (Wortsman et al. 2022, WiSE-FT); ``ensemble``,
+            the mean of the probabilities, where all networks stay.
+        runs: the run directories.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,24 +35,24 @@ class Averaged(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _as_many_as_it_takes(self) -> Self:
+    def _check_number_of_runs(self) -> Self:
         if self.how == "wise" and len(self.runs) != 1:
             raise PydanticCustomError(
                 "runs", "WiSE-FT averages one run with what it started from: name one"
             )
         if self.how != "wise" and len(set(self.runs)) < max(2, len(self.runs)):
             raise PydanticCustomError(
-                "runs", f"{self._whole} is made of two runs or more, each named once"
+                "runs", f"{self._noun} is made of two runs or more, each named once"
             )
         return self
 
     @property
     def title(self) -> str:
-        """The field's term for it."""
+        """The standard term for the result."""
         if self.how == "wise":
             return "WiSE-FT"
         return f"{_TITLES[self.how]} of {things(len(self.runs), 'run')}"
 
     @property
-    def _whole(self) -> str:
+    def _noun(self) -> str:
         return "an ensemble" if self.how == "ensemble" else "a soup"

@@ -1,4 +1,4 @@
-"""A run's settings as changes against the defaults."""
+"""A run's settings as differences from the defaults."""
 
 from typing import Any
 
@@ -8,13 +8,20 @@ from finetune_core.formatting import things
 
 
 def changed_settings(config: RunConfig) -> list[tuple[Setting, Any]]:
-    """The settings that are not at their defaults, in the order in which they are declared, without the data set and its changes."""
-    listed = [(one, getattr(config, name)) for name, one in all_settings().items() if one.section]
-    return [(one, value) for one, value in listed if value != one.default]
+    """Return the settings that differ from their defaults, in declaration order.
+
+    The data set and its changes are left out.
+    """
+    settings = [
+        (setting, getattr(config, name))
+        for name, setting in all_settings().items()
+        if setting.section
+    ]
+    return [(setting, value) for setting, value in settings if value != setting.default]
 
 
 def training_in_words(config: RunConfig) -> str:
-    """Return the settings that matter most of a run's training, for one line.
+    """Return the most important training settings of a run, on one line.
 
     Settings that follow from data set and strategy stand first, after "auto".
     """
@@ -33,15 +40,15 @@ def training_in_words(config: RunConfig) -> str:
     return " · ".join(filter(None, [f"auto: {auto}" if auto else "", *chosen, side]))
 
 
-def value_in_words(one: Setting, value: Any) -> str:
-    """A setting's value as the form shows it."""
+def value_in_words(setting: Setting, value: Any) -> str:
+    """Return a setting's value as the form shows it."""
     if value is None or value == "":
-        return one.placeholder or "none"
-    if isinstance(value, tuple) and one.kind == "numbers":
+        return setting.placeholder or "none"
+    if isinstance(value, tuple) and setting.kind == "numbers":
         return numbers_text(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {rate:g}" for name, rate in value.items())
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)
-    return one.choices.get(value, str(value)) if one.kind == "choice" else str(value)
+    return setting.choices.get(value, str(value)) if setting.kind == "choice" else str(value)

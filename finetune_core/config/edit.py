@@ -1,11 +1,11 @@
-"""One change to a data set: an image excluded, moved, relabelled, or added with a label."""
+"""One change to a data set: an image is excluded, moved, relabelled, or added with a label."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-LONGEST_PATH = 4096  # letters
-LONGEST_NAME = 1000  # of a class, letters
+LONGEST_PATH = 4096  # characters
+LONGEST_NAME = 1000  # characters of a class name
 
 
 class Edit(BaseModel):
@@ -15,8 +15,8 @@ class Edit(BaseModel):
         action: ``label`` adds an image of another folder to the training images, ``label_test`` to
             the test images; ``ignore`` leaves images as they are.
         paths: ids of the images.
-        to: the class or split that they get.
-        kind: of the finding that it answers, if any.
+        to: the new class or split of the images.
+        kind: kind of the finding that the change answers, if any.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,7 @@
-"""How a setting is declared, once, as a field of the config: the form, the command line and the export read all they need from it."""
+"""Declaration of settings, once, as fields of the config.
+
+The form, the command line and the export read everything they need from these fields.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -19,12 +22,12 @@ STOPPING = "Stopping"
 HARDWARE = "Hardware and memory"
 SPLIT = "Split"
 SECTIONS = (NETWORK, TRAINING, DATA, OPTIMIZATION, STOPPING, HARDWARE, SPLIT)
-ADVANCED = (DATA, OPTIMIZATION, STOPPING, HARDWARE)  # a form folds these away
+ADVANCED = (DATA, OPTIMIZATION, STOPPING, HARDWARE)  # a form folds these sections away
 
 Kind = Literal["choice", "integer", "number", "numbers", "text", "structure"]
 InScript = Literal["repeated", "irrelevant", "missing"]
 
-# 1,250: one and a quarter to some, more than a thousand to others
+# 1,250 is one and a quarter for some readers and more than a thousand for others.
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 _METAVARS: dict[Kind, str] = {
@@ -42,22 +45,25 @@ class Setting:
     """A setting as its field declares it.
 
     Attributes:
-        label: the field's standard term.
-        help: the plain explanation.
-        section: where it belongs on a form and in the command line's help; empty: on neither.
-        option: its name on the command line, without dashes.
-        metavar: what stands for its value in the command line's help.
-        kind: what it holds; ``numbers`` are three, and a ``structure`` needs a widget of its own.
-        optional: whether it may be left empty.
-        choices: value -> what a form calls it.
-        placeholder: what an empty field shows.
-        share: whether it may be written in percent.
-        several: the option of a command that takes several of its values.
-        in_script: whether a stand-alone script repeats it, need not, or cannot.
-        stepwise: whether only training in steps obeys it: it means nothing where a head is fitted instead.
-        own_widgets: whether a form needs more for it than the widget that suits its kind.
-        follows: whether it follows from the data set and the strategy unless a person sets it (``recipes.fill_auto``).
-        limits: ``ge``, ``gt``, ``le`` and ``lt``, as pydantic has them -> number.
+        label: the standard term for the setting.
+        help: the explanation in plain words.
+        section: section of the form and of the command line's help. Empty: shown in neither.
+        option: name on the command line, without dashes.
+        metavar: placeholder of the value in the command line's help.
+        kind: type of the value. ``numbers`` are three numbers, and a ``structure`` needs a widget
+            of its own.
+        optional: whether the value may be empty.
+        choices: value -> label in a form.
+        placeholder: text shown in an empty field.
+        share: whether the value may be written in percent.
+        several: option of commands that take several values of the setting.
+        in_script: whether a stand-alone script repeats the setting, need not, or cannot.
+        stepwise: whether the setting only affects training in steps, and nothing where a head is
+            fitted instead.
+        own_widgets: whether a form needs more than the standard widget for the kind.
+        follows: whether the value follows from the data set and the strategy unless a person sets
+            it (``recipes.fill_auto``).
+        limits: ``ge``, ``gt``, ``le`` and ``lt``, as in pydantic -> number.
     """
 
     name: str
@@ -81,8 +87,8 @@ class Setting:
     limits: Mapping[str, float]
 
     @property
-    def values_in_words(self) -> str:
-        """Which values it may have; empty where that is not a matter of a few words."""
+    def allowed_values_text(self) -> str:
+        """The allowed values in a few words, or an empty string where they cannot be listed."""
         if self.limits.keys() == {"ge", "le"}:
             return f"{self.limits['ge']} to {self.limits['le']}"
         return ", ".join(self.choices) or ", ".join(
@@ -108,12 +114,13 @@ def setting(
     follows: bool = False,
     **bounds: Any,
 ) -> Any:
-    """A field of the config, with all that anything but the code that obeys it has to know; see ``Setting``.
+    """Declare a field of the config with its metadata. See ``Setting`` for the arguments.
 
     Args:
-        bounds: what pydantic's ``Field`` takes: ``ge``, ``gt``, ``le``, ``lt``, ``max_length``, …
+        default: the default value. Without one, the setting is required.
+        bounds: arguments of pydantic's ``Field``: ``ge``, ``gt``, ``le``, ``lt``, ``max_length``, …
     """
-    described: JsonDict = {
+    metadata: JsonDict = {
         "section": section,
         "choices": {**(choices or {})},
         "option": option,
@@ -126,17 +133,20 @@ def setting(
         "own_widgets": own_widgets,
         "follows": follows,
     }
-    return Field(default, title=label, description=help, json_schema_extra=described, **bounds)
+    return Field(default, title=label, description=help, json_schema_extra=metadata, **bounds)
 
 
 @lru_cache(maxsize=8)
 def settings_of(model: type[BaseModel]) -> dict[str, Setting]:
-    """The settings that a config declares, by name, in their order."""
-    return {name: _described(name, field) for name, field in model.model_fields.items()}
+    """Return the settings that a config declares, by name, in declaration order."""
+    return {name: _build_setting(name, field) for name, field in model.model_fields.items()}
 
 
-def as_number(text: str, share: bool = False) -> str | float:
-    """A number as people write it: ``20 %`` (of a share) and ``0,2`` are 0.2. Anything else stays as it is."""
+def parse_number(text: str, share: bool = False) -> str | float:
+    """Parse a number as people write it. Other text is returned unchanged.
+
+    ``0,2`` is 0.2, and so is ``20 %`` if ``share`` is true.
+    """
     number = text.strip()
     percent = share and number.endswith("%")
     number = number.removesuffix("%").rstrip() if percent else number
@@ -145,27 +155,30 @@ def as_number(text: str, share: bool = False) -> str | float:
     elif not percent:
         return text
     try:
-        # as text: 14.3 / 100 is not the number nearest to 0.143
+        # Convert as text: 14.3 / 100 is not the number nearest to 0.143.
         return float(f"{number}e-2" if percent else number)
     except ValueError:
         return text
 
 
-def as_numbers(text: str) -> list[str | float]:
-    """Numbers as people write them side by side: between commas, semicolons or spaces. With points in them, no comma is a decimal one."""
+def parse_numbers(text: str) -> list[str | float]:
+    """Parse numbers separated by commas, semicolons or spaces.
+
+    If the text contains points, no comma is a decimal comma.
+    """
     parts = (text.replace(",", " ") if "." in text else text).replace(";", " ").split()
     parts = text.split(",") if len(parts) == 1 else [part.removesuffix(",") for part in parts]
-    return [as_number(part) for part in parts]
+    return [parse_number(part) for part in parts]
 
 
 def numbers_text(values: Iterable[float]) -> str:
-    """Numbers side by side, to be read back exactly."""
+    """Format numbers in a row so that they can be read back exactly."""
     return ", ".join(repr(float(value)) for value in values)
 
 
-def _described(name: str, field: FieldInfo) -> Setting:
+def _build_setting(name: str, field: FieldInfo) -> Setting:
     extra: Any = field.json_schema_extra or {}
-    kind, optional = _kind(field.annotation)
+    kind, optional = _kind_of(field.annotation)
     return Setting(
         name=name,
         label=field.title or name.replace("_", " ").capitalize(),
@@ -188,20 +201,20 @@ def _described(name: str, field: FieldInfo) -> Setting:
         follows=extra.get("follows", False),
         limits={
             name: value
-            for one in field.metadata
+            for constraint in field.metadata
             for name in _LIMITS
-            if (value := getattr(one, name, None)) is not None
+            if (value := getattr(constraint, name, None)) is not None
         },
     )
 
 
-def _kind(annotation: Any) -> tuple[Kind, bool]:
+def _kind_of(annotation: Any) -> tuple[Kind, bool]:
     parts = get_args(annotation)
     if get_origin(annotation) is Literal:
         return "choice", False
     if NoneType in parts:
-        (held,) = (part for part in parts if part is not NoneType)
-        return _kind(held)[0], True
+        (inner,) = (part for part in parts if part is not NoneType)
+        return _kind_of(inner)[0], True
     kinds: dict[Any, Kind] = {
         int: "integer",
         float: "number",

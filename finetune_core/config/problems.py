@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with settings, in words."""
+"""Descriptions of pydantic's validation errors in plain words."""
 
 import reprlib
 from collections.abc import Mapping
@@ -6,20 +6,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-_SHORT = reprlib.Repr()  # what somebody wrote into a file may be long, or deep
+_SHORT = reprlib.Repr()  # text from a file may be long or deeply nested
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
-def problems_in_words(error: ValidationError) -> dict[str, str]:
-    """Field -> what is wrong with it."""
-    return {_field(problem): _in_words(problem) for problem in error.errors()}
+def describe_problems(error: ValidationError) -> dict[str, str]:
+    """Return field -> description of the problem."""
+    return {_field_name(problem): _describe(problem) for problem in error.errors()}
 
 
-def _field(problem: Mapping[str, Any]) -> str:
+def _field_name(problem: Mapping[str, Any]) -> str:
     return str(problem["loc"][0]) if problem["loc"] else "settings"
 
 
-def _in_words(problem: Mapping[str, Any]) -> str:
+def _describe(problem: Mapping[str, Any]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
     given = _SHORT.repr(problem.get("input"))
     match kind:

@@ -1,4 +1,7 @@
-"""RunConfig: everything one run depends on. The form, the command line and ``config.json`` all use this one model."""
+"""RunConfig: all settings of a run.
+
+The form, the command line and ``config.json`` use this one model.
+"""
 
 from contextlib import suppress
 from typing import Any, Literal, Self
@@ -25,8 +28,8 @@ from finetune_core.config.metadata import (
     STOPPING,
     TRAINING,
     Setting,
-    as_number,
-    as_numbers,
+    parse_number,
+    parse_numbers,
     setting,
     settings_of,
 )
@@ -34,7 +37,7 @@ from finetune_core.errors import ConfigError
 
 _LARGEST_SEED = 2**31 - 1
 _FROM_THE_NETWORK = "from the network"
-_RANGES = {"mean": "from 0 to 1", "std": "from 0.001 to 1"}  # of pixels between 0 and 1
+_RANGES = {"mean": "from 0 to 1", "std": "from 0.001 to 1"}  # for pixels between 0 and 1
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one_cycle", "step"]
@@ -61,7 +64,7 @@ StrategyName = Literal[
     "lora",
     "custom",
 ]
-# without epochs
+# Strategies without epochs.
 FITTED: tuple[StrategyName, ...] = ("linear_probe", "prototypes", "nearest_neighbours")
 BatchNorm = Literal["auto", "frozen", "statistics"]
 InitialHead = Literal["random", "probe"]
@@ -77,7 +80,10 @@ NearDuplicates = Literal["together", "apart"]
 
 
 class RunConfig(BaseModel):
-    """One run's settings. Defaults are the classic tutorial's fine-tuning recipe on the packaged backbone."""
+    """The settings of one run.
+
+    The defaults are the classic tutorial's fine-tuning recipe on the packaged backbone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -92,7 +98,8 @@ class RunConfig(BaseModel):
         "efficientnet_lite0",
         label="Backbone",
         section=NETWORK,
-        help="The pretrained network to start from: one of torchvision, timm/NAME, hf-hub:USER/MODEL, or local-dir:FOLDER.",
+        help="The pretrained network to start from: one of torchvision, timm/NAME, "
+        "hf-hub:USER/MODEL, or local-dir:FOLDER.",
         metavar="NAME",
         several="backbones",
         in_script="repeated",
@@ -114,8 +121,8 @@ class RunConfig(BaseModel):
         None,
         label="Earlier run",
         section=NETWORK,
-        help="Start from the best epoch of an earlier run: with its backbone, its weights, and its head where the classes are the same. "
-        "Frozen stages then stay as that run left them.",
+        help="Start from the best epoch of an earlier run: with its backbone, its weights, and its "
+        "head where the classes are the same. Frozen stages then stay as that run left them.",
         option="from",
         metavar="RUN_DIR",
         in_script="repeated",
@@ -145,7 +152,8 @@ class RunConfig(BaseModel):
         None,
         label="Learning-rate multipliers",
         section=NETWORK,
-        help="For the custom strategy: how many times the learning rate each stage gets; 0, or not listed, is frozen.",
+        help="For the custom strategy: how many times the learning rate each stage gets; 0, or not "
+        "listed, is frozen.",
         metavar="STAGE=X,…",
         in_script="repeated",
         own_widgets=True,
@@ -155,7 +163,8 @@ class RunConfig(BaseModel):
         None,
         label="Feature layer",
         section=NETWORK,
-        help="For the strategies without epochs: the last stage used; the head is fitted on its output. Empty: all stages.",
+        help="For the strategies without epochs: the last stage used; the head is fitted on its "
+        "output. Empty: all stages.",
         metavar="STAGE",
         placeholder="all stages",
         in_script="irrelevant",  # no script repeats a run without epochs
@@ -166,8 +175,8 @@ class RunConfig(BaseModel):
         None,
         label="Unfreeze every (epochs)",
         section=NETWORK,
-        help="With gradual unfreezing: epochs before the next stage is unfrozen; with linear probe, then full: epochs of the linear "
-        "probe. Empty lets Thaw choose.",
+        help="With gradual unfreezing: epochs before the next stage is unfrozen; with linear "
+        "probe, then full: epochs of the linear probe. Empty lets Thaw choose.",
         placeholder="chosen by Thaw",
         in_script="repeated",
         stepwise=True,
@@ -178,7 +187,8 @@ class RunConfig(BaseModel):
         0.4,
         label="Layer-wise LR decay",
         section=NETWORK,
-        help="With discriminative learning rates: each stage gets this many times the learning rate of the next one.",
+        help="With discriminative learning rates: each stage gets this many times the learning "
+        "rate of the next one.",
         in_script="repeated",
         stepwise=True,
         gt=0,
@@ -199,7 +209,8 @@ class RunConfig(BaseModel):
         16.0,
         label="LoRA alpha",
         section=NETWORK,
-        help="With LoRA: alpha / rank is how many times the factors' product is added to each weight matrix.",
+        help="With LoRA: alpha / rank is how many times the factors' product is added to each "
+        "weight matrix.",
         in_script="repeated",
         stepwise=True,
         gt=0,
@@ -210,7 +221,8 @@ class RunConfig(BaseModel):
         None,
         label="First stage with LoRA",
         section=NETWORK,
-        help="With LoRA: earlier stages stay as they are, so that their output can be cached. Empty: all stages have it.",
+        help="With LoRA: earlier stages stay as they are, so that their output can be cached. "
+        "Empty: all stages have it.",
         metavar="STAGE",
         placeholder="all stages",
         in_script="repeated",
@@ -221,7 +233,8 @@ class RunConfig(BaseModel):
         "frozen",
         label="Normalization layers with LoRA",
         section=NETWORK,
-        help="With LoRA: whether the normalization layers of its stages stay as they are ('frozen') or train, too ('train').",
+        help="With LoRA: whether the normalization layers of its stages stay as they are "
+        "('frozen') or train, too ('train').",
         choices={"frozen": "Frozen", "train": "Train"},
         in_script="repeated",
         stepwise=True,
@@ -230,8 +243,9 @@ class RunConfig(BaseModel):
         "auto",
         label="BatchNorm in trained stages",
         section=OPTIMIZATION,
-        help="BatchNorm layers of the stages that train: they train ('auto'), stay as they are ('frozen': for very small batches), or "
-        "only their running statistics follow the data ('statistics').",
+        help="BatchNorm layers of the stages that train: they train ('auto'), stay as they are "
+        "('frozen': for very small batches), or only their running statistics follow the "
+        "data ('statistics').",
         choices={"auto": "Trains", "frozen": "Frozen", "statistics": "Running statistics only"},
         in_script="repeated",
         stepwise=True,
@@ -252,8 +266,8 @@ class RunConfig(BaseModel):
         0.0,
         label="L2-SP",
         section=OPTIMIZATION,
-        help="How strongly trained stages are pulled back to their pretrained weights, a soft freeze (L2-SP, Li et al. 2018). 0 is off; "
-        "0.01 is a usual strength.",
+        help="How strongly trained stages are pulled back to their pretrained weights, a soft "
+        "freeze (L2-SP, Li et al. 2018). 0 is off; 0.01 is a usual strength.",
         in_script="repeated",
         stepwise=True,
         ge=0,
@@ -285,8 +299,9 @@ class RunConfig(BaseModel):
         "adam",
         label="Optimizer",
         section=TRAINING,
-        help="The rule that turns gradients into weight changes: Adam adapts its step to each weight, AdamW does so with weight decay "
-        "kept apart, SGD takes plain steps with momentum 0.9.",
+        help="The rule that turns gradients into weight changes: Adam adapts its step to each "
+        "weight, AdamW does so with weight decay kept apart, SGD takes plain steps with "
+        "momentum 0.9.",
         choices={"adam": "Adam", "adamw": "AdamW", "sgd": "SGD with momentum"},
         follows=True,
         in_script="repeated",
@@ -321,8 +336,9 @@ class RunConfig(BaseModel):
         "constant",
         label="LR schedule",
         section=TRAINING,
-        help="How the learning rate changes: not at all; along a cosine down to 0; one cycle, up for a third of the run and down to next "
-        "to nothing; or by steps, to a tenth after half and after three quarters.",
+        help="How the learning rate changes: not at all; along a cosine down to 0; one cycle, up "
+        "for a third of the run and down to next to nothing; or by steps, to a tenth after "
+        "half and after three quarters.",
         choices={
             "constant": "Constant",
             "cosine": "Cosine with warm-up",
@@ -337,7 +353,8 @@ class RunConfig(BaseModel):
         0.5,
         label="Warm-up (epochs)",
         section=OPTIMIZATION,
-        help="With the cosine and step schedules: epochs over which the learning rate rises from near 0.",
+        help="With the cosine and step schedules: epochs over which the learning rate rises from "
+        "near 0.",
         follows=True,
         in_script="repeated",
         stepwise=True,
@@ -349,7 +366,8 @@ class RunConfig(BaseModel):
         0.0,
         label="Label smoothing",
         section=OPTIMIZATION,
-        help="How much of each label is spread over all classes, against overconfidence. 0 is off; 0.1 is usual.",
+        help="How much of each label is spread over all classes, against overconfidence. 0 is off; "
+        "0.1 is usual.",
         share=True,
         in_script="repeated",
         stepwise=True,
@@ -361,7 +379,8 @@ class RunConfig(BaseModel):
         "none",
         label="Class weights",
         section=DATA,
-        help="Whether images of rare classes count for more in the loss ('balanced'), so that all classes weigh the same.",
+        help="Whether images of rare classes count for more in the loss ('balanced'), so that all "
+        "classes weigh the same.",
         choices={"none": "None", "balanced": "Balanced"},
         in_script="repeated",
         stepwise=True,
@@ -370,8 +389,8 @@ class RunConfig(BaseModel):
         "shuffled",
         label="Sampler",
         section=DATA,
-        help="Which images an epoch holds: each one once ('shuffled'), or as many of each class ('balanced'), those of rare classes "
-        "several times.",
+        help="Which images an epoch holds: each one once ('shuffled'), or as many of each class "
+        "('balanced'), those of rare classes several times.",
         choices={"shuffled": "Shuffled", "balanced": "Balanced over classes"},
         in_script="repeated",
         stepwise=True,
@@ -380,8 +399,9 @@ class RunConfig(BaseModel):
         1.0,
         label="Training fraction",
         section=DATA,
-        help="The share of the training images that is used, class by class, drawn by the seed; of one seed, a larger share contains a smaller one. Shows what more data "
-        "would be worth.",
+        help="The share of the training images that is used, class by class, drawn by the seed; of "
+        "one seed, a larger share contains a smaller one. Shows what more data would be "
+        "worth.",
         share=True,
         several="fractions",
         in_script="repeated",
@@ -393,8 +413,9 @@ class RunConfig(BaseModel):
         0.0,
         label="Mixup (alpha)",
         section=DATA,
-        help="Train on blends of two images and their labels (Zhang et al. 2018). 0 is off; 0.2 is a usual strength. Frozen stages then "
-        "see new images in every step, so nothing of them can be cached.",
+        help="Train on blends of two images and their labels (Zhang et al. 2018). 0 is off; 0.2 is "
+        "a usual strength. Frozen stages then see new images in every step, so nothing of "
+        "them can be cached.",
         in_script="repeated",
         stepwise=True,
         ge=0,
@@ -405,8 +426,9 @@ class RunConfig(BaseModel):
         0.0,
         label="CutMix (alpha)",
         section=DATA,
-        help="Train on images with a patch of another one, and labels by area (Yun et al. 2019). 0 is off; 1 is usual. With mixup, too, "
-        "each batch gets one of the two. Nothing of the frozen stages can be cached.",
+        help="Train on images with a patch of another one, and labels by area (Yun et al. 2019). 0 "
+        "is off; 1 is usual. With mixup, too, each batch gets one of the two. Nothing of the "
+        "frozen stages can be cached.",
         in_script="repeated",
         stepwise=True,
         ge=0,
@@ -417,7 +439,8 @@ class RunConfig(BaseModel):
         0.0,
         label="Gradient clipping (max norm)",
         section=OPTIMIZATION,
-        help="Gradients whose norm exceeds this are scaled down to it, against sudden jumps. 0 is off; 1 is usual.",
+        help="Gradients whose norm exceeds this are scaled down to it, against sudden jumps. 0 is "
+        "off; 1 is usual.",
         in_script="repeated",
         stepwise=True,
         ge=0,
@@ -428,7 +451,9 @@ class RunConfig(BaseModel):
         None,
         label="Micro-batch size",
         section=HARDWARE,
-        help="How many images of a batch go through the network at a time; their gradients add up to the whole batch's (except BatchNorm that trains: it normalizes each part by itself). Empty: all at once, and fewer where memory runs out.",
+        help="How many images of a batch go through the network at a time; their gradients add up "
+        "to the whole batch's (except BatchNorm that trains: it normalizes each part by "
+        "itself). Empty: all at once, and fewer where memory runs out.",
         placeholder="chosen by Thaw",
         in_script="repeated",
         stepwise=True,
@@ -439,8 +464,8 @@ class RunConfig(BaseModel):
         0.0,
         label="Weight EMA (decay)",
         section=OPTIMIZATION,
-        help="Evaluate and keep an exponential moving average of the weights, which is steadier: 0.99 averages over about a hundred "
-        "steps. 0 is off.",
+        help="Evaluate and keep an exponential moving average of the weights, which is steadier: "
+        "0.99 averages over about a hundred steps. 0 is off.",
         in_script="repeated",
         stepwise=True,
         ge=0,
@@ -492,8 +517,9 @@ class RunConfig(BaseModel):
         None,
         label="Cached augmented views",
         section=DATA,
-        help="With augmentation and frozen stages: how many augmented versions of each image are computed once and used in turn. 0 makes "
-        "a new one every epoch, which is slower; empty lets Thaw choose one for every four epochs.",
+        help="With augmentation and frozen stages: how many augmented versions of each image are "
+        "computed once and used in turn. 0 makes a new one every epoch, which is slower; "
+        "empty lets Thaw choose one for every four epochs.",
         placeholder="chosen by Thaw",
         in_script="repeated",
         stepwise=True,
@@ -504,18 +530,19 @@ class RunConfig(BaseModel):
         "auto",
         label="Activation cache",
         section=HARDWARE,
-        help="Whether the frozen stages' output for each image is computed once and kept ('auto'), or again every epoch ('off').",
+        help="Whether the frozen stages' output for each image is computed once and kept ('auto'), "
+        "or again every epoch ('off').",
         choices={"auto": "Automatic", "off": "Off"},
-        in_script="irrelevant",  # it decides how fast a run is, not what comes of it
+        in_script="irrelevant",  # changes only the speed of a run
     )
     compile: Compile = setting(
         "auto",
         label="Compile frozen stages",
         section=HARDWARE,
-        help="Whether the frozen stages are compiled for this processor where that saves more time than it takes ('auto'), or never "
-        "('off'). In fp32 they never are.",
+        help="Whether the frozen stages are compiled for this processor where that saves more time "
+        "than it takes ('auto'), or never ('off'). In fp32 they never are.",
         choices={"auto": "Automatic", "off": "Off"},
-        in_script="irrelevant",  # as for the cache
+        in_script="irrelevant",  # changes only the speed of a run
     )
     image_size: int = setting(
         224,
@@ -530,7 +557,8 @@ class RunConfig(BaseModel):
         None,
         label="Input mean",
         section=DATA,
-        help="What is subtracted from red, green and blue, of pixels from 0 to 1: three numbers. Empty: as the network was pretrained.",
+        help="What is subtracted from red, green and blue, of pixels from 0 to 1: three numbers. "
+        "Empty: as the network was pretrained.",
         placeholder=_FROM_THE_NETWORK,
         in_script="repeated",
     )
@@ -538,7 +566,8 @@ class RunConfig(BaseModel):
         None,
         label="Input standard deviation",
         section=DATA,
-        help="What red, green and blue are then divided by: three numbers. Empty: as the network was pretrained.",
+        help="What red, green and blue are then divided by: three numbers. Empty: as the network "
+        "was pretrained.",
         placeholder=_FROM_THE_NETWORK,
         in_script="repeated",
     )
@@ -546,8 +575,8 @@ class RunConfig(BaseModel):
         None,
         label="Crop fraction",
         section=DATA,
-        help="The share of the resized image's edge that the centre crop keeps: 0.875 keeps 224 pixels of 256. Empty: as the network "
-        "was pretrained.",
+        help="The share of the resized image's edge that the centre crop keeps: 0.875 keeps 224 "
+        "pixels of 256. Empty: as the network was pretrained.",
         placeholder=_FROM_THE_NETWORK,
         share=True,
         in_script="repeated",
@@ -605,7 +634,8 @@ class RunConfig(BaseModel):
         "",
         label="Groups",
         section=SPLIT,
-        help="A pattern for file names such as {group}_*: images of the same group (a patient, a scene) stay in one split. * stands for any characters.",
+        help="A pattern for file names such as {group}_*: images of the same group (a patient, a "
+        "scene) stay in one split. * stands for any characters.",
         metavar="PATTERN",
         placeholder="{group}_*",
         in_script="repeated",
@@ -622,7 +652,8 @@ class RunConfig(BaseModel):
     edits: tuple[Edit, ...] = setting(
         (),
         label="Changes to the data set",
-        help="Changes made to the data set: images excluded, moved to another split, or relabelled.",
+        help="Changes made to the data set: images excluded, moved to another split, or "
+        "relabelled.",
         in_script="repeated",
         own_widgets=True,
     )
@@ -630,9 +661,10 @@ class RunConfig(BaseModel):
         0.02,
         label="Unreadable images allowed (fraction)",
         section=STOPPING,
-        help="Images that become unreadable during training are left out; if they exceed this share of all images, the run stops.",
+        help="Images that become unreadable during training are left out; if they exceed this "
+        "share of all images, the run stops.",
         share=True,
-        in_script="irrelevant",  # such images are left out of the script's split
+        in_script="irrelevant",  # unreadable images are left out of the script's split
         ge=0,
         le=1,
         allow_inf_nan=False,
@@ -641,8 +673,9 @@ class RunConfig(BaseModel):
         "auto",
         label="Precision",
         section=HARDWARE,
-        help="Number format of the arithmetic; 'auto' uses bf16 where the hardware computes in it, else fp16 on NVIDIA GPUs with tensor "
-        "cores, else fp32. bf16 is refused where it would be emulated, fp16 elsewhere than on NVIDIA GPUs.",
+        help="Number format of the arithmetic; 'auto' uses bf16 where the hardware computes in it, "
+        "else fp16 on NVIDIA GPUs with tensor cores, else fp32. bf16 is refused where it "
+        "would be emulated, fp16 elsewhere than on NVIDIA GPUs.",
         choices={
             "auto": "Automatic",
             "fp32": "fp32 (exact)",
@@ -657,13 +690,14 @@ class RunConfig(BaseModel):
         section=HARDWARE,
         help="Where to train; 'auto' uses CUDA, else Apple's GPU (MPS), else the CPU.",
         choices={"auto": "Automatic", "cpu": "CPU", "cuda": "NVIDIA GPU", "mps": "Apple GPU"},
-        in_script="irrelevant",  # it has its own choice
+        in_script="irrelevant",  # the script chooses a device itself
     )
     seed: int = setting(
         0,
         label="Seed",
         section=TRAINING,
-        help="Decides the new head's first weights, the shuffling and the augmentation, and which share of the images is drawn.",
+        help="Decides the new head's first weights, the shuffling and the augmentation, and which "
+        "share of the images is drawn.",
         several="seeds",
         in_script="repeated",
         ge=0,
@@ -673,9 +707,10 @@ class RunConfig(BaseModel):
         None,
         label="Seed of the head",
         section=OPTIMIZATION,
-        help="Seed of the new head's first weights alone. Keep it equal where runs of several seeds are to be averaged: these then "
-        "differ in the order of the images, augmentation and dropout only. They also have to train on all images: a share of them is "
-        "drawn by the seed. Empty: the seed.",
+        help="Seed of the new head's first weights alone. Keep it equal where runs of several "
+        "seeds are to be averaged: these then differ in the order of the images, "
+        "augmentation and dropout only. They also have to train on all images: a share of "
+        "them is drawn by the seed. Empty: the seed.",
         placeholder="the seed",
         in_script="repeated",
         stepwise=True,
@@ -686,60 +721,67 @@ class RunConfig(BaseModel):
         (),
         label="Chosen by Thaw",
         help="Settings whose values follow from the number of training images and the strategy.",
-        in_script="irrelevant",  # their values stand in the config
+        in_script="irrelevant",  # the values are in the config
         own_widgets=True,
     )
     averaged: Averaged | None = setting(
         None,
         label="Averaged from",
-        help="The runs whose weights or probabilities are averaged in the place of training, and how.",
+        help="The runs whose weights or probabilities are averaged in the place of training, and "
+        "how.",
         own_widgets=True,
     )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _numbers_as_people_write_them(cls, value: Any, field: ValidationInfo) -> Any:
-        known = settings_of(cls)[str(field.field_name)]
-        if not isinstance(value, str) or known.kind not in ("number", "numbers"):
+    def _parse_numbers(cls, value: Any, field: ValidationInfo) -> Any:
+        declaration = settings_of(cls)[str(field.field_name)]
+        if not isinstance(value, str) or declaration.kind not in ("number", "numbers"):
             return value
-        if known.optional and not value.strip():
+        if declaration.optional and not value.strip():
             return None
-        return as_number(value, known.share) if known.kind == "number" else as_numbers(value)
+        return (
+            parse_number(value, declaration.share)
+            if declaration.kind == "number"
+            else parse_numbers(value)
+        )
 
     @field_validator("auto")
     @classmethod
-    def _known_settings(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        known = [name for name, one in settings_of(cls).items() if one.follows]
-        if unknown := sorted(set(names) - set(known)):
+    def _check_auto(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        allowed = [name for name, one in settings_of(cls).items() if one.follows]
+        if unknown := sorted(set(names) - set(allowed)):
             raise PydanticCustomError(
-                "unknown_auto", f"must be names among {', '.join(known)}, not {', '.join(unknown)}"
+                "unknown_auto",
+                f"must be names among {', '.join(allowed)}, not {', '.join(unknown)}",
             )
-        return tuple(name for name in known if name in names)
+        return tuple(name for name in allowed if name in names)
 
     @field_validator("mean", "std", mode="wrap")
     @classmethod
-    def _three_colours(
-        cls, value: Any, checked: ValidatorFunctionWrapHandler, field: ValidationInfo
+    def _check_three_numbers(
+        cls, value: Any, handler: ValidatorFunctionWrapHandler, field: ValidationInfo
     ) -> Any:
-        """One sentence, whatever is wrong with them."""
+        """Replace pydantic's error for each number by one message for all three."""
         name = str(field.field_name)
         with suppress(ValidationError):
-            found = checked(value)
-            if found is None or all(
-                (0 if name == "mean" else 0.001) <= number <= 1 for number in found
+            numbers = handler(value)
+            if numbers is None or all(
+                (0 if name == "mean" else 0.001) <= number <= 1 for number in numbers
             ):
-                return found
+                return numbers
         raise PydanticCustomError(
             "three_numbers", f"must be three numbers {_RANGES[name]}, as in 0.485, 0.456, 0.406"
         )
 
     @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
+    def _check_fields(self) -> Self:
         problems = {}
         if self.strategy == "custom":
             if (self.cut is None) == (self.stage_rates is None):
                 problems["strategy"] = (
-                    "the custom strategy needs either a first stage that trains or a rate for each stage"
+                    "the custom strategy needs either a first stage that trains or a rate for each "
+                    "stage"
                 )
             if self.stage_rates is not None:
                 bad = [name for name, rate in self.stage_rates.items() if not 0 <= rate <= 1000]
@@ -747,7 +789,8 @@ class RunConfig(BaseModel):
                     problems["stage_rates"] = f"rates go from 0 to 1000; look at {', '.join(bad)}"
         elif self.cut is not None or self.stage_rates is not None:
             problems["strategy"] = (
-                f"a first stage and rates for stages belong to the custom strategy, not to {self.strategy}"
+                "a first stage and rates for stages belong to the custom strategy, not to "
+                f"{self.strategy}"
             )
         if self.averaged is not None and not self.is_ensemble and self.strategy in FITTED:
             problems["averaged"] = (
@@ -763,7 +806,8 @@ class RunConfig(BaseModel):
             problems["lora_from"] = f"belongs to lora, not to {self.strategy}"
         if self.l2_sp and self.strategy == "lora":
             problems["l2_sp"] = (
-                "pulls whole weights back, and with LoRA only factors train: weight decay pulls these to zero"
+                "pulls whole weights back, and with LoRA only factors train: weight decay pulls "
+                "these to zero"
             )
         if self.val_fraction + self.test_fraction >= 0.95:
             problems["val_fraction"] = (
@@ -777,7 +821,8 @@ class RunConfig(BaseModel):
             problems["micro_batch"] = f"must not be more than the batch size ({self.batch_size})"
         if self.mixup + self.cutmix and self.views:
             problems["views"] = (
-                "mixup and cutmix make new images in every step, so that no augmented versions are kept"
+                "mixup and cutmix make new images in every step, so that no augmented versions are "
+                "kept"
             )
         if self.groups and self.groups.count("{group}") != 1:
             problems["groups"] = "must hold {group} exactly once, as in {group}_*"
@@ -787,26 +832,32 @@ class RunConfig(BaseModel):
 
     @property
     def starts_from(self) -> str:
-        """The weights that training starts from: those asked for, a run's folder perhaps, but for the control that starts from scratch."""
+        """The initial weights: the requested ones or a run directory.
+
+        ``from_scratch``, the control, always starts from random weights.
+        """
         return "none" if self.strategy == "from_scratch" else self.from_run or self.weights
 
     @property
     def earlier_run(self) -> str | None:
-        """The folder of the run that training starts from; None where it starts from other weights."""
+        """The run directory that training starts from. None where it starts from other weights."""
         return None if self.strategy == "from_scratch" else self.from_run
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether the run is several networks, whose mean probability it answers."""
+        """True if the run is several networks and predicts the mean of their probabilities."""
         return self.averaged is not None and self.averaged.how == "ensemble"
 
     @property
     def first_seed(self) -> int:
-        """Of the weights that a run begins with where they are random: of the new head, and of all where the backbone's are, too."""
+        """The seed of random initial weights: those of the new head, and of a random backbone."""
         return self.seed if self.head_seed is None else self.head_seed
 
     def for_strategy(self, name: str) -> dict[str, Any]:
-        """What changes where another strategy takes the place of this one: what belongs to this one alone is left out."""
+        """Return the changes that switch to another strategy.
+
+        Settings that belong to the current strategy alone are reset.
+        """
         return {
             "strategy": name,
             "cut": None,
@@ -818,34 +869,37 @@ class RunConfig(BaseModel):
 
     @property
     def input_settings(self) -> dict[str, Any]:
-        """What decides how an image becomes the network's input."""
+        """The settings that determine how an image becomes the network's input."""
         return self.model_dump(
             include={"image_size", "mean", "std", "crop_pct", "interpolation", "fit"}
         )
 
     @property
     def split_settings(self) -> dict[str, Any]:
-        """What decides how a data set without splits of its own is split: arguments of ``index_dataset``."""
+        """The settings that split a data set without splits of its own.
+
+        They are arguments of ``index_dataset``.
+        """
         return self.model_dump(include=set(names_in(SPLIT)))
 
 
 def setting_of(name: str) -> Setting:
-    """How a setting is declared."""
+    """Return the declaration of a setting."""
     return all_settings()[name]
 
 
 def all_settings() -> dict[str, Setting]:
-    """All settings by name, in their order."""
+    """Return all settings by name, in declaration order."""
     return settings_of(RunConfig)
 
 
 def following_names() -> tuple[str, ...]:
-    """Names of the settings that follow from data set and strategy unless a person sets them."""
+    """Return the names of settings that follow from data set and strategy by default."""
     return tuple(name for name, one in all_settings().items() if one.follows)
 
 
 def names_in(*sections: str) -> list[str]:
-    """Which settings belong to these sections, in their order."""
+    """Return the names of the settings in these sections, in declaration order."""
     return [
         name
         for section in sections

@@ -1,1 +1,4 @@
-"""Backbones: which there are, where their weights come from, and their ordered stages. Calls only config and errors."""
+"""Backbones: the catalogue, the sources of their weights, and their ordered stages.
+
+Imports only from config, data and errors, and from the modules directly in ``finetune_core``.
+"""

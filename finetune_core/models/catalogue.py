@@ -1,4 +1,7 @@
-"""The backbones that Thaw offers, by name: packaged ones, torchvision's classification catalogue, and timm's networks."""
+"""The backbones that Thaw offers, by name.
+
+They are packaged networks, torchvision's classification models, and timm's models.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,24 +21,31 @@ from finetune_core.data.pixels import USUAL_CROP, stored_side
 from finetune_core.errors import ConfigError
 from finetune_core.models import hub, timm_networks
 from finetune_core.models.licences import is_research_only
-from finetune_core.models.meta import allocating_on_meta
+from finetune_core.models.meta import allocate_on_meta
 
 PACKAGED = "efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# Inception's input is re-normalised inside the network; its auxiliary classifiers are training aids of the original
-# recipe which torchvision drops, too, when it loads pretrained weights.
+# Inception's input is re-normalised inside the network. torchvision drops the auxiliary
+# classifiers, too, when it loads pretrained weights: they only helped the original training.
 _BUILD_OPTIONS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "transform_input": True, "init_weights": True}
     for name in ("googlenet", "inception_v3")
 }
-_BYTES = 4  # a parameter
-_SMALLEST, _LARGEST = 32, 1024  # pixels, as the setting takes them
+_BYTES = 4  # per parameter
+_SMALLEST, _LARGEST = 32, 1024  # pixels, the limits of the setting image_size
 
 
 @dataclass(frozen=True)
 class Package:
-    """A Python package that carries weights: its module, the class in it that knows where its file is, the network."""
+    """A Python package that carries pretrained weights.
+
+    Attributes:
+        module: the package's module.
+        locator: the class in the module that knows the path of the weights.
+        parameters: number of parameters of the network.
+        image_size: side of the input, pixels.
+    """
 
     module: str
     locator: str
@@ -56,22 +66,24 @@ _PACKAGES = {
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a backbone without building it.
+    """The facts about a backbone that are known without building it.
 
     Attributes:
-        url: where its weights are downloaded from; None for packaged ones and those of a local folder.
-        file: where its weights are on this machine, there or not; None when the package is missing, or the Hub's cache has none.
-        top1: ImageNet accuracy of these weights, percent, as torchvision states it for its own; None for others: timm's configs and the
-            packages state none.
+        url: download address of the weights. None for packaged weights and local folders.
+        file: path of the weights on this machine, whether the file exists or not. None when the
+            package is missing or the Hub's cache has no copy.
+        top1: ImageNet accuracy of these weights in percent, as torchvision states it. None for
+            other sources: timm's configs and the packages state none.
         mean, std: input normalisation, RGB in 0…1.
-        image_size: side of the square that it was pretrained on, pixels.
-        crop: share of the resized square that is the network's input.
-        interpolation: how images are resized, one of ``INTERPOLATIONS``.
-        fit: how they become squares: ``crop`` or ``pad``.
-        licence: of its weights, as the source states it: a short name or an address; None where it states none.
-        page: where the weights are described, and their licence is accepted.
-        repository: on the Hugging Face Hub, with "@revision" where one is named.
-        package: that carries its weights.
+        image_size: side of the square input used in pretraining, pixels.
+        crop: share of the resized square that becomes the network's input.
+        interpolation: interpolation used to resize images, one of ``INTERPOLATIONS``.
+        fit: how images become squares, ``crop`` or ``pad``.
+        licence: licence of the weights as the source states it, a short name or an address. None
+            where the source states none.
+        page: address that describes the weights and where their licence is accepted.
+        repository: repository on the Hugging Face Hub, with "@revision" where one is named.
+        package: name of the package that carries the weights.
     """
 
     name: str
@@ -91,7 +103,7 @@ class BackboneInfo:
     fit: str = CROP
 
     def stored_side(self, image_size: int) -> int:
-        """Side of the square that images are resized to for a network input of ``image_size``, pixels."""
+        """Return the side of the resized square for an input of ``image_size``, in pixels."""
         return stored_side(image_size, self.crop)
 
     def resize(self, image_size: int) -> Resize:
@@ -100,42 +112,50 @@ class BackboneInfo:
 
     @property
     def ready(self) -> bool:
+        """True if the weights are on this machine."""
         return self.file is not None and self.file.is_file()
 
     @property
     def known_parameters(self) -> int | None:
-        """Of the published network, with the head that it was published with; None where only building it says (``parameter_count``)."""
+        """Number of parameters of the published network, with its published head.
+
+        None where only building the network tells (see ``parameter_count``).
+        """
         return known_parameters(self.name)
 
     @property
     def research_only(self) -> bool:
-        """Whether the licence of its weights rules commercial use out."""
+        """True if the licence of the weights rules out commercial use."""
         return is_research_only(self.licence)
 
 
 @cache
 def backbone_names() -> tuple[str, ...]:
-    """Every backbone's name: the packaged ones that are installed, then torchvision's, then timm's, each in alphabetical order."""
+    """Return the names of all backbones.
+
+    Installed packages come first, then torchvision's models, then timm's. torchvision's and timm's
+    are in alphabetical order.
+    """
     installed = [
         name for name, package in _PACKAGES.items() if name == PACKAGED or find_spec(package.module)
     ]
-    return (*installed, *_torchvision_names(), *timm_networks.published())
+    return (*installed, *_torchvision_names(), *timm_networks.list_published())
 
 
 def download_bytes(parameters: int) -> int:
-    """About how much the weights of so many parameters are: they are published in float32."""
+    """Estimate the download size of weights in bytes. Weights are published in float32."""
     return _BYTES * parameters
 
 
 def found_backbones(word: str) -> list[str]:
-    """The backbones with a word in their name, whatever its case; all of them without one."""
+    """Return the backbones whose name contains ``word``, ignoring case. "" matches all."""
     return [name for name in backbone_names() if word.lower() in name.lower()]
 
 
 def ready_backbones() -> list[str]:
-    """The backbones whose weights are on this machine."""
-    published = timm_networks.published()
-    here = hub.having(timm_networks.WEIGHTS, published.values())
+    """Return the backbones whose weights are on this machine."""
+    published = timm_networks.list_published()
+    here = hub.repositories_with(timm_networks.WEIGHTS, published.values())
     return [
         name
         for name in backbone_names()
@@ -144,32 +164,35 @@ def ready_backbones() -> list[str]:
 
 
 def packages() -> dict[str, Package]:
-    """Backbone -> the package that carries its weights, installed or not."""
+    """Return a dict of backbone name -> package that carries its weights, installed or not."""
     return dict(_PACKAGES)
 
 
 def check_backbone_name(name: str) -> None:
-    """Whether a name can be a backbone's, looking at nothing but the name.
+    """Check that a backbone can have this name. Only the name is looked at.
 
     Raises:
-        ConfigError: when there is none of that name.
+        ConfigError: if there is no backbone of that name.
     """
     if timm_networks.is_timm_name(name):
         timm_networks.check_name(name)
     elif name not in _PACKAGES and name not in _torchvision_names():
         raise ConfigError(
             {
-                "backbone": f"there is no backbone {name!r}; `python -m finetune_core backbones` lists them"
+                "backbone": f"there is no backbone {name!r}; `python -m finetune_core backbones` "
+                "lists them"
             }
         )
 
 
 def backbone_info(name: str) -> BackboneInfo:
-    """Look a backbone up by name.
+    """Look up a backbone by name.
 
     Raises:
-        ConfigError: when there is none of that name, or what is found there is no network of timm.
-        WeightsError: when the Hub describes it and that description is not on this machine (``hub.fetch_description``).
+        ConfigError: if there is no backbone of that name, or the repository or folder holds no timm
+            network.
+        WeightsError: if the Hub describes the backbone and the description is not on this machine
+            (see ``hub.fetch_description``).
     """
     check_backbone_name(name)
     if timm_networks.is_timm_name(name):
@@ -206,18 +229,20 @@ def backbone_info(name: str) -> BackboneInfo:
 
 @cache
 def _torchvision_weights(name: str) -> torchvision.models.WeightsEnum:
-    # torchvision reads the signature of the function that builds the network on every call. A page
-    # asks for all of its networks.
+    # torchvision reads the signature of the model builder on every call, and a page asks for all
+    # models.
     return torchvision.models.get_model_weights(name).DEFAULT
 
 
 @cache
 def listed(name: str) -> BackboneInfo:
-    """``backbone_info`` of one of ``backbone_names``, without where its weights are on this machine: for tables of all of them, which
-    ask ``ready_backbones`` for that once.
+    """Return ``backbone_info`` without the path of the weights.
+
+    Meant for tables of all ``backbone_names``. Such tables call ``ready_backbones`` once instead of
+    checking every file.
 
     Raises:
-        ConfigError: when there is none of that name.
+        ConfigError: if there is no backbone of that name.
     """
     return replace(backbone_info(name), file=None)
 
@@ -226,17 +251,19 @@ def fit_images(info: BackboneInfo, fit: str, crop: float | None = None) -> Backb
     """Return a backbone whose images become squares by ``crop`` or ``pad``.
 
     Args:
-        crop: share of the square that is the network's input. None: that of the pretraining, and
-            all of it where images are padded.
+        info: the backbone.
+        fit: ``crop`` or ``pad``.
+        crop: share of the square that becomes the network's input. None: the share used in
+            pretraining, or 1 where images are padded.
     """
     return replace(info, fit=fit, crop=crop or (1.0 if fit == PAD else info.crop))
 
 
 def input_info(config: RunConfig) -> BackboneInfo:
-    """A config's backbone, images prepared for it as the config says.
+    """Return a config's backbone with the image preparation that the config asks for.
 
     Raises:
-        ConfigError, WeightsError: as ``backbone_info``.
+        ConfigError, WeightsError: as ``backbone_info`` does.
     """
     info = backbone_info(config.backbone)
     return replace(
@@ -270,10 +297,10 @@ def _timm_info(name: str) -> BackboneInfo:
 
 @cache
 def known_parameters(name: str) -> int | None:
-    """Of the network of that name, as ``BackboneInfo.known_parameters``; a folder or repository is not looked at.
+    """Return ``BackboneInfo.known_parameters`` by name. Folders and repositories are not read.
 
     Raises:
-        ConfigError: when there is none of that name.
+        ConfigError: if there is no backbone of that name.
     """
     check_backbone_name(name)
     if name in _PACKAGES:
@@ -284,24 +311,30 @@ def known_parameters(name: str) -> int | None:
 
 
 def default_backbone() -> str:
-    """ResNet-18 where its weights are on this machine, else the packaged backbone, which always is."""
+    """Return ResNet-18 if its weights are on this machine, else the packaged backbone."""
     return "resnet18" if backbone_info("resnet18").ready else PACKAGED
 
 
 def usual_image_size(name: str) -> int:
-    """Side of the square that a backbone was pretrained on, within what a run takes: what a run uses where nothing else is set."""
+    """Return the default image size of a backbone in pixels.
+
+    This is the side of the square used in pretraining, clamped to the range that a run accepts.
+    """
     return min(max(backbone_info(name).image_size, _SMALLEST), _LARGEST)
 
 
 def create(name: str, image_size: int | None = None, classes: int | None = None) -> nn.Module:
-    """The published network with random weights and the head that it was published with.
+    """Build a network with random weights and its published head.
 
     Args:
-        image_size: for networks of timm that are built for one size; None for the one it was pretrained on.
-        classes: another number of classes than it was published with: networks of timm only.
+        name: the backbone.
+        image_size: input size for timm networks that are built for one size. None: the size used in
+            pretraining.
+        classes: number of classes if it differs from the published head. Only timm networks support
+            this.
 
     Raises:
-        ConfigError: when there is no backbone of that name, or it cannot be built for that size.
+        ConfigError: if there is no backbone of that name, or it cannot be built for that size.
     """
     if timm_networks.is_timm_name(name):
         return timm_networks.build(timm_networks.find(name), image_size, classes)
@@ -317,10 +350,13 @@ def create(name: str, image_size: int | None = None, classes: int | None = None)
 
 
 def build_recipe(name: str, image_size: int | None = None) -> dict[str, Any]:
-    """Which library builds a backbone, under which name and with which options: ``library, name, options``.
+    """Return the library, model name and options that build a backbone.
+
+    Returns:
+        A dict with the keys ``library``, ``name`` and ``options``.
 
     Raises:
-        ConfigError: when there is no backbone of that name.
+        ConfigError: if there is no backbone of that name.
     """
     if timm_networks.is_timm_name(name):
         return timm_networks.recipe(timm_networks.find(name), image_size)
@@ -333,8 +369,8 @@ def build_recipe(name: str, image_size: int | None = None) -> dict[str, Any]:
 def create_on_meta(
     name: str, image_size: int | None = None, classes: int | None = None
 ) -> nn.Module:
-    """The same network as ``create``, without any memory behind its tensors: for its structure only."""
-    with allocating_on_meta():
+    """Build the network of ``create`` on the meta device, without memory for its tensors."""
+    with allocate_on_meta():
         return create(name, image_size, classes).to("meta")
 
 

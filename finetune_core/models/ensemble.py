@@ -1,4 +1,4 @@
-"""Several networks for the same classes as one, which answers the mean of their probabilities."""
+"""Several networks combined into one that predicts the mean of their probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -13,52 +13,67 @@ from finetune_core.models.network import Network
 
 
 def mean_log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Logarithm of the mean probabilities, float64 ``[images, classes]``, of networks ``[networks, images, classes]``.
+    """Return the logarithm of the mean probabilities of several networks.
 
-    Softmax of it is the mean itself, so it stands wherever a network's logits do. The order of the networks changes nothing.
+    Softmax of the result is the mean itself, so the result can replace a network's logits. The
+    order of the networks does not change it.
+
+    Args:
+        logits: array of shape ``[networks, images, classes]``.
+
+    Returns:
+        A float64 array of shape ``[images, classes]``.
     """
-    # sums depend on the order of their terms
+    # Floating-point sums depend on the order of their terms.
     ordered = np.sort(log_softmax(logits.astype(np.float64), axis=2), axis=0)
     mean: np.ndarray = logsumexp(ordered, axis=0) - np.log(len(logits))
     return mean
 
 
 class Ensemble(nn.Module):
-    """Images ``[n, 3, size, size]``, normalised as for the first network, -> logarithm of the mean probabilities ``[n, classes]``."""
+    """A module that predicts the logarithm of the mean probabilities of its members.
+
+    Input: images ``[n, 3, size, size]``, normalised as for the first network. Output: ``[n,
+    classes]``.
+    """
 
     def __init__(self, networks: Sequence[nn.Module], infos: Sequence[BackboneInfo]) -> None:
-        """
+        """Create an ensemble of networks that share their classes.
+
         Args:
-            infos: of the networks' backbones: each gets the images as it wants them normalised.
+            networks: the member networks.
+            infos: the networks' backbones. Each member gets the images in the normalisation of its
+                own backbone.
         """
         super().__init__()
         self.members = nn.ModuleList(networks)
-        mean, std = _colours(infos[0])
+        mean, std = _mean_and_std(infos[0])
         self.renormalised = frozenset(
-            at
-            for at, one in enumerate(infos)
-            if (one.mean, one.std) != (infos[0].mean, infos[0].std)
+            index
+            for index, info in enumerate(infos)
+            if (info.mean, info.std) != (infos[0].mean, infos[0].std)
         )
-        for at in self.renormalised:
-            own_mean, own_std = _colours(infos[at])
-            self.register_buffer(f"scale_{at}", (std / own_std).float())
-            self.register_buffer(f"shift_{at}", ((mean - own_mean) / own_std).float())
+        for index in self.renormalised:
+            own_mean, own_std = _mean_and_std(infos[index])
+            self.register_buffer(f"scale_{index}", (std / own_std).float())
+            self.register_buffer(f"shift_{index}", ((mean - own_mean) / own_std).float())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        answers = [
-            member(self._seen(images, at)).float().log_softmax(dim=1)
-            for at, member in enumerate(self.members)
+        """Return the logarithm of the members' mean probabilities, ``[n, classes]``."""
+        log_probabilities = [
+            member(self._renormalise(images, index)).float().log_softmax(dim=1)
+            for index, member in enumerate(self.members)
         ]
-        return torch.stack(answers).logsumexp(dim=0) - math.log(len(answers))
+        return torch.stack(log_probabilities).logsumexp(dim=0) - math.log(len(log_probabilities))
 
-    def _seen(self, images: torch.Tensor, at: int) -> torch.Tensor:
-        if at not in self.renormalised:
+    def _renormalise(self, images: torch.Tensor, index: int) -> torch.Tensor:
+        if index not in self.renormalised:
             return images
-        return images * self.get_buffer(f"scale_{at}") + self.get_buffer(f"shift_{at}")
+        return images * self.get_buffer(f"scale_{index}") + self.get_buffer(f"shift_{index}")
 
 
-def _colours(info: BackboneInfo) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation, float64 ``[3, 1, 1]``."""
+def _mean_and_std(info: BackboneInfo) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation as float64 tensors of shape ``[3, 1, 1]``."""
     mean, std = (
         torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (info.mean, info.std)
     )
@@ -66,12 +81,15 @@ def _colours(info: BackboneInfo) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def joined(networks: Sequence[Network]) -> Network:
-    """One network of several, whose images are cropped and resized alike. Their models are shared.
+    """Combine several networks into an ensemble that shares their modules.
 
-    It has neither stages nor a head of its own: these are its ``members``'.
+    Their images have to be cropped and resized alike. The ensemble itself has neither stages nor a
+    head, only its ``members`` have.
     """
     first = networks[0]
-    model = Ensemble([one.model for one in networks], [one.info for one in networks]).eval()
+    model = Ensemble(
+        [network.model for network in networks], [network.info for network in networks]
+    ).eval()
     return Network(
         model,
         pretrained=model,

@@ -1,4 +1,8 @@
-"""Files of the Hugging Face Hub: in its own cache (``HF_HOME``), downloaded with progress, and usable offline (``HF_HUB_OFFLINE``)."""
+"""Files from the Hugging Face Hub.
+
+Files go into the Hub's own cache (``HF_HOME``), are downloaded with progress, and can be used
+offline (``HF_HUB_OFFLINE``).
+"""
 
 import contextlib
 import os
@@ -11,13 +15,18 @@ from typing import Any
 from finetune_core.errors import WeightsError
 from finetune_core.work import Step, Work
 
-_EVERY = 0.2  # seconds between looks at how far a download is
+_EVERY = 0.2  # seconds between two progress reports
 
 
 def is_repository(name: str) -> bool:
-    """Whether the Hub's client takes a name, with "@revision" where one is named, for one that a repository can have."""
+    """Return whether a name is a valid repository name for the Hub's client.
+
+    The name may end with "@revision".
+    """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported for types
+
+    # The function is documented, but not re-exported for types.
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name.partition("@")[0])
@@ -26,8 +35,8 @@ def is_repository(name: str) -> bool:
     return True
 
 
-def cached(repository: str, file: str) -> Path | None:
-    """Where the Hub's cache has a file; None where it has none."""
+def cached_path(repository: str, file: str) -> Path | None:
+    """Return the path of a file in the Hub's cache, or None if the cache has no copy."""
     from huggingface_hub import try_to_load_from_cache
 
     name, _, revision = repository.partition("@")
@@ -35,26 +44,33 @@ def cached(repository: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def having(file: str, repositories: Iterable[str]) -> set[str]:
-    """Which of these repositories the Hub's cache has a file of: one look at the cache, whatever their number."""
+def repositories_with(file: str, repositories: Iterable[str]) -> set[str]:
+    """Return the repositories whose ``file`` is in the Hub's cache.
+
+    The cache folder is listed once, however many repositories are asked for.
+    """
     from huggingface_hub import constants
 
     try:
         folders = os.listdir(constants.HF_HUB_CACHE)
-    except OSError:  # nothing was downloaded yet
+    except OSError:  # nothing has been downloaded yet
         return set()
     parts = (folder.split(constants.REPO_ID_SEPARATOR) for folder in folders)
-    held = {"/".join(names) for kind, *names in parts if kind == "models"}
-    return {one for one in repositories if one.partition("@")[0] in held and cached(one, file)}
+    cached_names = {"/".join(names) for kind, *names in parts if kind == "models"}
+    return {
+        name
+        for name in repositories
+        if name.partition("@")[0] in cached_names and cached_path(name, file)
+    }
 
 
 def page(repository: str) -> str:
-    """Where a repository is described, and its licence accepted."""
+    """Return the address of a repository's page, where its licence is accepted."""
     return f"https://huggingface.co/{repository.partition('@')[0]}"
 
 
 def address(repository: str, file: str) -> str:
-    """Where a file is downloaded from."""
+    """Return the download address of a file."""
     from huggingface_hub import hf_hub_url
 
     name, _, revision = repository.partition("@")
@@ -62,15 +78,20 @@ def address(repository: str, file: str) -> str:
 
 
 def fetch(repository: str, file: str) -> Work[Path]:
-    """Download a file into the Hub's cache, with the Hub's own client: whole or not at all. What was there is not asked for again.
+    """Download a file into the Hub's cache with the Hub's own client.
+
+    The file arrives whole or not at all. A file that is already cached is not requested again.
 
     Yields:
-        Steps that count bytes, in all where the Hub says.
+        Steps that count bytes. The total is known if the Hub states it.
+
+    Returns:
+        The path of the file in the cache.
 
     Raises:
-        WeightsError: when it cannot be had: says why, and what to do at the Hub.
+        WeightsError: if the download fails. The message says why, and what to do at the Hub.
     """
-    if found := cached(repository, file):
+    if found := cached_path(repository, file):
         return found
     download = _Download(repository, file)
     download.start()
@@ -82,17 +103,17 @@ def fetch(repository: str, file: str) -> Work[Path]:
         download.abandoned.set()
     download.join()
     if download.error:
-        raise _in_words(download.error, repository, file) from None
+        raise _explain(download.error, repository, file) from None
     assert download.path
     return download.path
 
 
 class _Abandoned(BaseException):
-    """Nobody waits for this download any more."""
+    """Raised in the download thread when nobody waits for the download any more."""
 
 
 class _Download(threading.Thread):
-    """The Hub's client, which reports to a bar only, beside whoever waits for it."""
+    """A thread that runs the Hub's client, which reports its progress only to a tqdm bar."""
 
     def __init__(self, repository: str, file: str) -> None:
         super().__init__(name="hub-download", daemon=True)
@@ -113,7 +134,7 @@ class _Download(threading.Thread):
                         name, self.file, revision=revision or None, tqdm_class=self._bar()
                     )
                 )
-        except Exception as error:  # handed to whoever waits, who knows which of them is no bug
+        except Exception as error:  # raised again by fetch, which knows the expected errors
             self.error = error
 
     def _bar(self) -> type[Any]:
@@ -122,7 +143,7 @@ class _Download(threading.Thread):
         steps, abandoned = self.steps, self.abandoned
 
         class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-            """Draws nothing; says how many bytes have arrived."""
+            """A bar that draws nothing and reports the number of bytes that have arrived."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 kwargs.pop("name", None)
@@ -139,28 +160,31 @@ class _Download(threading.Thread):
         return Bar
 
 
-def _in_words(error: Exception, repository: str, file: str) -> Exception:
-    """What went wrong at the Hub, and what to do there; errors of other kinds as they are."""
+def _explain(error: Exception, repository: str, file: str) -> Exception:
+    """Return a WeightsError that explains an error of the Hub, or an unexpected error as it is."""
     from huggingface_hub import errors
 
     where = page(repository)
     if isinstance(error, errors.GatedRepoError):
         return WeightsError(
-            f"{repository} is gated: accept its licence at {where}, then sign in on this machine (`hf auth login`, or HF_TOKEN)."
+            f"{repository} is gated: accept its licence at {where}, then sign in on this machine "
+            "(`hf auth login`, or HF_TOKEN)."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return WeightsError(
-            f"The Hub has no {repository}, or shows it only to those who may see it: look at {where}, and sign in if it is private "
-            "(`hf auth login`, or HF_TOKEN)."
+            f"The Hub has no {repository}, or shows it only to those who may see it: look at "
+            f"{where}, and sign in if it is private (`hf auth login`, or HF_TOKEN)."
         )
     if isinstance(error, errors.LocalEntryNotFoundError):
         reason = "HF_HUB_OFFLINE is set" if _is_offline() else _reason(error.__cause__ or error)
         return WeightsError(
-            f"{file} of {repository} is not on this machine and could not be downloaded from {where} ({reason})."
+            f"{file} of {repository} is not on this machine and could not be downloaded from "
+            f"{where} ({reason})."
         )
     if isinstance(error, errors.EntryNotFoundError):
         return WeightsError(
-            f"{where} has no {file}. Other formats can run code when they are read, so Thaw does not load them."
+            f"{where} has no {file}. Other formats can run code when they are read, so Thaw does "
+            "not load them."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return WeightsError(f"{where} has no revision {repository.partition('@')[2]!r}.")

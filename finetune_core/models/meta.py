@@ -1,4 +1,4 @@
-"""Networks without any memory behind their tensors, for their structure only."""
+"""Networks on the meta device, without memory for their tensors, to look at their structure."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,22 +10,25 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
-def allocating_on_meta() -> Iterator[None]:
-    """Within: what networks allocate for their parameters is on the meta device."""
+def allocate_on_meta() -> Iterator[None]:
+    """Allocate parameters on the meta device within the block."""
     with _BigTensorsOnMeta():
         yield
 
 
-# What weights are initialised with. On tensors without numbers it changes nothing, and torch takes long to find that out.
-_INITIALISES = {
+# Initialisers. On tensors without data they change nothing, but torch takes long to find that out.
+_INITIALISERS = {
     getattr(torch.Tensor, name)
     for name in ("uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_")
 }
 
 
 class _BigTensorsOnMeta(TorchFunctionMode):
-    """Parameters go to the meta device, arithmetic stays: the RegNets compute their widths with torch.arange and read
-    the result back, which ``torch.device("meta")`` would forbid."""
+    """Allocates parameters on the meta device and leaves other arithmetic on the CPU.
+
+    RegNets compute their widths with torch.arange and read the result back.
+    ``torch.device("meta")`` would forbid that.
+    """
 
     def __torch_function__(
         self,
@@ -37,14 +40,17 @@ class _BigTensorsOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones):
             kwargs["device"] = "meta"
-        elif func in _INITIALISES and args[0].is_meta:
+        elif func in _INITIALISERS and args[0].is_meta:
             return args[0]
         return func(*args, **kwargs)
 
 
 @contextmanager
 def norms_keep_shapes() -> Iterator[None]:
-    """Within: normalization on the meta device takes no time. torch derives its shapes in Python, in half of the time of a forward pass."""
+    """Skip the shape inference of normalisation layers on the meta device within the block.
+
+    torch infers their shapes in Python, which takes half of the time of a forward pass.
+    """
     with _NormsKeepShapes():
         yield
 
@@ -68,7 +74,10 @@ class _NormsKeepShapes(TorchFunctionMode):
 
 
 def _keeps_shape(func: object, args: tuple[Any, ...]) -> bool:
-    """Whether it is normalization that fits; what does not fit is for torch to refuse."""
+    """Return whether ``func`` is a normalisation of matching shapes.
+
+    torch rejects a mismatch itself.
+    """
     images: torch.Tensor = args[0]
     expected = args[1]
     if func is functional.layer_norm:

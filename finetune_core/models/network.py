@@ -1,4 +1,7 @@
-"""A backbone's name -> a network with the user's head, ready to train. Pretrained networks are held once a process."""
+"""Ready-to-train networks: a backbone by name, with a new head for the user's classes.
+
+Each process holds a pretrained network once.
+"""
 
 import copy
 import math
@@ -20,31 +23,30 @@ from finetune_core.models.catalogue import (
     create_on_meta,
 )
 from finetune_core.models.partition import CannotSplit
-from finetune_core.models.remembered import Remembered
+from finetune_core.models.remembered import CacheWithErrors
 from finetune_core.models.stages import Stage, derive_stages, find_head, replace_head
 from finetune_core.models.timm_networks import (
     CLASSES,
     MISFITS,
     find,
-    headless,
     is_built_for_a_size,
     is_timm_name,
+    no_head_error,
 )
-from finetune_core.models.truncated import truncated
+from finetune_core.models.truncated import truncate_network
 from finetune_core.models.weights import (
     PRETRAINED,
     RANDOM,
+    load_pretrained_timm,
     load_weights,
     of_head,
-    pretrained_timm,
     put_tensors,
     state_hash,
 )
 from finetune_core.randomness import seeded
 
-_CLASSES = (
-    1009  # of the head that structures are looked at with: no other dimension of a network is that
-)
+# Classes of the head used to look at structures. No other dimension of a network has this size.
+_CLASSES = 1009
 _building = Lock()
 
 
@@ -53,15 +55,17 @@ class Network:
     """A network for ``classes`` classes, in float32 on the CPU, in eval mode.
 
     Attributes:
-        model: a copy of its own, free to be changed.
-        pretrained: the network that it starts from: as published (shared by everyone: read only), or as an earlier run left it.
-        stages: input to head.
-        heads: paths of the final layers, in forward order; several where the network adds up what they answer.
-        weights_hash: of what the backbone holds.
-        info: the backbone's entry in the catalogue, its images prepared as the run says.
-        image_size: of the images that it is for, pixels; None where that was not said.
-        features_from: the stage that it ends after; None where it has all of them.
-        members: of an ensemble: its networks. None in others.
+        model: the network itself, a copy that may be changed.
+        pretrained: the network that ``model`` starts from: as published (shared, so read only), or
+            as an earlier run left it.
+        stages: stages from input to head.
+        heads: paths of the final layers in forward order. There are several where the network adds
+            up their outputs.
+        weights_hash: hash of the backbone's tensors.
+        info: the backbone's catalogue entry, with the image preparation of the run.
+        image_size: side of the input images, pixels. None where it was not given.
+        features_from: the last stage, if the network ends early. None where it has all stages.
+        members: networks of an ensemble. Empty in other networks.
     """
 
     model: nn.Module
@@ -76,17 +80,18 @@ class Network:
 
     @property
     def head_layers(self) -> list[nn.Linear | nn.Conv2d]:
-        """The final layers themselves."""
+        """The final layers."""
         return [self.model.get_submodule(head) for head in self.heads]  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
 class _Structure:
-    """What there is to know of a network without its weights: all of it from one network that is built.
+    """The structure of a network, as known from building it once without weights.
 
     Attributes:
-        stages: with a head for ``_CLASSES`` classes.
-        linear: whether all final layers are.
+        heads: paths of the final layers.
+        stages: stages with a head for ``_CLASSES`` classes.
+        linear: whether all final layers are linear.
     """
 
     heads: tuple[str, ...]
@@ -95,35 +100,41 @@ class _Structure:
 
 
 def head_paths(name: str, image_size: int | None = None) -> tuple[str, ...]:
-    """Paths of a backbone's final layers, in forward order.
+    """Return the paths of a backbone's final layers in forward order.
 
     Args:
-        image_size: that its stages are asked for, too: they do not depend on it, but a structure is built for each.
+        name: the backbone.
+        image_size: pass the size that the stages are asked for as well. The paths do not depend on
+            it, but a structure is built and cached for each size.
 
     Raises:
-        ConfigError: when there are none, or they are no linear layers or convolutions, which alone can be replaced.
+        ConfigError: if there are no final layers, or if they are neither linear layers nor
+            convolutions, which alone can be replaced.
     """
     return _structure(name, *_side_and_version(name, image_size)).heads
 
 
 def has_linear_head(name: str, image_size: int | None = None) -> bool:
-    """Whether a backbone has one final layer, and that is linear; else there are several, or it is a convolution.
+    """Return whether a backbone has a single final layer and that layer is linear.
+
+    Otherwise there are several final layers, or the final layer is a convolution.
 
     Args:
+        name: the backbone.
         image_size: as for ``head_paths``.
     """
-    found = _structure(name, *_side_and_version(name, image_size))
-    return len(found.heads) == 1 and found.linear
+    structure = _structure(name, *_side_and_version(name, image_size))
+    return len(structure.heads) == 1 and structure.linear
 
 
 def parameter_count(name: str) -> int:
-    """Numbers in the parameters of a published network, with the head that it was published with.
+    """Return the number of parameters of a published network, with its published head.
 
     Raises:
-        ConfigError, WeightsError: as ``network_stages``.
+        ConfigError, WeightsError: as ``network_stages`` does.
     """
-    if known := backbone_info(name).known_parameters:
-        return known
+    if count := backbone_info(name).known_parameters:
+        return count
     return sum(
         stage.parameter_count for stage in network_stages(name, find(name).classes or CLASSES)
     )
@@ -132,31 +143,39 @@ def parameter_count(name: str) -> int:
 def network_stages(
     name: str, classes: int = 1000, image_size: int | None = None, features_from: str | None = None
 ) -> tuple[Stage, ...]:
-    """The stages of a backbone with a head for ``classes`` classes, without building its weights.
+    """Return the stages of a backbone with a new head, without building its weights.
 
     Args:
-        image_size: that it is built for, where it is built for one; None for the one it was pretrained on.
-        features_from: the stage that it ends after; None for all of them.
+        name: the backbone.
+        classes: outputs of the head.
+        image_size: input size for backbones that are built for one size. None: the size used in
+            pretraining.
+        features_from: the last stage, if the network ends early. None for all stages.
 
     Raises:
-        ConfigError: when there is no backbone of that name, it does not take images of that size, or cannot end after that stage.
-        WeightsError: when the Hub describes it and that description is not on this machine.
+        ConfigError: if there is no backbone of that name, it does not take images of that size, or
+            it cannot end after that stage.
+        WeightsError: if the Hub describes the backbone and the description is not on this machine.
     """
-    seen = _side_and_version(name, image_size)
+    key = _side_and_version(name, image_size)
     if features_from is not None:
-        return _ended_stages(name, classes, *seen, features_from)
-    found = _structure(name, *seen)
-    *stages, head = found.stages
+        return _truncate_stages(name, classes, *key, features_from)
+    structure = _structure(name, *key)
+    *stages, head = structure.stages
     sizes = {
-        n: size // _CLASSES * classes if n.rpartition(".")[0] in found.heads else size
-        for n, size in head.sizes.items()
+        parameter: size // _CLASSES * classes
+        if parameter.rpartition(".")[0] in structure.heads
+        else size
+        for parameter, size in head.sizes.items()
     }
     return (*stages, replace(head, sizes=sizes, parameter_count=sum(sizes.values())))
 
 
 def _side_and_version(name: str, image_size: int | None) -> tuple[int, Hashable]:
-    """Side of the images that a structure is looked at with (torchvision's is the same for all of them), and the version of what
-    describes it."""
+    """Return the cache keys of a structure: image size and version of the description.
+
+    torchvision's structures are the same for all image sizes.
+    """
     if not is_timm_name(name):
         check_backbone_name(name)
         return 224, None
@@ -164,15 +183,15 @@ def _side_and_version(name: str, image_size: int | None) -> tuple[int, Hashable]
     return image_size or network.image_size, network.version
 
 
-@Remembered
-def _ended_stages(
+@CacheWithErrors
+def _truncate_stages(
     name: str, classes: int, side: int, version: Hashable, stage: str
 ) -> tuple[Stage, ...]:
     model = create_on_meta(name, side) if is_timm_name(name) else create_on_meta(name)
     return ended_after(name, model, _structure(name, side, version).stages, stage, classes, side)[1]
 
 
-@Remembered
+@CacheWithErrors
 def _structure(name: str, side: int, _version: Hashable) -> _Structure:
     if is_timm_name(name):
         model = create_on_meta(name, side, _CLASSES)
@@ -186,11 +205,12 @@ def _structure(name: str, side: int, _version: Hashable) -> _Structure:
         heads = (find_head(model),)
     layers = [model.get_submodule(head) for head in heads]
     if not heads:
-        raise headless(name)
+        raise no_head_error(name)
     if not all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in layers):
         raise ConfigError(
             {
-                "backbone": f"the head of {name} is no linear layer or convolution, so Thaw cannot replace it"
+                "backbone": f"the head of {name} is no linear layer or convolution, so Thaw cannot "
+                "replace it"
             }
         )
     for head in heads:
@@ -202,7 +222,7 @@ def _structure(name: str, side: int, _version: Hashable) -> _Structure:
             all(isinstance(layer, nn.Linear) for layer in layers),
         )
     except MISFITS:
-        raise _cannot_take(name, side) from None
+        raise _image_size_error(name, side) from None
 
 
 def ended_after(
@@ -213,21 +233,27 @@ def ended_after(
     classes: int,
     image_size: int | None,
 ) -> tuple[nn.Module, tuple[Stage, ...]]:
-    """A backbone up to one of its stages, with a linear head whose weights are not yet set, and its stages then. Modules are shared.
+    """Cut a backbone after one of its stages and add a linear head with uninitialised weights.
+
+    The modules are shared with ``model``.
+
+    Returns:
+        The cut network, and its stages.
 
     Raises:
-        ConfigError: when it has no such stage, or cannot end after it.
+        ConfigError: if there is no such stage, or the backbone cannot end after it.
     """
-    names = [one.name for one in stages[:-1]]
+    names = [s.name for s in stages[:-1]]
     if stage not in names:
         raise ConfigError(
             {
-                "features_from": f"there is no stage {stage!r}; the stages of {name} are {', '.join(names)}"
+                "features_from": f"there is no stage {stage!r}; the stages of {name} are "
+                f"{', '.join(names)}"
             }
         )
     side = image_size or _side_and_version(name, None)[0]
     try:
-        return truncated(
+        return truncate_network(
             model, stages, head_paths(name, image_size)[0], names.index(stage), classes, side
         )
     except CannotSplit as error:
@@ -235,10 +261,10 @@ def ended_after(
 
 
 def check_image_size(name: str, image_size: int) -> None:
-    """Try a forward pass without numbers.
+    """Check that a network takes images of a size, by a forward pass on the meta device.
 
     Raises:
-        ConfigError: when the network cannot take images of that size.
+        ConfigError: if the network cannot take images of that size.
     """
     if is_timm_name(name):
         network_stages(name, image_size=image_size)
@@ -246,21 +272,22 @@ def check_image_size(name: str, image_size: int) -> None:
         _try_size(name, image_size)
 
 
-@Remembered
+@CacheWithErrors
 def _try_size(name: str, image_size: int) -> None:
     model = create_on_meta(name).eval()
     try:
         with torch.no_grad():
             model(torch.empty(1, 3, image_size, image_size, device="meta"))
     except MISFITS:
-        raise _cannot_take(name, image_size) from None
+        raise _image_size_error(name, image_size) from None
 
 
-def _cannot_take(name: str, image_size: int) -> ConfigError:
+def _image_size_error(name: str, image_size: int) -> ConfigError:
     own = backbone_info(name).image_size
     return ConfigError(
         {
-            "image_size": f"{name} cannot take images of {image_size} × {image_size} pixels; {own} works"
+            "image_size": f"{name} cannot take images of {image_size} × {image_size} pixels; {own} "
+            "works"
         }
     )
 
@@ -273,26 +300,28 @@ def build_network(
     image_size: int | None = None,
     features_from: str | None = None,
 ) -> Network:
-    """A backbone with its weights and a new head for ``classes`` classes.
+    """Build a backbone with its weights and a new head for ``classes`` classes.
 
     Args:
         name: the backbone.
         weights: ``"pretrained"``, a file, or ``"none"`` for random weights.
         classes: outputs of the head.
-        seed: of the head's first weights, and of all weights where they are random.
-        image_size: that it is built for, where it is built for one; None for the one it was pretrained on.
-        features_from: the stage that it ends after; None for all of them.
+        seed: seed of the head's initial weights, and of all weights where they are random.
+        image_size: input size for backbones that are built for one size. None: the size used in
+            pretraining.
+        features_from: the last stage, if the network ends early. None for all stages.
 
     Raises:
-        ConfigError, WeightsError.
+        ConfigError: as ``network_stages`` does.
+        WeightsError: if the weights are missing, damaged, or of another network.
     """
     heads, (side, version) = head_paths(name, image_size), _side_and_version(name, image_size)
-    # else it is the same for all of them
+    # Other networks are the same for all image sizes.
     size = side if is_timm_name(name) and is_built_for_a_size(find(name)) else None
-    with _building:  # two sessions that ask at once load it once
+    with _building:  # two sessions that ask at the same time load the weights once
         first_seed = seed if weights == RANDOM else 0
         source, weights_hash = _held(
-            name, weights, (version, _identity(name, weights)), first_seed, size, heads
+            name, weights, (version, _weights_file_key(name, weights)), first_seed, size, heads
         )
     return _with_new_head(name, source, weights_hash, classes, seed, image_size, features_from)
 
@@ -305,14 +334,19 @@ def network_of(
     image_size: int | None = None,
     features_from: str | None = None,
 ) -> Network:
-    """A backbone that starts from the tensors of a whole network, with a new head: theirs is left out.
+    """Build a backbone from the tensors of a whole network, with a new head.
+
+    The head of the given tensors is left out.
 
     Args:
-        tensors: parameters and buffers by name, of the shapes that the backbone has at that size.
+        name: the backbone.
+        tensors: parameters and buffers by name, with the shapes that the backbone has at that image
+            size.
         classes, seed, image_size, features_from: as for ``build_network``.
 
     Raises:
-        ConfigError: when there is no backbone of that name, it cannot be built for that size, or cannot end after that stage.
+        ConfigError: if there is no backbone of that name, it cannot be built for that size, or it
+            cannot end after that stage.
     """
     heads = head_paths(name, image_size)
     with seeded(0):
@@ -330,7 +364,10 @@ def network_of(
 
 
 def headed_state(name: str, classes: int, image_size: int | None = None) -> dict[str, torch.Tensor]:
-    """Names, shapes and types of all tensors of a backbone with a head for ``classes`` classes, on the meta device."""
+    """Return the state dict of a backbone with a head for ``classes`` classes.
+
+    Its tensors are on the meta device.
+    """
     model = create_on_meta(name, image_size)
     for head in head_paths(name, image_size):
         replace_head(model, head, classes)
@@ -379,7 +416,7 @@ def _held(
     info = backbone_info(name)
     with seeded(seed):
         if is_timm_name(name) and weights == PRETRAINED:
-            model = pretrained_timm(info, image_size).eval()
+            model = load_pretrained_timm(info, image_size).eval()
             return model, state_hash(model.state_dict(), heads)
         model = create(name, image_size).eval()
     if weights == RANDOM:
@@ -387,8 +424,8 @@ def _held(
     return model, load_weights(model, heads, info, weights)
 
 
-def _identity(name: str, weights: str) -> tuple[str, int] | None:
-    """Changes when the file of weights does, so that a replaced file is read again."""
+def _weights_file_key(name: str, weights: str) -> tuple[str, int] | None:
+    """Return a cache key of a file of weights, so that a replaced file is read again."""
     if weights == RANDOM:
         return None
     file = backbone_info(name).file if weights == PRETRAINED else Path(weights).expanduser()
@@ -396,7 +433,10 @@ def _identity(name: str, weights: str) -> tuple[str, int] | None:
 
 
 def _initialise(layer: nn.Linear | nn.Conv2d, seed: int) -> None:
-    """torch's own initialisation of Linear and Conv2d (uniform within 1/√inputs), drawn from a generator of its own."""
+    """Initialise as torch does Linear and Conv2d, but from a generator of its own.
+
+    The values are uniform within ±1/√inputs.
+    """
     generator = torch.Generator().manual_seed(seed)
     bound = 1 / math.sqrt(layer.weight[0].numel())
     with torch.no_grad():

@@ -1,7 +1,8 @@
-"""A network cut between two of its stages: trunk before, tail after. The parts share their modules with the network.
+"""Networks cut between two stages: the trunk before, the tail after the cut.
 
-The network is traced with torch.fx. A cut lies where every module of the earlier stages has run, none of the later ones
-has, and exactly one tensor is alive: that tensor is what the trunk yields and the tail takes.
+The parts share their modules with the network, which is traced with torch.fx. A cut is a position
+at which all modules of the earlier stages have run, no module of the later stages has run, and
+exactly one tensor is alive. That tensor is the trunk's output and the tail's input.
 """
 
 import operator
@@ -17,24 +18,28 @@ from finetune_core.models.stages import Stage
 from finetune_core.models.tracing import trace_graph
 
 Numbers = int | tuple[int, ...]
-_COUNTS = (2, 3)  # images, of two passes that are compared
+_COUNTS = (2, 3)  # batch sizes of two passes that are compared
 
 
 class CannotSplit(Exception):
-    """The network's structure does not allow this cut; the message says why. Such a network trains uncached."""
+    """Raised if a network's structure does not allow a cut. The message says why.
+
+    Such a network trains without a cache.
+    """
 
 
 @dataclass(frozen=True)
 class Segments:
-    """A traced network that can be cut anywhere between its stages.
+    """A traced network that can be cut between its stages.
 
     Attributes:
-        root: holds what the graph names: the network's own modules.
-        graph: of the whole network.
-        boundaries: for each stage but the first, the node whose value crosses from the stages before it; None where more
-            than one value crosses.
-        numbers: nodes whose value is a number that is the same for all images of the run's size (heights and widths of feature maps).
-        counts: nodes whose value is how many images there are.
+        root: module that holds everything the graph names: the network's own modules.
+        graph: graph of the whole network.
+        boundaries: for each stage but the first, the node whose value crosses from the stages
+            before. None where more than one value crosses.
+        numbers: nodes whose value is a number that is the same for all images of the run's size,
+            such as the height and width of feature maps.
+        counts: nodes whose value is the batch size.
     """
 
     root: nn.Module
@@ -44,15 +49,19 @@ class Segments:
     counts: frozenset[fx.Node] = frozenset()
 
     def part(self, start: int | None, end: int | None) -> fx.GraphModule:
-        """The network from stage ``start`` up to, not including, stage ``end``; None is the image, or the logits.
+        """Return the network from stage ``start`` up to, but not including, stage ``end``.
 
-        Its modules are the network's own: training the part trains the network.
+        The modules are the network's own, so training the part trains the network.
+
+        Args:
+            start: first stage of the part. None: the part takes images.
+            end: stage after the part. None: the part yields logits.
 
         Raises:
-            CannotSplit: where more than one value crosses one of the two ends.
+            CannotSplit: if more than one value crosses one of the two ends.
         """
-        first = None if start is None else self._boundary(start)
-        last = None if end is None else self._boundary(end)
+        first = None if start is None else self._find_boundary(start)
+        last = None if end is None else self._find_boundary(end)
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node | Numbers] = {}
         nodes: list[fx.Node] = list(self.graph.nodes)
@@ -61,8 +70,8 @@ class Segments:
         if first is not None:
             copies[first] = graph.placeholder("activation")
             copies |= self.numbers
-        constants = _constants_before(
-            nodes, _dependent(nodes, self.numbers.keys() | self.counts), begin, stop
+        constants = _collect_constants(
+            nodes, _find_dependent_nodes(nodes, self.numbers.keys() | self.counts), begin, stop
         )
         if first is not None and not self.counts.isdisjoint(constants):
             copies |= dict.fromkeys(self.counts, graph.call_method("size", (copies[first], 0)))
@@ -70,14 +79,14 @@ class Segments:
             if node.op == "output":
                 graph.output(fx.map_arg(node.args[0], copies.__getitem__))
             elif node not in copies and copies.keys() >= set(node.all_input_nodes):
-                # else it asks for sizes before the part: numbers
+                # Other nodes ask for sizes before the part: these are numbers.
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         if last is not None:
             graph.output(copies[last])
         graph.lint()
         return fx.GraphModule(self.root, graph)
 
-    def _boundary(self, stage: int) -> fx.Node:
+    def _find_boundary(self, stage: int) -> fx.Node:
         node = self.boundaries[stage - 1]
         if node is None:
             raise CannotSplit(
@@ -95,57 +104,71 @@ def trace(
     """Trace a network and find its cuts.
 
     Args:
-        image_size: of all images that go through it; where it is given, parts may be for this size only.
-        whole: paths of modules that are not looked into.
+        model: the network.
+        stages: stages of the network.
+        image_size: side of all images that go through the network. If given, parts may be valid for
+            this size only.
+        whole: paths of modules to keep as single nodes.
 
     Raises:
-        CannotSplit: when torch.fx cannot follow it.
+        CannotSplit: if torch.fx cannot follow the network.
     """
     try:
         root, graph = trace_graph(model, whole)
     except Exception as error:  # control flow on values: torch.fx raises nearly anything
         raise CannotSplit(f"its structure cannot be traced ({type(error).__name__})") from None
-    boundaries = _boundaries(root, graph, stages, ())
-    if image_size is None or None not in boundaries or not any(map(_asks_a_size, graph.nodes)):
+    boundaries = _find_boundaries(root, graph, stages, ())
+    if image_size is None or None not in boundaries or not any(map(_is_size_query, graph.nodes)):
         return Segments(root, graph, boundaries)
-    numbers, counts, batches = _sizes(root, graph, image_size)
+    numbers, counts, batches = _infer_sizes(root, graph, image_size)
     nodes, known = list(graph.nodes), numbers.keys() | counts
-    found, depends = _boundaries(root, graph, stages, known), _dependent(nodes, known)
+    candidates, depends = (
+        _find_boundaries(root, graph, stages, known),
+        _find_dependent_nodes(nodes, known),
+    )
 
-    def counted(node: fx.Node) -> bool:
+    def needs_batch_size(node: fx.Node) -> bool:
         return not counts.isdisjoint(
-            _constants_before(nodes, depends, nodes.index(node) + 1, len(nodes))
+            _collect_constants(nodes, depends, nodes.index(node) + 1, len(nodes))
         )
 
-    # The number of images is that of the values that cross, where these are one per image.
-    usable = [node and (node in batches or not counted(node)) for node in found]
-    boundaries = tuple(node if good else None for node, good in zip(found, usable, strict=True))
+    # Where the crossing value has one entry per image, its size is the batch size.
+    usable = [node and (node in batches or not needs_batch_size(node)) for node in candidates]
+    boundaries = tuple(
+        node if is_usable else None for node, is_usable in zip(candidates, usable, strict=True)
+    )
     return Segments(root, graph, boundaries, numbers, counts)
 
 
-def _boundaries(
+def _find_boundaries(
     root: nn.Module, graph: fx.Graph, stages: Sequence[Stage], known: Collection[fx.Node]
 ) -> tuple[fx.Node | None, ...]:
     nodes = list(graph.nodes)
-    depends = _dependent(nodes, known)
-    owners = _owners(nodes, depends, stages)
-    return tuple(_boundary(nodes, owners, depends, root, stage) for stage in range(1, len(stages)))
+    depends = _find_dependent_nodes(nodes, known)
+    owners = _assign_stages(nodes, depends, stages)
+    return tuple(
+        _find_boundary(nodes, owners, depends, root, stage) for stage in range(1, len(stages))
+    )
 
 
-def _sizes(
+def _infer_sizes(
     root: nn.Module, graph: fx.Graph, image_size: int
 ) -> tuple[dict[fx.Node, Numbers], frozenset[fx.Node], frozenset[fx.Node]]:
-    """The nodes whose value is a number, or some, whatever the images and however many; those whose value is how many there are; and
-    those whose value is a tensor with one entry per image. From two passes without numbers in tensors; none where these are not
-    possible."""
+    """Find the nodes whose values are sizes, by two passes with fake tensors.
+
+    Returns:
+        A tuple of three collections, all empty where the passes are not possible: nodes -> number
+        or tuple of numbers that is the same for all images and batch sizes; nodes whose value is
+        the batch size; nodes whose value is a tensor with one entry per image.
+    """
     try:
         few, more = (
-            _sizes_in_pass(root, graph, (count, 3, image_size, image_size)) for count in _COUNTS
+            _record_sizes(root, graph, (count, 3, image_size, image_size)) for count in _COUNTS
         )
     except Exception:  # operations that need values: torch raises nearly anything
         return {}, frozenset(), frozenset()
     pairs = {node: (value, more.get(node)) for node, value in few.items()}
-    same = {
+    constants = {
         node: value
         for node, (value, other) in pairs.items()
         if value == other and not isinstance(value, torch.Size)
@@ -154,12 +177,12 @@ def _sizes(
     batches = frozenset(
         node
         for node, pair in pairs.items()
-        if all(isinstance(one, torch.Size) for one in pair) and _firsts(pair) == _COUNTS
+        if all(isinstance(one, torch.Size) for one in pair) and _batch_sizes(pair) == _COUNTS
     )
-    return same, counts, batches
+    return constants, counts, batches
 
 
-def _asks_a_size(node: fx.Node) -> bool:
+def _is_size_query(node: fx.Node) -> bool:
     return (
         node.target in ("size", "dim", "numel")
         if node.op == "call_method"
@@ -167,44 +190,51 @@ def _asks_a_size(node: fx.Node) -> bool:
     )
 
 
-def _firsts(shapes: Sequence[Any]) -> tuple[int, ...]:
+def _batch_sizes(shapes: Sequence[Any]) -> tuple[int, ...]:
     return tuple(shape[0] if len(shape) else 0 for shape in shapes)
 
 
-def _sizes_in_pass(
+def _record_sizes(
     root: nn.Module, graph: fx.Graph, shape: tuple[int, ...]
 ) -> dict[fx.Node, Numbers]:
-    """Node -> its value where that is a number, or some; its shape where it is a tensor."""
-    found: dict[fx.Node, Numbers] = {}
+    """Return the size that each node yields in one pass.
 
-    class Noting(fx.Interpreter):
+    This is its value where it is a number or a tuple of numbers, or its shape where it is a tensor.
+    """
+    values: dict[fx.Node, Numbers] = {}
+
+    class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if isinstance(value, torch.Tensor):
-                found[n] = value.shape
+                values[n] = value.shape
             elif isinstance(value, int):
-                found[n] = value
+                values[n] = value
             elif isinstance(value, tuple | list) and all(isinstance(one, int) for one in value):
-                found[n] = tuple(value)  # a shape that is asked for is some numbers
+                values[n] = tuple(value)  # a shape that the network asks for is a tuple of numbers
             return value
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         images = mode.from_tensor(torch.empty(shape, device=next(root.parameters()).device))
-        Noting(fx.GraphModule(root, graph), graph=graph).run(images)
-    return found
+        Recorder(fx.GraphModule(root, graph), graph=graph).run(images)
+    return values
 
 
-def _boundary(
+def _find_boundary(
     nodes: list[fx.Node],
     owners: dict[fx.Node, int],
     depends: set[fx.Node],
     root: nn.Module,
     stage: int,
 ) -> fx.Node | None:
-    """The last position between the earlier stages' last module and the later ones' first, at which one tensor is alive:
-    as late as possible, so that what has no weights (pooling before a head) is done once, too.
+    """Return the node that crosses the cut before ``stage``, or None.
 
-    What does not depend on the images (position embeddings that all blocks add) is computed on both sides.
+    The cut is the last position between the last module of the earlier stages and the first of the
+    later ones at which one tensor is alive. It is as late as possible, so that layers without
+    weights (pooling before a head) run once, too.
+
+    Values that do not depend on the images (position embeddings that all blocks add) are computed
+    on both sides.
     """
     position = {node: index for index, node in enumerate(nodes)}
     owned = [node for node in nodes if node in depends and node in owners]
@@ -225,10 +255,10 @@ def _boundary(
     return None
 
 
-def _constants_before(
+def _collect_constants(
     nodes: Sequence[fx.Node], depends: set[fx.Node], begin: int, stop: int
 ) -> list[fx.Node]:
-    """The nodes before a part that do not depend on the images, and that the part needs."""
+    """Return the nodes before a part that the part needs and that do not depend on the images."""
     before = set(nodes[:begin])
     needed: set[fx.Node] = set()
     for node in reversed(nodes[:stop]):
@@ -241,44 +271,53 @@ def _constants_before(
     return [node for node in nodes[:begin] if node in needed]
 
 
-def _dependent(nodes: Sequence[fx.Node], known: Collection[fx.Node]) -> set[fx.Node]:
-    """The nodes whose value depends on the images."""
-    found: set[fx.Node] = set()
+def _find_dependent_nodes(nodes: Sequence[fx.Node], known: Collection[fx.Node]) -> set[fx.Node]:
+    """Return the nodes whose value depends on the images."""
+    dependent: set[fx.Node] = set()
     for node in nodes:
         if node.op == "placeholder" or (
-            node not in known and any(source in found for source in node.all_input_nodes)
+            node not in known and any(source in dependent for source in node.all_input_nodes)
         ):
-            found.add(node)
-    return found
+            dependent.add(node)
+    return dependent
 
 
-def _owners(
+def _assign_stages(
     nodes: Sequence[fx.Node], depends: set[fx.Node], stages: Sequence[Stage]
 ) -> dict[fx.Node, int]:
-    """The stage of each module, of each tensor, and of what is computed with tensors of the network itself; the last of several."""
+    """Return node -> index of its stage.
+
+    Modules, tensors, and values computed from the network's own tensors have a stage. If several
+    stages share one, the last one owns it.
+    """
     owners: dict[fx.Node, int] = {}
     for node in nodes:
-        own = (
-            _stage_of(str(node.target), stages) if node.op in ("call_module", "get_attr") else None
+        own_stage = (
+            _stage_index(str(node.target), stages)
+            if node.op in ("call_module", "get_attr")
+            else None
         )
-        used = [
+        source_stages = [
             owners[source]
             for source in node.all_input_nodes
             if source in owners and source not in depends
         ]
-        if found := [*used, *([] if own is None else [own])]:
-            owners[node] = max(found)
+        if stage_indices := [*source_stages, *([] if own_stage is None else [own_stage])]:
+            owners[node] = max(stage_indices)
     return owners
 
 
 def _has_tensors(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a node runs a module that holds tensors: others, dropout say, may be shared by several stages."""
+    """Return whether a node runs a module that holds tensors.
+
+    Other modules, such as dropout, may be shared by several stages.
+    """
     return node.op == "call_module" and any(
         True for _ in root.get_submodule(str(node.target)).state_dict()
     )
 
 
-def _stage_of(target: str, stages: Sequence[Stage]) -> int | None:
+def _stage_index(target: str, stages: Sequence[Stage]) -> int | None:
     for index, stage in enumerate(stages):
         inside = any(target == path or target.startswith(f"{path}.") for path in stage.modules)
         if inside or target in stage.parameters or target in stage.buffers:
@@ -287,7 +326,10 @@ def _stage_of(target: str, stages: Sequence[Stage]) -> int | None:
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    """Not a size: those come from getattr, getitem and arithmetic on them alone."""
+    """Return whether a node's value is a tensor, not a size.
+
+    Sizes come only from getattr, getitem and arithmetic on sizes.
+    """
     if node.op == "call_function" and node.target in (operator.floordiv, operator.mul):
         return any(map(_is_tensor, node.all_input_nodes))
     if node.op == "call_function" and node.target in (getattr, operator.getitem):

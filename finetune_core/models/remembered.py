@@ -1,4 +1,7 @@
-"""A cache that remembers refusals, too: what cannot be built is not built again each time that it is asked for."""
+"""A function cache that also caches ``ConfigError``.
+
+A network that cannot be built is not built again on every call.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,33 +11,42 @@ from typing import Generic, ParamSpec, TypeVar
 from finetune_core.errors import ConfigError
 
 _Arguments = ParamSpec("_Arguments")
-_Found = TypeVar("_Found")
-_MOST = 128
+_Result = TypeVar("_Result")
+_MAX_SIZE = 128
 
 
 @dataclass(frozen=True)
-class _Refusal:
-    """What a ``ConfigError`` said. The error itself would keep alive what was being built when it was raised."""
+class _CachedError:
+    """The problems of a ``ConfigError``.
+
+    The error itself would keep the half-built network alive by its traceback.
+    """
 
     problems: dict[str, str]
 
 
-class Remembered(Generic[_Arguments, _Found]):
-    """Decorates a function of hashable arguments: its latest results are kept, and its ``ConfigError``\\ s are raised anew."""
+class CacheWithErrors(Generic[_Arguments, _Result]):
+    """Decorator that caches the latest results of a function of hashable arguments.
 
-    def __init__(self, function: Callable[_Arguments, _Found]) -> None:
-        def attempt(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Found | _Refusal:
+    A cached ``ConfigError`` is raised as a new exception.
+    """
+
+    def __init__(self, function: Callable[_Arguments, _Result]) -> None:
+        def attempt(
+            *arguments: _Arguments.args, **named: _Arguments.kwargs
+        ) -> _Result | _CachedError:
             try:
                 return function(*arguments, **named)
             except ConfigError as error:
-                return _Refusal(error.problems)
+                return _CachedError(error.problems)
 
-        self._kept = lru_cache(maxsize=_MOST)(attempt)
+        self._cached = lru_cache(maxsize=_MAX_SIZE)(attempt)
         self.__doc__ = function.__doc__
-        self.cache_clear = self._kept.cache_clear
+        self.cache_clear = self._cached.cache_clear
 
-    def __call__(self, *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Found:
-        found = self._kept(*arguments, **named)  # type: ignore[arg-type]  # no type says that all of them are hashable
-        if isinstance(found, _Refusal):
-            raise ConfigError(found.problems)
-        return found
+    def __call__(self, *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        # No type says that all arguments are hashable.
+        result = self._cached(*arguments, **named)  # type: ignore[arg-type]
+        if isinstance(result, _CachedError):
+            raise ConfigError(result.problems)
+        return result

@@ -1,9 +1,12 @@
-"""A network -> its ordered stages, from its own structure: no list of stages by model.
+"""Ordered stages of a network, derived from its structure. There is no list of stages by model.
 
-The network is opened from the root down wherever one child holds nearly all of the backbone, goes through several
-resolutions, is the only stack of blocks, or only lists modules that run, which leaves a row of *units* in the order in which they run. Units are then grouped: a stack of blocks is a stage of its own; single blocks
-and loose layers join the stage before them while the resolution stays the same; loose layers before the first block
-are the stem. Where no block changes the resolution (transformers), every block is a stage.
+The network is opened from the root down. A module is opened if it holds nearly all of the backbone,
+goes through several resolutions, is the only stack of blocks, or only lists modules that run. This
+leaves a row of *units* in the order in which they run.
+
+The units are grouped into stages. A stack of blocks is a stage of its own. Single blocks and loose
+layers join the stage before them while the resolution stays the same. Loose layers before the first
+block are the stem. Where no block changes the resolution (transformers), every block is a stage.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 from finetune_core.models.meta import norms_keep_shapes
 
-_OPEN_SHARE = (
-    0.95  # of the backbone's parameters in one child: that child is a container, not a stage
-)
-_OPEN_RESOLUTIONS = 3  # so many resolutions among its children: a container, too
-_SAME_RESOLUTION = 0.6  # unpadded convolutions lose a few rows within what is still one resolution
+# A child with this share of the backbone's parameters is a container, not a stage.
+_OPEN_SHARE = 0.95
+_OPEN_RESOLUTIONS = 3  # a child with this many resolutions among its children is a container
+_SAME_RESOLUTION = 0.6  # unpadded convolutions lose a few rows within one resolution
 _BATCHNORM = nn.modules.batchnorm._BatchNorm
 _NORM_LAYERS = (_BATCHNORM, nn.LayerNorm, nn.GroupNorm)
 _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -34,13 +36,16 @@ class Stage:
     """A named, ordered slice of a network.
 
     Attributes:
-        modules: paths of the modules it owns, in forward order.
-        parameters, buffers: names of the tensors it owns, as in ``named_parameters()`` and ``named_buffers()``.
-        parameter_count: numbers in its parameters.
-        sizes: numbers in each of its parameters, by name.
-        norms, batchnorms: names of the parameters of its normalisation layers, and of those of them that keep statistics.
-        matrices: name -> (rows, columns) of the weights that its input is multiplied by: of linear layers, of attention's projections,
-            and of convolutions but grouped ones, as one row per output channel. None of the head's.
+        modules: paths of the modules of the stage, in forward order.
+        parameters, buffers: names of the tensors of the stage, as in ``named_parameters()`` and
+            ``named_buffers()``.
+        parameter_count: number of elements in the parameters.
+        sizes: number of elements in each parameter, by name.
+        norms, batchnorms: names of the parameters of normalisation layers, and of those with
+            running statistics.
+        matrices: name -> (rows, columns) of each weight that multiplies its layer's input: of
+            linear layers, attention projections, and convolutions that are not grouped (one row per
+            output channel). Empty for the head.
     """
 
     name: str
@@ -56,13 +61,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class _Trace:
-    """One forward pass.
+    """A record of one forward pass.
 
     Attributes:
-        modules: that run, by path, in the order in which each starts.
-        runs: path of each module that holds parameters itself, each time it starts.
-        shapes: of their outputs.
-        first_uses: of each tensor that is used, by name: how many modules had started before.
+        modules: modules that run, by path, in the order in which they start.
+        runs: path of each module with parameters of its own, once for each time it starts.
+        shapes: output shapes, by path.
+        first_uses: for each used tensor, by name, the number of modules that had started before.
     """
 
     modules: Mapping[str, nn.Module]
@@ -75,7 +80,7 @@ class _Trace:
 class _Unit:
     path: str
     module: nn.Module
-    positions: int  # spatial positions, or tokens, of its output; 1 after the final pooling
+    positions: int  # spatial positions or tokens of the output; 1 after the final pooling
 
     @property
     def weight_layers(self) -> int:
@@ -87,7 +92,11 @@ class _Unit:
 
     @property
     def is_stack(self) -> bool:
-        """Holds two or more children that are blocks themselves, or is a named stack of one (a Sequential)."""
+        """True if the unit is a stack of blocks.
+
+        A stack has two or more children that are blocks, is a Sequential with one, or has a
+        ModuleList of several modules.
+        """
         blocks = sum(_Unit("", child, 0).is_block for child in self.module.children())
         return (
             blocks >= 2
@@ -100,7 +109,10 @@ class _Unit:
 
 
 def find_head(model: nn.Module, image_size: int = 224) -> str:
-    """Path of the final layer: the last Linear or convolution that runs. ``model`` may be on the meta device."""
+    """Return the path of the final layer: the last Linear or convolution that runs.
+
+    ``model`` may be on the meta device.
+    """
     weights = [
         path
         for path, module in _trace(model, image_size).modules.items()
@@ -110,7 +122,10 @@ def find_head(model: nn.Module, image_size: int = 224) -> str:
 
 
 def replace_head(model: nn.Module, head: str, classes: int) -> nn.Linear | nn.Conv2d:
-    """Put a final layer for ``classes`` classes in the old one's place, and return it: same kind, same input, weights not yet set."""
+    """Replace a final layer by one for ``classes`` classes, and return it.
+
+    The new layer has the same kind and input. Its weights are uninitialised.
+    """
     new: nn.Linear | nn.Conv2d
     old = model.get_submodule(head)
     device, dtype = old.weight.device, old.weight.dtype
@@ -128,34 +143,41 @@ def replace_head(model: nn.Module, head: str, classes: int) -> nn.Linear | nn.Co
 def derive_stages(
     model: nn.Module, heads: Sequence[str], image_size: int = 224
 ) -> tuple[Stage, ...]:
-    """The network's stages, input to head; every parameter and buffer belongs to exactly one, the head is the last.
+    """Return the network's stages from input to head.
+
+    Every parameter and buffer belongs to exactly one stage. The head is the last stage.
 
     Args:
         model: a network for ``[n, 3, image_size, image_size]`` images, best on the meta device.
-        heads: paths of its final layers; several where it adds up what they answer.
+        heads: paths of its final layers. There are several where the network adds up their outputs.
         image_size: side of the square input, pixels.
     """
     trace = _trace(model, image_size)
-    units = _units(model, heads, trace)
-    at = next(index for index, unit in enumerate(units) if _in_head(unit.path, heads))
-    groups = _in_order(_group(units[:at]), trace)
-    tail = units[at:]
+    units = _list_units(model, heads, trace)
+    head_index = next(index for index, unit in enumerate(units) if _is_in_head(unit.path, heads))
+    groups = _merge_groups(_group_units(units[:head_index]), trace)
+    tail = units[head_index:]
     while groups and groups[-1] and isinstance(groups[-1][-1].module, _DROPOUTS):
         tail.insert(0, groups[-1].pop())
-    stages = [_stage(_name(group, index), group, model) for index, group in enumerate(groups)]
-    stages.append(replace(_stage("head", tail, model), matrices={}))
-    return _with_loose_tensors(_distinct(stages), model, trace)
+    stages = [
+        _build_stage(_name_stage(group, index), group, model) for index, group in enumerate(groups)
+    ]
+    stages.append(replace(_build_stage("head", tail, model), matrices={}))
+    return _assign_loose_tensors(_number_duplicates(stages), model, trace)
 
 
-def _in_head(path: str, heads: Sequence[str]) -> bool:
-    """Several heads share what comes before them, so that all of what they stand in is the head."""
+def _is_in_head(path: str, heads: Sequence[str]) -> bool:
+    """Return whether a unit belongs to the head.
+
+    Several heads share the layers before them, so everything around them counts as the head.
+    """
     if len(heads) == 1:
         return path == heads[0]
     return path in heads or any(path.startswith(f"{head.partition('.')[0]}.") for head in heads)
 
 
-def _distinct(stages: list[Stage]) -> list[Stage]:
-    """Names that two stages share get numbers; the head's stays."""
+def _number_duplicates(stages: list[Stage]) -> list[Stage]:
+    """Append numbers to names that several stages share. The head keeps its name."""
     names = [stage.name for stage in stages]
     return [
         replace(stage, name=f"{stage.name}_{index}")
@@ -166,12 +188,12 @@ def _distinct(stages: list[Stage]) -> list[Stage]:
 
 
 class _FirstUses(TorchFunctionMode):
-    """Notes when each of a network's tensors is first used: how many modules have started by then."""
+    """Records for each tensor how many modules have started when it is first used."""
 
     def __init__(self, names: Mapping[int, str], started: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.names, self.started = names, started
-        self.found: dict[str, int] = {}
+        self.first_uses: dict[str, int] = {}
 
     def __torch_function__(
         self,
@@ -180,18 +202,18 @@ class _FirstUses(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        for tensor in _tensors((*args, *(kwargs or {}).values())):
+        for tensor in _iterate_tensors((*args, *(kwargs or {}).values())):
             if name := self.names.get(id(tensor)):
-                self.found.setdefault(name, len(self.started))
+                self.first_uses.setdefault(name, len(self.started))
         return func(*args, **(kwargs or {}))
 
 
-def _tensors(values: Sequence[object]) -> Iterator[torch.Tensor]:
+def _iterate_tensors(values: Sequence[object]) -> Iterator[torch.Tensor]:
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, tuple | list):
-            yield from _tensors(value)
+            yield from _iterate_tensors(value)
 
 
 def _trace(model: nn.Module, image_size: int) -> _Trace:
@@ -206,7 +228,7 @@ def _trace(model: nn.Module, image_size: int) -> _Trace:
             runs.append(path)
 
     def on_end(_module: nn.Module, _inputs: object, output: object, path: str) -> None:
-        shapes.setdefault(path, _shape(output))
+        shapes.setdefault(path, _output_shape(output))
 
     for path, module in model.named_modules():
         handles.append(module.register_forward_pre_hook(partial(on_start, path=path)))
@@ -219,37 +241,42 @@ def _trace(model: nn.Module, image_size: int) -> _Trace:
     )
     try:
         model.eval()
-        with torch.no_grad(), norms_keep_shapes(), uses:  # the later one is asked first
+        # The mode that is entered last is called first.
+        with torch.no_grad(), norms_keep_shapes(), uses:
             model(torch.zeros(2, 3, image_size, image_size, device=device))
     finally:
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return _Trace(started, runs, shapes, uses.found)
+    return _Trace(started, runs, shapes, uses.first_uses)
 
 
-def _shape(output: object) -> torch.Size:
+def _output_shape(output: object) -> torch.Size:
     while isinstance(output, tuple | list):
         output = output[0]
     return output.shape if isinstance(output, torch.Tensor) else torch.Size()
 
 
-def _positions(shape: torch.Size) -> int:
-    """Spatial positions of a feature map ``[n, c, h, w]`` or ``[n, h, w, c]``, or tokens of ``[n, t, c]``."""
+def _count_positions(shape: torch.Size) -> int:
+    """Return the number of positions of an output.
+
+    These are the spatial positions of a feature map ``[n, c, h, w]`` or ``[n, h, w, c]``, or the
+    tokens of ``[n, t, c]``.
+    """
     if len(shape) == 4:
         return shape[2] * shape[3] if shape[2] == shape[3] else shape[1] * shape[2]
     return shape[1] if len(shape) == 3 else 1
 
 
-def _units(model: nn.Module, heads: Sequence[str], trace: _Trace) -> list[_Unit]:
-    containers = _containers(model, heads, trace)
+def _list_units(model: nn.Module, heads: Sequence[str], trace: _Trace) -> list[_Unit]:
+    containers = _find_containers(model, heads, trace)
     while True:
         units = [
-            _Unit(path, module, _positions(trace.shapes[path]))
+            _Unit(path, module, _count_positions(trace.shapes[path]))
             for path, module in trace.modules.items()
             if path not in containers and path.rpartition(".")[0] in containers
         ]
-        # what follows the pooling is no block
+        # Layers after the pooling are no blocks.
         stacks = [unit for unit in units if unit.is_stack and unit.positions > 1]
         if len(stacks) != 1 or not _is_whole(stacks[0], model):
             return units
@@ -257,13 +284,19 @@ def _units(model: nn.Module, heads: Sequence[str], trace: _Trace) -> list[_Unit]
 
 
 def _is_whole(stack: _Unit, model: nn.Module) -> bool:
-    """The only stack of blocks, and most of the network: its blocks are what there is to tell apart."""
+    """Return whether the only stack of blocks holds most of the network.
+
+    The stack is then opened, because its blocks are the only units to tell apart.
+    """
     own, whole = (sum(p.numel() for p in module.parameters()) for module in (stack.module, model))
     return isinstance(stack.module, nn.Sequential) and own >= whole / 2
 
 
-def _containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[str]:
-    """Paths of the modules to look into, root first: a module is opened only inside an opened one."""
+def _find_containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[str]:
+    """Return the paths of the modules to open, root first.
+
+    A module is opened only inside an opened one.
+    """
     backbone = sum(
         p.numel()
         for n, p in model.named_parameters()
@@ -271,16 +304,18 @@ def _containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[st
     )
     resolutions: dict[str, set[int]] = {}
     for path in trace.modules:
-        resolutions.setdefault(path.rpartition(".")[0], set()).add(_positions(trace.shapes[path]))
+        resolutions.setdefault(path.rpartition(".")[0], set()).add(
+            _count_positions(trace.shapes[path])
+        )
     containers = {""}
     for path, module in model.named_modules():  # parents come before their children
         if path.rpartition(".")[0] not in containers or path in heads or not any(module.children()):
             continue
         share = sum(p.numel() for p in module.parameters()) / backbone
-        # attention that pools has queries of its own
+        # Attention pooling has queries of its own, so it is no plain container.
         plain = not any(True for _ in module.parameters(recurse=False))
         several = plain and len(resolutions.get(path, ())) >= _OPEN_RESOLUTIONS
-        # A list of modules that the network calls one by one does not run itself.
+        # The network calls the modules of a ModuleList one by one, so the list itself does not run.
         if (
             share >= _OPEN_SHARE
             or several
@@ -291,8 +326,8 @@ def _containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[st
     return containers
 
 
-def _group(units: list[_Unit]) -> list[list[_Unit]]:
-    # Layers after the last pooling are no blocks: what comes before them is told apart by its resolution.
+def _group_units(units: list[_Unit]) -> list[list[_Unit]]:
+    # Layers after the last pooling are no blocks. Earlier units are told apart by their resolution.
     blocks = [unit for unit in units if (unit.is_block or unit.is_stack) and unit.positions > 1]
     isotropic = (
         len(blocks) > 1
@@ -309,29 +344,29 @@ def _group(units: list[_Unit]) -> list[list[_Unit]]:
     return groups
 
 
-def _in_order(groups: list[list[_Unit]], trace: _Trace) -> list[list[_Unit]]:
-    """Groups that share a module become one: it would run again after later stages have."""
-    at = {unit.path: index for index, group in enumerate(groups) for unit in group}
-    latest, joined = 0, set[int]()
+def _merge_groups(groups: list[list[_Unit]], trace: _Trace) -> list[list[_Unit]]:
+    """Merge groups that share a module, which would otherwise run again after later stages."""
+    group_of = {unit.path: index for index, group in enumerate(groups) for unit in group}
+    latest, merged = 0, set[int]()
     for path in trace.runs:
-        while path and path not in at:
+        while path and path not in group_of:
             path = path.rpartition(".")[0]
         if path:
-            joined.update(range(at[path] + 1, latest + 1))
-            latest = max(latest, at[path])
-    found: list[list[_Unit]] = []
+            merged.update(range(group_of[path] + 1, latest + 1))
+            latest = max(latest, group_of[path])
+    result: list[list[_Unit]] = []
     for index, group in enumerate(groups):
-        if index in joined:
-            found[-1].extend(group)
+        if index in merged:
+            result[-1].extend(group)
         else:
-            found.append(group)
-    return found
+            result.append(group)
+    return result
 
 
 def _starts_stage(unit: _Unit, group: list[_Unit], seen_block: bool, isotropic: bool) -> bool:
-    """Whether ``unit`` opens a new stage after ``group``, the stage being filled."""
+    """Return whether ``unit`` opens a new stage after ``group``, the stage being filled."""
     weighted = [other for other in group if other.weight_layers]
-    # norms, activations, pools and dropout stay with what they follow
+    # Norms, activations, pooling and dropout stay with the layers before them.
     if not unit.weight_layers or not weighted:
         return False
     in_stack = any(other.is_block or other.is_stack for other in weighted)
@@ -342,8 +377,11 @@ def _starts_stage(unit: _Unit, group: list[_Unit], seen_block: bool, isotropic: 
     return unit.positions < _SAME_RESOLUTION * weighted[-1].positions
 
 
-def _name(group: list[_Unit], index: int) -> str:
-    """The module's own name where it says something; ``features.4`` becomes ``block4``."""
+def _name_stage(group: list[_Unit], index: int) -> str:
+    """Return a stage's name: the module's own if it is telling, else a number.
+
+    ``features.4`` becomes ``block4``.
+    """
     weighted = [unit for unit in group if unit.weight_layers]
     if index == 0 and not any(unit.is_block or unit.is_stack for unit in weighted):
         return "stem"
@@ -354,10 +392,10 @@ def _name(group: list[_Unit], index: int) -> str:
     return f"block{index}" if last.isdigit() else last
 
 
-def _stage(name: str, units: list[_Unit], model: nn.Module) -> Stage:
+def _build_stage(name: str, units: list[_Unit], model: nn.Module) -> Stage:
     paths = tuple(unit.path for unit in units)
-    parameters = {n: p for n, p in model.named_parameters() if _owner(n, paths)}
-    buffers = tuple(n for n, _ in model.named_buffers() if _owner(n, paths))
+    parameters = {n: p for n, p in model.named_parameters() if _is_owned(n, paths)}
+    buffers = tuple(n for n, _ in model.named_buffers() if _is_owned(n, paths))
     sizes = {key: parameter.numel() for key, parameter in parameters.items()}
     owners = {key: model.get_submodule(key.rpartition(".")[0]) for key in sizes}
     norms = tuple(key for key, owner in owners.items() if isinstance(owner, _NORM_LAYERS))
@@ -381,7 +419,7 @@ def _stage(name: str, units: list[_Unit], model: nn.Module) -> Stage:
 
 
 def _is_matrix(name: str, owner: nn.Module) -> bool:
-    """Whether a layer's parameter of that name is what all of its input is multiplied by."""
+    """Return whether the parameter ``name`` of a layer multiplies the layer's whole input."""
     if isinstance(owner, nn.MultiheadAttention):
         return name == "in_proj_weight"
     return name == "weight" and (
@@ -389,19 +427,24 @@ def _is_matrix(name: str, owner: nn.Module) -> bool:
     )
 
 
-def _owner(tensor: str, paths: tuple[str, ...]) -> bool:
+def _is_owned(tensor: str, paths: tuple[str, ...]) -> bool:
     return any(tensor.startswith(f"{path}.") for path in paths)
 
 
-def _with_loose_tensors(stages: list[Stage], model: nn.Module, trace: _Trace) -> tuple[Stage, ...]:
-    """Tensors that a container holds itself (class token, position embedding) belong where they are first used: to the stage that
-    started last before, and to the first one where that is none."""
+def _assign_loose_tensors(
+    stages: list[Stage], model: nn.Module, trace: _Trace
+) -> tuple[Stage, ...]:
+    """Assign tensors that a container holds itself (class token, position embedding) to stages.
+
+    A loose tensor belongs to the stage that started last before its first use, or to the first
+    stage if none had started.
+    """
     owned = {name for stage in stages for name in (*stage.parameters, *stage.buffers)}
     owners = [_stage_index(path, stages) for path in trace.modules]
     sizes = {n: p.numel() for n, p in model.named_parameters() if n not in owned}
     buffers = [n for n, _ in model.named_buffers() if n not in owned]
 
-    def home(name: str) -> int:
+    def stage_of(name: str) -> int:
         return next(
             (
                 owner
@@ -412,16 +455,16 @@ def _with_loose_tensors(stages: list[Stage], model: nn.Module, trace: _Trace) ->
         )
 
     for name, size in reversed(sizes.items()):
-        old = stages[home(name)]
-        stages[home(name)] = replace(
+        old = stages[stage_of(name)]
+        stages[stage_of(name)] = replace(
             old,
             parameters=(name, *old.parameters),
             parameter_count=old.parameter_count + size,
             sizes={name: size, **old.sizes},
         )
     for name in reversed(buffers):
-        stages[home(name)] = replace(
-            stages[home(name)], buffers=(name, *stages[home(name)].buffers)
+        stages[stage_of(name)] = replace(
+            stages[stage_of(name)], buffers=(name, *stages[stage_of(name)].buffers)
         )
     return tuple(stages)
 

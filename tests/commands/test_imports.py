@@ -1,4 +1,4 @@
-"""What a command imports before it has anything to compute: torch alone takes seconds."""
+"""Imports of a command before it computes anything: torch alone takes seconds."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The inspect command: what it takes, what it finds, and what it leaves out."""
+"""The inspect command: its arguments, its findings, and its omissions."""
 
 import zipfile
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
-from finetune_core.commands.inspect import inspected, print_inspection
+from finetune_core.commands.inspect import inspect_data, print_inspection
 from finetune_core.config import Edit
 from finetune_core.data.edits import save_edits
 from finetune_core.data.entry import load_split, save_split
@@ -26,7 +26,7 @@ def test_folders_archives_and_manifests_are_taken_and_nothing_is_computed(
     monkeypatch.setattr("finetune_core.inspection.deep.inspect_deeply", None)
     result = thaw_json("inspect", data)
     assert result["counts"]["red"] == {"train": 8, "val": 2, "test": 2}
-    assert result["findings"] != []  # fewer than ten training images a class
+    assert result["findings"] != []  # fewer than ten training images per class
     assert "deep" not in result
 
     files = sorted(data.rglob("*.png"))
@@ -110,7 +110,7 @@ def test_a_deep_inspection_adds_findings_a_probe_of_each_stage_and_a_suggestion(
     data = image_folder(tmp_path / "images", layout)
     for file in (data / "val").rglob("*.png"):
         ImageOps.invert(Image.open(file)).save(file)
-    inspection = inspected(str(data), {}, deep=True, backbone=None, fit="crop", as_is=False)
+    inspection = inspect_data(str(data), {}, deep=True, backbone=None, fit="crop", as_is=False)
     result = inspection.to_json()
     (shift,) = (one for one in result["findings"] if one["kind"] == "shift")
     assert (shift["count"], shift["action"]) == (28, None)

@@ -1,4 +1,4 @@
-"""The label command: what waits for a label, in order, as text and as JSON."""
+"""The label command: the images to label, in order, as text and as JSON."""
 
 import shutil
 

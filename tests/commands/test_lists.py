@@ -23,7 +23,7 @@ def test_networks_can_be_searched(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     rows = thaw_json("backbones", "ConvNeXtV2_Atto")["backbones"]
     assert {"convnextv2_atto" in row["name"] for row in rows} == {True}
-    assert {row["parameters"] > 3e6 for row in rows} == {True}  # of few they are counted
+    assert {row["parameters"] > 3e6 for row in rows} == {True}  # counted for a few networks
     source = "top-1 is what torchvision states"
     table = thaw("backbones", "convnextv2_atto.fcmae_ft").stdout
     assert ("· research only" in table, source in table) == (True, False)

@@ -1,4 +1,4 @@
-"""The command line that a run's settings are copied as trains with the same settings again."""
+"""The command copied from a run's settings trains with the same settings again."""
 
 import shlex
 
@@ -18,7 +18,7 @@ STAGES = ("stem", "block5", "head")
 
 
 def values_of(one):
-    """Values that a setting may have, and some that it may not."""
+    """Return values that a setting may have, and some that it may not."""
     low, high = (
         one.limits.get("ge", one.limits.get("gt", 0)),
         one.limits.get("le", one.limits.get("lt", 1000)),
@@ -37,7 +37,7 @@ def values_of(one):
 
 @some.composite
 def configs(draw):
-    """Settings that agree with each other, several of them not at their defaults."""
+    """Generate valid settings, several of them not at their defaults."""
     listed = [
         one
         for one in all_settings().values()

@@ -4,13 +4,13 @@ import pytest
 import typer
 
 from finetune_core.commands import terminal
-from finetune_core.commands.options import refused_in_words
+from finetune_core.commands.options import report_errors
 from finetune_core.commands.terminal import (
-    interrupts_stop,
+    describe_result,
     print_table,
     progress_bar,
-    result_in_words,
     show_work,
+    stop_on_interrupt,
 )
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.formatting import PHASE_WORDS
@@ -51,7 +51,7 @@ def test_keys_of_one_burst_count_as_one_even_after_the_run_has_stopped(monkeypat
     before = signal.signal(signal.SIGINT, terminal._abort)
     try:
         monkeypatch.setattr(terminal, "_BURST", float("inf"))
-        with interrupts_stop(lambda: heard.append("stop")):
+        with stop_on_interrupt(lambda: heard.append("stop")):
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert heard == ["stop"]
@@ -83,7 +83,7 @@ def test_a_name_with_line_ends_stays_on_its_line_in_tables_and_bars(capsys):
 
 def test_a_name_with_line_ends_stays_on_its_line_in_errors(capsys):
     for error in (DataError(FORGED), ConfigError({"data": FORGED})):
-        with pytest.raises(typer.Exit), refused_in_words():
+        with pytest.raises(typer.Exit), report_errors():
             raise error
         [line] = capsys.readouterr().err.splitlines()
         assert SHOWN in line
@@ -98,5 +98,5 @@ def test_an_accuracy_is_never_rounded_up_to_perfect():
         "status": "finished",
         "converged": True,
     }
-    words = result_in_words(result | {"evaluation_precision": "fp32", "run_dir": "/runs/one"})
+    words = describe_result(result | {"evaluation_precision": "fp32", "run_dir": "/runs/one"})
     assert "validation accuracy 50.0 %, test accuracy 99.9 %" in words

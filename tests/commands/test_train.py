@@ -1,4 +1,4 @@
-"""The train command: the settings that its options and the data set make, and what it refuses."""
+"""The train command: the settings that follow from options and data set, and its refusals."""
 
 import json
 import zipfile
@@ -51,7 +51,7 @@ def test_saved_edits_are_used_and_said_unless_the_images_are_taken_as_they_are(d
     assert "1 image excluded, 1 image relabelled" in said
     as_is, said = config_of(data, "--as-is")
     assert (as_is.edits, "excluded" in said) == ((), False)
-    # A run repeats with its own edits, whatever is made of the data set since.
+    # A run repeats with its own edits, whatever happens to the data set afterwards.
     save_edits(data, [])
     (tmp_path / "config.json").write_text(config.model_dump_json())
     assert config_of("--config", tmp_path / "config.json")[0] == config

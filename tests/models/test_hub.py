@@ -1,4 +1,8 @@
-"""timm's networks from the Hugging Face Hub, by its own client, from a server that speaks as much of its protocol as that takes."""
+"""timm's networks from the Hugging Face Hub.
+
+The Hub's own client downloads them from a local server that speaks the necessary part of the
+protocol.
+"""
 
 import contextlib
 import hashlib
@@ -18,7 +22,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
-from finetune_core.commands.compare import designed
+from finetune_core.commands.compare import design_comparison
 from finetune_core.commands.train import asked_for
 from finetune_core.errors import ConfigError, WeightsError
 from finetune_core.models import hub, timm_networks
@@ -40,7 +44,7 @@ MISSING = {"status": 401, "X-Error-Code": "RepoNotFound", "X-Error-Message": "Re
 
 
 class Hub(BaseHTTPRequestHandler):
-    """``/REPOSITORY/resolve/REVISION/FILE`` of the files and refusals that the server holds."""
+    """A server of ``/REPOSITORY/resolve/REVISION/FILE`` for given files and refusals."""
 
     def do_HEAD(self):
         self.answer(with_content=False)
@@ -73,7 +77,7 @@ class Hub(BaseHTTPRequestHandler):
             half = len(content) // 2
             self.wfile.write(content[:half])
             self.server.gate.wait(60)
-            with contextlib.suppress(ConnectionError):  # nobody waits for it any more
+            with contextlib.suppress(ConnectionError):  # the client has given up
                 self.wfile.write(content[half:])
 
     def log_message(self, *_):
@@ -126,7 +130,7 @@ def description(**changes):
 
 
 def thaw(*arguments):
-    """What a command that ends well prints as JSON."""
+    """Run a command, check that it succeeds, and return the JSON object that it prints."""
     done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
@@ -158,7 +162,7 @@ def test_a_network_of_timm_is_downloaded_into_the_hubs_cache_and_loaded(server, 
 
 def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, weights, tmp_path):
     file, described, missing = "model.safetensors", "somebody/described", "somebody/missing"
-    assert hub.having(file, [REPOSITORY]) == set()
+    assert hub.repositories_with(file, [REPOSITORY]) == set()
     assert NAME not in ready_backbones()
     server.files |= {f"{REPOSITORY}/{file}": weights, f"{described}/config.json": description()}
     finish(hub.fetch(REPOSITORY, file))
@@ -166,11 +170,11 @@ def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, we
     (tmp_path / "hub" / "version.txt").write_text("1")
     asked = [REPOSITORY, f"{REPOSITORY}@main", f"{REPOSITORY}@v1", described, missing]
     assert (
-        hub.having(file, asked)
+        hub.repositories_with(file, asked)
         == {REPOSITORY, f"{REPOSITORY}@main"}
-        == {one for one in asked if hub.cached(one, file)}
+        == {one for one in asked if hub.cached_path(one, file)}
     )
-    assert hub.having("config.json", asked) == {described}
+    assert hub.repositories_with("config.json", asked) == {described}
     assert [name for name in ready_backbones() if is_timm_name(name)] == [NAME]
 
 
@@ -209,7 +213,7 @@ def test_a_repository_that_is_not_there_or_private_is_said_to_be(server):
         finish(fetch_description("hf-hub:nobody/nothing"))
 
 
-@pytest.mark.train  # the Hub's client tries again for a while
+@pytest.mark.train  # the Hub's client retries for a while
 def test_an_unreachable_hub_names_page_file_and_packaged_network(server):
     server.shutdown()
     server.server_close()
@@ -253,15 +257,15 @@ def test_a_local_folder_is_read_where_it_lies(tmp_path, published, weights):
     (tmp_path / "config.json").write_bytes(
         description(num_classes=0, model_args={"num_classes": 0})
     )
-    headless = {
+    without_head = {
         name: tensor
         for name, tensor in published.state_dict().items()
         if not name.startswith("head.")
     }
-    save_file(headless, tmp_path / "model.safetensors")
+    save_file(without_head, tmp_path / "model.safetensors")
     name = f"local-dir:{tmp_path}"
     network = build_network(name, PRETRAINED, 3, 0)
-    assert head_paths(name) == ("head",)  # it was published without one
+    assert head_paths(name) == ("head",)  # the network was published without a head
     assert same_but_head(network.model, published)
     assert build_recipe(name, 160)["options"]["num_classes"] == 1000
 
@@ -320,7 +324,7 @@ def test_a_description_that_cannot_be_used_is_refused_in_words(tmp_path, content
 
 
 class Harmful:
-    """Makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, file):
         self.file = file
@@ -474,7 +478,7 @@ def test_a_download_that_is_given_up_ends_and_is_not_taken_for_whole(server, wei
     server.gate.set()
     downloading.join(60)
     assert not downloading.is_alive()
-    assert hub.cached(REPOSITORY, "model.safetensors") is None
+    assert hub.cached_path(REPOSITORY, "model.safetensors") is None
 
 
 def test_network_is_trained_at_its_own_size_unless_another_is_named(tmp_path, weights):
@@ -488,7 +492,7 @@ def test_network_is_trained_at_its_own_size_unless_another_is_named(tmp_path, we
     ):
         config = asked_for(settings, folder, None, as_is=True)
         assert config.image_size == size
-    designs = designed({"backbone": name}, folder, None, as_is=True)
+    designs = design_comparison({"backbone": name}, folder, None, as_is=True)
     assert {config.image_size for config in designs} == {160}
 
 

@@ -19,7 +19,7 @@ from finetune_core.models.network import (
 SMALL = "squeezenet1_1"
 
 
-def same(one, other):
+def is_same_state(one, other):
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
@@ -40,7 +40,7 @@ def test_seed_decides_the_head_whatever_was_drawn_before(weights):
     first = build_network(PACKAGED, weights, 5, 0)
     torch.rand(17)
     again, other = (build_network(PACKAGED, weights, 5, seed) for seed in (0, 1))
-    assert same(head_of(first), head_of(again))
+    assert is_same_state(head_of(first), head_of(again))
     assert not torch.equal(head_of(first)["weight"], head_of(other)["weight"])
     assert not torch.equal(head_of(first)["bias"], head_of(other)["bias"])
 
@@ -75,8 +75,8 @@ def test_each_network_is_a_copy_of_its_own_and_the_pretrained_one_is_held_once()
     second = build_network(PACKAGED, "pretrained", 3, 1)
     assert second.pretrained is first.pretrained
     assert second.model is not first.model
-    assert same(held, second.pretrained.state_dict())
-    assert same(backbone_of(second), held)
+    assert is_same_state(held, second.pretrained.state_dict())
+    assert is_same_state(backbone_of(second), held)
     assert first.weights_hash == second.weights_hash
 
 
@@ -87,13 +87,13 @@ def test_the_pretrained_network_keeps_its_own_head():
 
 def test_random_weights_come_from_the_seed():
     first, again, other = (build_network(SMALL, "none", 2, seed) for seed in (11, 11, 12))
-    assert same(backbone_of(first), backbone_of(again))
-    assert not same(backbone_of(first), backbone_of(other))
+    assert is_same_state(backbone_of(first), backbone_of(again))
+    assert not is_same_state(backbone_of(first), backbone_of(other))
     assert first.weights_hash == again.weights_hash != other.weights_hash
 
 
 def test_building_random_weights_leaves_torchs_own_generator_alone():
-    build_network(SMALL, "none", 2, 100)  # so that structure is known
+    build_network(SMALL, "none", 2, 100)  # so that the structure is known
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -180,7 +180,7 @@ def test_what_was_refused_is_refused_again_without_being_built(name, size, monke
             check_image_size(name, size)
         said.append(caught.value)
     assert len(built) == 1
-    # else each time that it is raised would be added to its traceback
+    # Otherwise every raise would extend the traceback of the cached error.
     assert said[0] is not said[1]
     assert said[0].problems == said[1].problems
 

@@ -92,16 +92,16 @@ def test_stages_of_a_traced_copy_are_those_of_the_network():
     "name",
     [
         "timm/test_vit_relpos",  # all blocks add one position bias
-        # blocks are given height and width
+        # blocks get height and width
         pytest.param("timm/xcit_nano_12_p8_224", marks=pytest.mark.train),
         # blocks share position embeddings with those of their resolution
         pytest.param("timm/coat_lite_mini", marks=pytest.mark.train),
-        # functions that are not traced give blocks heights and widths
+        # untraced functions give blocks heights and widths
         pytest.param("timm/mvitv2_tiny", marks=pytest.mark.exhaustive),
-        # all blocks turn by the same angles
+        # all blocks rotate by the same angles
         pytest.param("timm/eva02_tiny_patch14_336", marks=pytest.mark.exhaustive),
-        pytest.param("timm/visformer_tiny", marks=pytest.mark.exhaustive),  # share a dropout
-        # blocks are given how many images there are
+        pytest.param("timm/visformer_tiny", marks=pytest.mark.exhaustive),  # blocks share a dropout
+        # blocks get the batch size
         pytest.param("timm/twins_pcpvt_small", marks=pytest.mark.exhaustive),
     ],
 )
@@ -110,7 +110,7 @@ def test_what_does_not_depend_on_the_images_does_not_stand_against_a_cut(name):
     network = build_network(name, "none", 3, 0, side)
     segments = trace(network.model, network.stages, side)
     assert None not in segments.boundaries
-    # another number than was traced with
+    # another batch size than in tracing
     images = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = network.model(images)

@@ -1,4 +1,4 @@
-"""Stages: which tensors and modules they hold, and in which order they run."""
+"""Stages: the tensors and modules of each stage, and the order in which they run."""
 
 from collections import Counter
 
@@ -12,10 +12,10 @@ from finetune_core.models.partition import trace
 from finetune_core.models.stages import derive_stages, find_head, replace_head
 from finetune_core.models.timm_networks import is_timm_name
 
-# Networks of kinds that differ: residual, a transformer, with auxiliary heads, plain, with windows.
+# Networks of different kinds: residual, transformer, auxiliary heads, plain, windowed. Those of
+# timm are in test_timm_networks.py.
 PLAIN = {"efficientnet_lite0", "resnet18"}
 FEW = {"googlenet", "regnet_y_400mf", "vit_b_16", "swin_t", "maxvit_t", "vgg11"}
-# Those of timm are in test_timm_networks.py.
 EVERY_BACKBONE = [
     pytest.param(
         name,
@@ -27,7 +27,7 @@ EVERY_BACKBONE = [
 
 
 def record_executions(model):
-    """Return the output of a forward pass and the paths of the modules with tensors, as they ran."""
+    """Return a forward pass's output and the paths of modules with tensors in execution order."""
     executions, hooks = [], []
     for path, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):

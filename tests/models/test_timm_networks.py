@@ -1,6 +1,6 @@
 """timm's architectures, without their weights.
 
-Stages cover each network in forward order, and its head is last and can be replaced.
+The stages cover each network in forward order. The head is last and can be replaced.
 """
 
 import pytest
@@ -10,7 +10,7 @@ from benchmarks.walk_timm import UNUSUAL, problems, smallest, train_apart, walk
 from finetune_core.errors import ConfigError
 from finetune_core.models import timm_networks
 from finetune_core.models.catalogue import backbone_names, create_on_meta
-from finetune_core.models.meta import allocating_on_meta
+from finetune_core.models.meta import allocate_on_meta
 from finetune_core.models.network import head_paths, network_stages
 from finetune_core.models.timm_networks import classifies, known_parameters
 
@@ -18,7 +18,7 @@ from finetune_core.models.timm_networks import classifies, known_parameters
 BLOCKS = {
     "test_vit": 6,
     "test_convnext": None,
-    "cait_xxs24_224": 24 + 2,  # two of them after its pooling
+    "cait_xxs24_224": 24 + 2,  # two blocks after the pooling
     "mixer_s32_224": 8,
     "levit_128s": None,  # two heads
     "nest_tiny": None,  # functions that timm keeps out of traces
@@ -34,7 +34,7 @@ def test_stages_of_timm_are_in_forward_order_and_can_be_cut(name):
     walked = walk(f"timm/{name}")
     assert not walked.problems
     assert len(walked.stages) >= 4
-    assert all(walked.cuts) or name == "cait_xxs24_224"  # after its pooling two values cross
+    assert all(walked.cuts) or name == "cait_xxs24_224"  # two values cross after the pooling
     if BLOCKS[name]:
         blocks = [stage for stage in walked.stages if stage.startswith("block")]
         assert len(blocks) == BLOCKS[name]
@@ -53,7 +53,7 @@ def test_network_that_looks_at_its_images_cannot_be_cut_and_says_so():
 def test_every_architecture_of_timm_has_stages_and_a_head(module):
     names = timm.list_models(module=module)
     found = {name: problems(f"timm/{name}") for name in names}
-    # What encodes images for a language model classifies nothing.
+    # Image encoders of language models classify nothing.
     headless = "timm puts none on it"
     assert not {n: said for n, said in found.items() if said and not said[0].endswith(headless)}
 
@@ -74,12 +74,12 @@ def test_smallest_network_of_every_family_takes_full_fine_tuning_steps(module, p
 @pytest.mark.parametrize(
     ("architecture", "heads"),
     [
-        ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),  # which are averaged
+        ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),  # averaged
         ("crossvit_9_240", ("head.0", "head.1")),
         ("volo_d1_224", ("head", "aux_head")),
         ("vit_small_patch16_dinov3", ("head",)),  # published without one
         ("levit_128s", ("head.linear", "head_dist.linear")),
-        ("test_vit3", ("head",)),  # behind attention that pools
+        ("test_vit3", ("head",)),  # behind attention pooling
         ("resnet18", ("fc",)),
     ],
 )
@@ -88,12 +88,12 @@ def test_heads_are_the_layers_that_depend_on_the_number_of_classes(architecture,
 
 
 @pytest.mark.parametrize("counted", [True, False])
-# the second takes no head at all
+# the second takes no head
 @pytest.mark.parametrize("architecture", ["deepseek_vit_412m_enc", "qwen3_vit_88m_enc"])
 def test_network_that_cannot_classify_is_refused_in_words(architecture, counted, monkeypatch):
-    if not counted:  # of a timm newer than the table
-        monkeypatch.setattr(timm_networks, "_counted", dict)
-        monkeypatch.setattr(timm_networks, "_registered", timm_networks._registered.__wrapped__)
+    if not counted:  # from a newer timm than the table
+        monkeypatch.setattr(timm_networks, "_parameter_table", dict)
+        monkeypatch.setattr(timm_networks, "_look_up", timm_networks._look_up.__wrapped__)
     with pytest.raises(ConfigError) as caught:
         network_stages(f"timm/{architecture}")
     reason = f"timm/{architecture} has no head that classifies, and timm puts none on it"
@@ -111,7 +111,7 @@ def test_only_architectures_that_timm_puts_no_head_on_are_said_to_have_none():
     headless = [name for name in timm.list_models() if not classifies(name)]
     assert headless
     for name in headless:
-        with allocating_on_meta():
+        with allocate_on_meta():
             model = timm.create_model(name, num_classes=UNUSUAL)
         assert not [path for path, p in model.named_parameters() if UNUSUAL in p.shape]
 

@@ -17,13 +17,13 @@ from finetune_core.training.compute import train_step
 from finetune_core.training.device import choose_device
 
 CPU = choose_device("cpu", "fp32")
-# Wrapped functions, tensors that the code makes, attention, modules that timm keeps out of traces.
+# Wrapped functions, tensors created by code, attention, and modules that timm keeps out of traces.
 TRACED = ["efficientnet_lite0", "swin_t", "maxvit_t", "vit_b_32"]
 DEAR = [pytest.param(name, marks=pytest.mark.train) for name in TRACED[2:]]
 
 
 class OwnTracer(fx.Tracer):
-    """torch.fx's own way, with the same leaves."""
+    """torch.fx's own tracer with the same leaves."""
 
     is_leaf_module = _Tracer.is_leaf_module
     _whole = frozenset()
@@ -99,7 +99,7 @@ def test_networks_are_traced_by_several_threads_at_once():
 
 
 class Rounding(nn.Module):
-    """As timm's VOLO does it."""
+    """A module that rounds sizes as timm's VOLO does."""
 
     def forward(self, x):
         return x.reshape(math.ceil(x.shape[0] / 2), math.floor(x.shape[1] * 2))

@@ -6,7 +6,7 @@ from torch import nn
 
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import build_network, network_stages
-from finetune_core.models.truncated import averaged_over, pool
+from finetune_core.models.truncated import pool, pooling_dims
 from finetune_core.training.trunk import split_network
 
 SIDE = 64
@@ -18,7 +18,7 @@ def end_after(name, stage):
 
 
 def run_to(name, stage):
-    """Return what the whole network's stages up to that one yield."""
+    """Return the output of the whole network's stages up to ``stage``."""
     network = build_network(name, "none", 3, 0, SIDE)
     last = [one.name for one in network.stages].index(stage) + 1
     with torch.no_grad():
@@ -36,9 +36,9 @@ def features_of(network):
     [
         ("efficientnet_lite0", "stem", lambda maps: maps.mean((2, 3))),
         ("efficientnet_lite0", "block5", lambda maps: maps.mean((2, 3))),
-        # whose own head is a convolution
+        # its own head is a convolution
         ("squeezenet1_1", "block3", lambda maps: maps.mean((2, 3))),
-        ("timm/test_vit", "block2", lambda tokens: tokens[:, 0]),  # as the whole network does
+        ("timm/test_vit", "block2", lambda tokens: tokens[:, 0]),  # as in the whole network
         pytest.param(
             "timm/mixer_s32_224", "block2", lambda tokens: tokens.mean(1), marks=pytest.mark.train
         ),
@@ -62,7 +62,7 @@ def test_head_sees_the_mean_of_its_stage_or_the_class_token(name, stage, select)
 )
 def test_averages_are_over_tokens_and_both_kinds_of_maps(shape, axes):
     output = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    assert averaged_over(output.shape) == axes
+    assert pooling_dims(output.shape) == axes
     found = pool(output, False, 0, axes)
     assert found.shape == (2, 5)
     torch.testing.assert_close(found, output.mean(axes) if axes else output)

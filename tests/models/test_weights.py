@@ -23,7 +23,7 @@ SMALL, SMALL_HEAD = "squeezenet1_1", ("classifier.1",)
 
 
 def test_tensors_go_into_a_network_that_asks_for_the_version_of_its_layers():
-    """A plain mapping has none, and MNASNet refuses that."""
+    """Load a plain mapping without versions, which MNASNet refuses on its own."""
     one, other = create("mnasnet0_5"), create("mnasnet0_5")
     put_tensors(other, dict(one.state_dict()))
     assert all(
@@ -33,8 +33,8 @@ def test_tensors_go_into_a_network_that_asks_for_the_version_of_its_layers():
     assert torch.equal(other.state_dict()["classifier.1.bias"], torch.ones(1000))
 
 
-def offered(name, content, served, tmp_path, *, backbone="resnet18"):
-    """Serve ``content`` under ``name``; the backbone's entry that points there."""
+def serve_weights(name, content, served, tmp_path, *, backbone="resnet18"):
+    """Serve ``content`` under ``name`` and return a backbone entry that points there."""
     folder, address = served
     (folder / name).write_bytes(content)
     return dataclasses.replace(
@@ -42,8 +42,8 @@ def offered(name, content, served, tmp_path, *, backbone="resnet18"):
     )
 
 
-def answering(reply):
-    """The address of a server that sends ``reply`` to its first caller, whatever is asked."""
+def start_server(reply):
+    """Return the address of a server that answers any first request with ``reply``."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def answer():
@@ -79,7 +79,7 @@ def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
     published = create("resnet18").state_dict()
     torch.save(published, tmp_path / "published.pth")
     content = (tmp_path / "published.pth").read_bytes()
-    info = offered(named_by_hash(content), content, served, tmp_path)
+    info = serve_weights(named_by_hash(content), content, served, tmp_path)
     assert not info.ready
     steps = list(download(info))
     assert info.ready
@@ -96,7 +96,7 @@ def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
 
 
 def test_refused_download_keeps_the_file_that_was_there(served, tmp_path):
-    info = offered("resnet18-00000000.pth", b"not what was published", served, tmp_path)
+    info = serve_weights("resnet18-00000000.pth", b"not what was published", served, tmp_path)
     with pytest.raises(WeightsError, match=r"resnet18-00000000\.pth is damaged"):
         list(download(info))
     assert os.listdir(info.file.parent) == []
@@ -109,7 +109,7 @@ def test_refused_download_keeps_the_file_that_was_there(served, tmp_path):
 def test_a_download_that_is_given_up_leaves_nothing(served, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "_CHUNK", 4)
     content = b"some bytes to send"
-    info = offered(named_by_hash(content), content, served, tmp_path)
+    info = serve_weights(named_by_hash(content), content, served, tmp_path)
     downloading = download(info)
     assert next(downloading) == Step(4, len(content))
     downloading.close()
@@ -120,7 +120,7 @@ def test_a_download_cut_short_is_refused(tmp_path):
     whole = b"whole file of weights"
     reply = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole[:5]
     info = dataclasses.replace(
-        backbone_info("resnet18"), url=answering(reply), file=tmp_path / named_by_hash(whole)
+        backbone_info("resnet18"), url=start_server(reply), file=tmp_path / named_by_hash(whole)
     )
     with pytest.raises(WeightsError):
         list(download(info))
@@ -136,8 +136,8 @@ BROKEN_OFF = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nabc"
 UNREACHABLE = {
     "no network": (point_nowhere, ""),
     "no such file": (lambda served: f"{served[1]}/no-such-file.pth", "File not found"),
-    "garbage": (lambda served: answering(b"garbage\r\n\r\n"), ""),
-    "broken off": (lambda served: answering(BROKEN_OFF), ""),
+    "garbage": (lambda served: start_server(b"garbage\r\n\r\n"), ""),
+    "broken off": (lambda served: start_server(BROKEN_OFF), ""),
 }
 
 
@@ -263,7 +263,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_executed(tmp_path, form):
         load_weights(create(SMALL), SMALL_HEAD, backbone_info(SMALL), str(file))
     assert not trap.exists()
     torch.load(file, weights_only=False) if form == "torch" else pickle.loads(file.read_bytes())
-    assert trap.exists()  # the trap would have worked
+    assert trap.exists()  # the trap works
 
 
 @pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
@@ -280,7 +280,7 @@ def test_file_of_anything_is_refused_by_name(tmp_path, name, content):
         ([1, 2], "no state dict"),
         ({"a": 1}, "no state dict"),
         (torch.zeros(3), "no state dict"),
-        ({0: torch.zeros(1)}, "."),  # any reason: names that are none
+        ({0: torch.zeros(1)}, "."),  # any reason: invalid names
     ],
 )
 def test_file_that_holds_no_state_dict_is_refused(tmp_path, content, reason):
@@ -337,7 +337,10 @@ def test_the_hash_depends_on_names_and_numbers():
 
 @pytest.fixture(scope="module", params=list(packages()))
 def packaged(request):
-    """(name, network) of a package: as Thaw loads it, with the 1,000-class head of the same file, which Thaw leaves out."""
+    """Return (name, network) of a package, with the 1,000-class head of its file.
+
+    Thaw loads the rest of the network, and leaves out this head.
+    """
     info, head = backbone_info(request.param), network.head_paths(request.param)
     model = create(request.param).eval()
     load_weights(model, head, info, PRETRAINED)
@@ -363,9 +366,7 @@ def test_the_packaged_weights_hash_the_same_each_time():
 def test_the_packaged_weights_recognise_real_photographs(packaged, photograph, name):
     backbone, model = packaged
     if (backbone, name) == ("efficientnet_lite2", "daisy"):
-        name = (
-            "honeycomb"  # the flower is a dahlia, and that network sees the pattern of its petals
-        )
+        name = "honeycomb"  # the flower is a dahlia, and the network sees its petals' pattern
     info, names = backbone_info(backbone), ResNet18_Weights.DEFAULT.meta["categories"]
     side = (info.image_size, info.image_size)
     pixels = np.array(
