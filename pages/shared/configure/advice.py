@@ -1,4 +1,4 @@
-"""*Compare backbones*: probe networks before training, see them ranked, queue the two proposed."""
+"""*Compare backbones*: probe networks before training, rank them, and queue the two proposed."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -40,10 +40,11 @@ _OWN, _FORM = "own", "form"
 
 
 def which_backbone(config: RunConfig | None, dataset: Dataset | None) -> None:
-    """The box with the question and, once it is answered, the ranking and the proposals.
+    """Draw the box that compares backbones, with its ranking and proposals once there are some.
 
     Args:
-        config: the settings of the form; None where they cannot be used.
+        config: settings of the form; None if they are invalid.
+        dataset: the chosen data set; None without one.
     """
     with st.expander("Compare backbones", icon=":material/compare:", key=_OPEN, on_change="rerun"):
         if not st.session_state.get(_OPEN):
@@ -62,10 +63,11 @@ def which_backbone(config: RunConfig | None, dataset: Dataset | None) -> None:
 
 
 def _ask(config: RunConfig, dataset: Dataset) -> None:
-    """The question, and the button that asks it."""
+    """Draw the options, and the button that starts probing."""
     st.caption(
-        "Before anything is trained: fits a linear probe to the frozen features of every stage, cross-validated on training images only, "
-        "and forecasts what training would take with the settings of this page."
+        "Before anything is trained: fits a linear probe to the frozen features of every stage, "
+        "cross-validated on training images only, and forecasts what training would take with the "
+        "settings of this page."
     )
     ready = ready_backbones()
     named = st.multiselect(
@@ -74,7 +76,8 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
         key=_NETWORKS,
         persist_state="session",
         placeholder=f"All on this machine ({len(ready)})",
-        help="The networks to probe. Empty: all whose weights are on this machine. *Find a network* adds others to this list.",
+        help="The networks to probe. Empty: all whose weights are on this machine. *Find a "
+        "network* adds others to this list.",
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         images = st.number_input(
@@ -86,7 +89,8 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             key="advice_images",
             persist_state="session",
             width=150,
-            help="At most so many are drawn, of each class its share. More make the intervals narrower.",
+            help="At most so many are drawn, of each class its share. More make the intervals "
+            "narrower.",
         )
         budget = st.number_input(
             "Time budget (minutes)",
@@ -96,7 +100,8 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             key="advice_budget",
             persist_state="session",
             width=190,
-            help="What fine-tuning the last block of one network may take; the proposal by published accuracy keeps to it.",
+            help="What fine-tuning the last block of one network may take; the proposal by "
+            "published accuracy keeps to it.",
         )
         size = st.segmented_control(
             "Image size",
@@ -110,14 +115,15 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             key=_SIZE,
             persist_state="session",
         )
-    # of others the outcome says why
+    # Unknown networks are explained by the outcome.
     missing = [
         info for info in map(backbone_info, filter(settings.is_known, named)) if not info.ready
     ]
     if missing:
         names, about = ", ".join(plain(info.name) for info in missing), download_size(missing)
         st.caption(
-            f":material/download: The weights of {names} are downloaded first{f' (about {about})' if about else ''}."
+            f":material/download: The weights of {names} are downloaded "
+            f"first{f' (about {about})' if about else ''}."
         )
     asked = named or ready
     work = partial(
@@ -138,13 +144,13 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
 
 
 def _begin(key: str, work: Callable[[], Work[Any]]) -> None:
-    """Ask (a callback)."""
+    """Start probing (a callback)."""
     st.session_state[_ASKED] = key
     begin(key, "Probing networks", work)
 
 
 def _wait(dataset: Dataset) -> None:
-    """How far the question is that was asked last; its answer is kept."""
+    """Draw the progress of the latest probing, and keep its result."""
     key = st.session_state.get(_ASKED)
     if key is None:
         return
@@ -154,7 +160,7 @@ def _wait(dataset: Dataset) -> None:
 
 
 def _show(advice: Advice) -> None:
-    """The ranking, and which networks could not be probed."""
+    """Draw the ranking, and the networks that could not be probed."""
     for one in advice.failed:
         st.warning(
             f"**{plain(one.backbone)}** was left out: {plain(one.reason)}", icon=":material/block:"
@@ -165,7 +171,7 @@ def _show(advice: Advice) -> None:
 
 
 def _details(advice: Advice) -> None:
-    """The probes by stage, and the forecasts."""
+    """Draw the probes by stage, and the forecasts."""
     if not advice.candidates:
         return
     drawn, forecasts, every = st.tabs(["Probes by stage", "Forecasts", "All stages"])
@@ -188,7 +194,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], key: str) -> N
         "Stage": "The one whose features the probe classifies best, or each.",
         "Probe": "Share of the held-out images that the linear probe classifies correctly.",
         "95 % interval": "Wilson's, over images.",
-        "Against the best": "On the same images: exact McNemar tests, with Holm's correction over all pairs of networks and stages.",
+        "Against the best": (
+            "On the same images: exact McNemar tests, with Holm's correction over all pairs of "
+            "networks and stages."
+        ),
         "ImageNet": "Published accuracy of these weights, where their source states it.",
         "Training what follows": "The forecast of training all stages after this one.",
     }
@@ -203,7 +212,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], key: str) -> N
 
 
 def _offer(advice: Advice, config: RunConfig, dataset: Dataset) -> None:
-    """What is proposed and why, and the button that queues it."""
+    """Draw the proposals with their reasons, and the button that queues them."""
     if not advice.suggested:
         return
     for number, one in enumerate(advice.suggested, 1):

@@ -1,4 +1,4 @@
-"""Backbone and strategy as cards: what trains, what it is expected to take, and what it has reached before."""
+"""Backbone and strategy as cards: trained stages, forecast, and the best result so far."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -33,19 +33,20 @@ from pages.shared.configure.stages import look
 from pages.shared.configure.weights import download_size, parameters_of
 from pages.shared.runs.backend import store
 
-_USUAL = (PACKAGED, "resnet18", "resnet50")  # shown beside the other backbones at hand
+_USUAL = (PACKAGED, "resnet18", "resnet50")  # shown after the backbones at hand
 _MOST_BACKBONES = 3
 _USUAL_STRATEGIES = (BASELINE, "last_block", "last_two_blocks", "full")
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the choices before anything is chosen.
+    """Facts that the cards show: the data set, the best runs so far, and forecasts.
 
     Attributes:
-        dataset: None where none is chosen.
-        best: ``best_before``, of the runs of whoever is there.
-        timed: whether forecasts can be made: the settings can be used.
+        dataset: None if none is chosen.
+        timed: whether forecasts can be made: the settings are valid.
+        best: ``best_before`` of this person's runs.
+        book: speeds that were measured on this machine.
     """
 
     dataset: Dataset | None
@@ -56,37 +57,41 @@ class Known:
 
     @property
     def num_images(self) -> int:
-        """Training images of the data set; 0 without one."""
+        """Number of training images of the data set; 0 without one."""
         return self.dataset.split_counts.get(TRAIN, 0) if self.dataset else 0
 
     def expects(self, config: RunConfig) -> Forecast | None:
-        """The forecast of a run, computed once; None where nothing was timed, or the config does not fit its backbone."""
+        """Return the forecast of a run, computed once.
+
+        Returns:
+            None if nothing was timed, or the config does not fit its backbone.
+        """
         if not (self.dataset and self.timed):
             return None
         key = config.model_dump_json(exclude={"edits"})
         if key not in self._forecasts:
             self._forecasts[key] = None
-            # a stage of another backbone is named, say: its card says nothing of the time
+            # The config may name a stage of another backbone: then the card shows no time.
             with suppress(FinetuneError):
                 self._forecasts[key] = expected(config, self.dataset, self.book)
         return self._forecasts[key]
 
 
 def known_of(dataset: Dataset | None, *, timed: bool) -> Known:
-    """What is known where that data set is chosen."""
+    """Collect the facts for a data set from this person's runs."""
     me = owner()
     mine = (run for run in store().runs() if run.owner == me)
     return Known(dataset, timed, best_before(mine, dataset.fingerprint) if dataset else {})
 
 
 def backbone_cards(config: RunConfig, known: Known) -> None:
-    """The backbones at hand."""
+    """Draw the backbones at hand."""
     cards = [_backbone_card(name, config, known) for name in _at_hand(config.backbone, known)]
     choose_card("Backbones", cards, config.backbone, settings.use_backbone, "backbone_cards")
 
 
 def strategy_cards(config: RunConfig, known: Known) -> None:
-    """Draw the usual strategies and the chosen one, and say when that pays."""
+    """Draw the usual strategies and the chosen one, and say when the chosen one pays."""
     chosen = st.session_state[settings.key("strategy")]
     names = list(dict.fromkeys([*_USUAL_STRATEGIES, chosen]))
     _choose_strategy("Strategies", names, config, known)
@@ -97,7 +102,8 @@ def strategy_cards(config: RunConfig, known: Known) -> None:
 def other_strategy_cards(config: RunConfig, known: Known) -> None:
     """Draw all but the usual strategies.
 
-    The chosen one stands here, too: a card that left would take the keyboard's focus with it.
+    The chosen strategy also stands here, because a card that left would take the keyboard's focus
+    with it.
     """
     names = [name for name in STRATEGIES if name not in _USUAL_STRATEGIES]
     _choose_strategy("More strategies", names, config, known)
@@ -114,7 +120,7 @@ def _choose_strategy(title: str, names: Sequence[str], config: RunConfig, known:
 
 
 def _at_hand(chosen: str, known: Known) -> list[str]:
-    """Those used before, and whose weights are here; few, and the chosen one among them."""
+    """Return a few backbones: used before, or with weights on this machine, and the chosen one."""
     used = [name for name in dict.fromkeys(way[0] for way in known.best) if settings.is_known(name)]
     names = list(dict.fromkeys([*used, *ready_backbones(), *_USUAL]))[:_MOST_BACKBONES]
     return names if chosen in names else [*names[:-1], chosen]
@@ -124,7 +130,8 @@ def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
     best = best_run(run for way, run in known.best.items() if way[0] == name)
     try:
         info = backbone_info(name)
-    except FinetuneError:  # the field above says why
+    except FinetuneError:
+        # The field above says why.
         return Card(name, name, line="not on this machine", before=_before(best))
     size = parameters_of(info)
     count = f"{short_number(size)} parameters" if size else "size not known"
@@ -164,7 +171,7 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
         stages = stages_of(other, classes)
         rows = describe(plan(other, stages), stages)
     except ConfigError as error:
-        # What is wrong with the network itself is said beside its fields, once.
+        # Problems of the network itself are shown once, beside its fields.
         said = [
             problem
             for field, problem in error.problems.items()
@@ -195,7 +202,8 @@ def _share(fits: Fit | None, share: float) -> str:
 
 def _costs(forecast: Forecast | None) -> str:
     return (
-        f"{rough_duration(forecast.seconds)} · {memory(forecast.memory_bytes, forecast.device_bytes)}"
+        f"{rough_duration(forecast.seconds)} · "
+        f"{memory(forecast.memory_bytes, forecast.device_bytes)}"
         if forecast
         else ""
     )

@@ -1,4 +1,4 @@
-"""The form that starts a comparison: strategies, seeds, what they will take, and one button that queues them all."""
+"""Form that starts a comparison: strategies, seeds, forecasts, and a button to queue all runs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -36,7 +36,14 @@ from pages.shared.runs.backend import submit, why_not_timed, worker
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is ticked in the form."""
+    """Selection in the form.
+
+    Attributes:
+        strategies: names of strategies, and cuts as ``FROM`` followed by a stage.
+        seeds: number of seeds.
+        backbones: names of backbones. Empty: the one of the Configure page.
+        fractions: fractions of the training images. Empty: the one of the Configure page.
+    """
 
     strategies: list[str]
     seeds: int
@@ -45,7 +52,11 @@ class Wanted:
 
 
 def start_form() -> list[str] | None:
-    """Choose strategies and seeds, see what they will take, queue them all; the ids of the runs once they are queued."""
+    """Draw the form of strategies and seeds with its forecasts.
+
+    Returns:
+        The ids of the runs once they are queued; None before that, or if no run can be started.
+    """
     dataset = form.chosen_dataset()
     if dataset is None:
         return None
@@ -87,7 +98,8 @@ def start_form() -> list[str] | None:
         lacking = offer_weights(configs)
     with st.container(horizontal=True):
         if _start_button(configs, lacking) and (started := queued(configs)):
-            return started  # before anything is computed that the next page does not need
+            # Return before computing things that the next page does not need.
+            return started
         timing, search = _preparing_buttons(configs, dataset)
     with st.container():
         _show_outcomes(timing, search)
@@ -97,7 +109,7 @@ def start_form() -> list[str] | None:
 
 
 def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset) -> None:
-    """In one line: what all runs share."""
+    """Say in one line which settings all runs share."""
     data = data_folder()
     sample, name = data_id(data) == SAMPLE_NAME, data_name(data)
     if "data" in problems:
@@ -111,10 +123,12 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
     else:
         st.markdown(
             plain(
-                f"All on {name} ({things(len(dataset.table), 'image')}), from {_start(base)}: {things(base.epochs, 'epoch')} of batches of "
-                f"{base.batch_size}, learning rate {base.learning_rate:g} ({base.schedule.replace('_', ' ')}, {base.optimizer}), "
-                f"{base.image_size} pixels, augmentation {base.augmentation.replace('_', ' ')}. All share the split; for equal seeds also the "
-                "new head and the order of the images."
+                f"All on {name} ({things(len(dataset.table), 'image')}), from {_start(base)}: "
+                f"{things(base.epochs, 'epoch')} of batches of {base.batch_size}, learning rate "
+                f"{base.learning_rate:g} ({base.schedule.replace('_', ' ')}, {base.optimizer}), "
+                f"{base.image_size} pixels, augmentation {base.augmentation.replace('_', ' ')}. "
+                "All share the split; for equal seeds also the new head and the order of the "
+                "images."
                 + (
                     f" Each trains {form.on_devices()}, those without epochs on one."
                     if form.on_devices()
@@ -142,7 +156,8 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
                 icon=":material/bolt:",
                 on_click=settings.apply_recipe,
                 args=(DEMO_RECIPE,),
-                help=f"{quick['epochs']} epochs at {quick['image_size']} pixels: enough for digits, and several times faster.",
+                help=f"{quick['epochs']} epochs at {quick['image_size']} pixels: enough for "
+                "digits, and several times faster.",
             )
 
 
@@ -166,7 +181,8 @@ def _choices(base: RunConfig) -> Wanted:
         help="Which stages train. Each strategy is trained with every seed; one that is fitted "
         "without epochs once, unless a share of the training images is drawn by the seed.",
     )
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if BASELINE not in chosen:
             st.button(
                 "Add the linear probe as the baseline",
@@ -174,7 +190,8 @@ def _choices(base: RunConfig) -> Wanted:
                 type="tertiary",
                 key="compare_baseline",
                 on_click=_add_baseline,
-                help=f"{STRATEGIES[BASELINE].help} The verdict then says what training gained over it.",
+                help=f"{STRATEGIES[BASELINE].help} The verdict then says what training gained "
+                "over it.",
             )
     seeds = st.number_input(
         "Seeds",
@@ -183,7 +200,8 @@ def _choices(base: RunConfig) -> Wanted:
         key=settings.comparison_key("seeds"),
         persist_state="session",
         width=200,
-        help="A seed determines the initial weights of the head and the order of the images. With one, a lucky run looks like a better strategy; three show the variation between seeds.",
+        help="A seed determines the initial weights of the head and the order of the images. With "
+        "one, a lucky run looks like a better strategy; three show the variation between seeds.",
     )
     with st.expander("Backbones, training fractions, cuts"):
         backbones, fractions, cuts = _more_choices(base)
@@ -198,7 +216,7 @@ def _add_baseline() -> None:
 
 
 def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
-    """Backbones, training fractions, and stages to train from."""
+    """Draw the choice of backbones, training fractions, and first stages to train."""
     backbones = st.multiselect(
         "Backbones",
         offered(base.backbone, *st.session_state.get(settings.comparison_key("backbones"), [])),
@@ -214,7 +232,8 @@ def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
         key=settings.comparison_key("fractions"),
         persist_state="session",
         placeholder=percent(base.train_fraction, 0),
-        help="Also train on a part of the images, to see what more data is worth. A larger part contains the smaller ones; all are evaluated on the same images.",
+        help="Also train on a part of the images, to see what more data is worth. A larger part "
+        "contains the smaller ones; all are evaluated on the same images.",
     )
     cuts = st.multiselect(
         "First stage that trains",
@@ -222,13 +241,14 @@ def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
         key=settings.comparison_key("cuts"),
         persist_state="session",
         placeholder="no additional cuts",
-        help=f"Additional strategies: train {base.backbone} from this stage to the head. Shows which cut is best.",
+        help=f"Additional strategies: train {base.backbone} from this stage to the head. Shows "
+        "which cut is best.",
     )
     return backbones, fractions, cuts
 
 
 def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
-    """The forecast of each arm, and of all together."""
+    """Draw the forecast of each arm, and of all arms together."""
     book, rows = SpeedBook(), []
     forecasts: list[list[float]] = []
     arms = list(by_arm(configs).values())
@@ -246,7 +266,8 @@ def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
         )
     st.dataframe(rows, hide_index=True)
     st.markdown(
-        f"**{things(len(configs), 'run')}** in total: {_total(forecasts) if len(forecasts) == len(arms) else _NOT_TIMED}."
+        f"**{things(len(configs), 'run')}** in total: "
+        f"{_total(forecasts) if len(forecasts) == len(arms) else _NOT_TIMED}."
     )
     form.about_forecasts()
 
@@ -255,19 +276,25 @@ _NOT_TIMED = "*Forecast* times a few steps and estimates the duration"
 
 
 def _total(forecasts: Sequence[Sequence[float]]) -> str:
-    """What all runs together take, by the forecasts of each arm: one after the other, or on all places that the executor has."""
+    """Return in words how long all runs take: one after another, or on all slots of the executor.
+
+    Args:
+        forecasts: seconds of each run, arm by arm.
+    """
     machines = worker().executor.machines()
     if sum(machines) < 2:
         return f"about {duration(sum(map(sum, forecasts)))}"
     found = spread(forecasts, machines)
     saves = (
-        f" Runs that find the frozen stages' output on their machine save {duration(found.saved)} of work"
+        f" Runs that find the frozen stages' output on their machine save {duration(found.saved)} "
+        "of work"
         if found.saved
         else ""
     )
-    return f"about {duration(found.seconds)}, {sum(machines)} runs at a time on {things(len(machines), 'machine')}.{saves}".rstrip(
-        "."
-    )
+    return (
+        f"about {duration(found.seconds)}, {sum(machines)} runs at a time on "
+        f"{things(len(machines), 'machine')}.{saves}"
+    ).rstrip(".")
 
 
 def _start_button(configs: Sequence[RunConfig], lacking: str | None) -> bool:
@@ -282,7 +309,11 @@ def _start_button(configs: Sequence[RunConfig], lacking: str | None) -> bool:
 
 
 def queued(configs: Sequence[RunConfig]) -> list[str] | None:
-    """The ids of the runs; None where one of them cannot work, and the page says why."""
+    """Queue runs.
+
+    Returns:
+        The ids of the runs; None, with an error on the page, if a run cannot work.
+    """
     try:
         with st.spinner("Queueing"):
             return [
@@ -294,7 +325,11 @@ def queued(configs: Sequence[RunConfig]) -> list[str] | None:
 
 
 def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[str, str]:
-    """Forecast, and the search for learning rates; returns the keys of these jobs."""
+    """Draw the buttons for forecasts and for finding learning rates.
+
+    Returns:
+        The keys of both jobs.
+    """
     reason = why_not_timed()
     firsts = [some[0] for some in by_arm(configs).values()]
     known = all(SpeedBook().knows(config, dataset) for config in firsts)
@@ -334,7 +369,7 @@ def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[
 
 
 def _show_outcomes(timing: str, search: str) -> None:
-    """How far these jobs are, and what went wrong; rates that were found go into the form."""
+    """Draw progress and errors of both jobs, and put the rates that were found into the form."""
     shown_outcome(timing)
     if found := shown_outcome(search):
         st.session_state["compared_rates"].update(found)
@@ -343,7 +378,11 @@ def _show_outcomes(timing: str, search: str) -> None:
 
 
 def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dict[str, float]]:
-    """Arm (``_search_key``) -> the rate that was found for it."""
+    """Find a learning rate for each arm.
+
+    Returns:
+        Arm (``_search_key``) -> learning rate.
+    """
     found = {}
     for config in filter(epochs_of, firsts):
         curve = yield from find_rate(config, roots)
@@ -353,6 +392,6 @@ def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dict[str
 
 
 def _search_key(config: RunConfig) -> str:
-    """What a rate that was found is good for: a hash."""
+    """Return a hash of the settings that a learning rate was found for."""
     key = config.model_dump_json(exclude={"learning_rate", "epochs", "seed"})
     return hashlib.sha256(key.encode()).hexdigest()[:16]

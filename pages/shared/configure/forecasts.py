@@ -1,4 +1,4 @@
-"""Forecasts of the next run: timed beside the page, and of all strategies on request."""
+"""Forecasts of the next run, timed beside the page, and of all strategies on request."""
 
 import hashlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from pages.shared.configure.weights import parameters_of
 from pages.shared.jobs import REFRESH, begin, jobs, shown_outcome
 from pages.shared.runs.backend import why_not_timed, worker
 
-_LARGEST = 30_000_000  # parameters: a step of a larger network is not timed unasked
+_LARGEST = 30_000_000  # parameters: steps of larger networks are timed on request only
 _TIMED = "timed_unasked"
 _NOTES = {
     "Total": "The whole run when nothing is cached yet; less after a run with the same frozen "
@@ -34,10 +34,10 @@ _NOTES = {
 
 
 def time_in_background(config: RunConfig, known: Known) -> bool:
-    """Time a few steps of a run that no forecast is known of, beside the page.
+    """Time a few steps of a run that has no forecast yet, beside the page.
 
-    The page is drawn again once the job has ended. Each run is timed once per session, since
-    timing may fail: the network may be too large for this machine.
+    The page is redrawn once the job has ended. Each run is timed once per session, because timing
+    may fail: the network may be too large for this machine.
 
     Returns:
         Whether the timing goes on.
@@ -48,7 +48,7 @@ def time_in_background(config: RunConfig, known: Known) -> bool:
     key = _key([config], dataset)
     if not jobs().find(key):
         timed: set[str] = st.session_state.setdefault(_TIMED, set())
-        # Behind a run that trains it would wait, and hold back what a person asks for.
+        # The job would wait behind a training run, and hold back the jobs that a person starts.
         if key in timed or not _is_small(config) or why_not_timed() or worker().queues():
             return False
         timed.add(key)
@@ -68,13 +68,13 @@ def _is_small(config: RunConfig) -> bool:
 
 
 def _key(configs: Sequence[RunConfig], dataset: Dataset) -> str:
-    """Return the key of the job that times configs."""
+    """Return the key of the job that times these configs."""
     settings = "".join(one.model_dump_json() for one in configs)
     return f"timing:{hashlib.sha256(settings.encode()).hexdigest()[:16]}-{dataset.fingerprint}"
 
 
 def forecast_all(config: RunConfig, known: Known, dataset: Dataset) -> None:
-    """Offer to time every strategy, and draw the table of those that were timed."""
+    """Offer to time every strategy, and draw the table of the timed strategies."""
     compared = comparable(config, known.num_images)
     complete = all(known.expects(one) for one in compared)
     key = f"forecast:{_key(compared, dataset)}"

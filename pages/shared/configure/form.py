@@ -1,4 +1,4 @@
-"""The training settings as widgets: the same fields, help and bounds as the config, problems beside their field."""
+"""Training settings as widgets: fields, help and bounds of the config, problems beside fields."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +33,11 @@ from pages.shared.runs.labels import run_labels
 
 
 def chosen_dataset() -> Dataset | None:
-    """The chosen data set, with its changes and its split; where there is none, the page says why, and offers some."""
+    """Load the chosen data set, with its changes and its split.
+
+    Returns:
+        The data set. None if there is none: then the page says why, and offers some.
+    """
     try:
         chosen = chosen_data()
         if chosen:
@@ -47,7 +51,7 @@ def chosen_dataset() -> Dataset | None:
 
 
 def split_fields(data: str) -> None:
-    """The widgets of how to split a data set; what is set is kept with it."""
+    """Draw the widgets that say how to split a data set, and save the split with the data set."""
     kept = (data, load_split(data))
     if st.session_state.get("split_shown") != kept:
         settings.set_fields(kept[1])
@@ -82,8 +86,18 @@ def _split_problems() -> dict[str, str]:
 def checked(
     found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | None
 ) -> tuple[RunConfig | None, dict[str, str]]:
-    """The config, where the data set can be trained with it, and the problems by field; a file of weights, and a folder with a
-    network, has to lie in one of the folders."""
+    """Check the settings of the form.
+
+    A file of weights, and a folder with a network, have to lie in one of the readable folders.
+
+    Args:
+        found: settings, unchecked.
+        roots: readable folders.
+        dataset: the data set to train on; None if none is chosen.
+
+    Returns:
+        The config, or None if the data set cannot be trained with it, and the problems by field.
+    """
     try:
         config = make_config(found)
         if config.earlier_run:
@@ -107,7 +121,7 @@ def checked(
 
 
 def fill(config: RunConfig, dataset: Dataset | None) -> RunConfig:
-    """Choose the settings that are left to Thaw, where there is a data set to choose them for."""
+    """Choose the settings that are left to Thaw, if there is a data set to choose them for."""
     return fill_auto(config, dataset.split_counts.get(TRAIN, 0)) if dataset else config
 
 
@@ -117,10 +131,13 @@ def section(
     on_change: Callable[[], None] | None = None,
     config: RunConfig | None = None,
 ) -> None:
-    """Draw the fields of a section side by side, without those that have widgets of their own.
+    """Draw the fields of a section side by side, without fields that have their own widgets.
 
     Args:
-        config: the run as it stands, whose values stand in the fields that are left to Thaw.
+        name: name of the section.
+        problems: problems by field.
+        on_change: called when a field has changed.
+        config: the run as it stands. Its values stand in the fields that are left to Thaw.
     """
     with st.grid("auto", min_column_width=200, gap="small"):
         for field in fields_in(name):
@@ -129,7 +146,7 @@ def section(
 
 
 def devices_field(problems: dict[str, str]) -> None:
-    """On how many devices the next runs train, where there is a choice."""
+    """Draw the number of devices that the next runs train on, if there is a choice."""
     if worker().executor.most_devices() == 1 and settings.devices() == 1:
         return
     st.session_state.setdefault(settings.key("devices"), 1)
@@ -139,14 +156,18 @@ def devices_field(problems: dict[str, str]) -> None:
         key=settings.key("devices"),
         persist_state="session",
         width=200,
-        help="How many GPUs, or without any how many shares of the processor's cores, train one run together: each takes a part of every "
-        "batch. The result is the same, to rounding; it is there sooner where the runs are long, and starting takes some seconds more.",
+        help="How many GPUs, or without any how many shares of the processor's cores, train one "
+        "run together: each takes a part of every batch. The result is the same, to rounding; it "
+        "is there sooner where the runs are long, and starting takes some seconds more.",
     )
     _problem("devices", problems)
 
 
 def devices_problem(config: RunConfig | None = None) -> dict[str, str]:
-    """What is wrong with the number of devices, by field: that there are not so many, or that this run cannot be shared by several."""
+    """Return the problems with the number of devices, by field.
+
+    The machine may have fewer devices, or several devices may not be able to share this run.
+    """
     devices, executor = settings.devices(), worker().executor
     most = executor.most_devices()
     if not 1 <= devices <= most:
@@ -164,20 +185,21 @@ def devices_problem(config: RunConfig | None = None) -> dict[str, str]:
 
 
 def on_devices() -> str:
-    """How many devices are asked for, in words; empty for one."""
+    """Return the number of devices in words; empty for one device."""
     return f"on {things(settings.devices(), 'device')}" if settings.devices() > 1 else ""
 
 
 def about_forecasts() -> None:
-    """What they do not say, where several devices are asked for."""
+    """Say what the forecasts leave out, if several devices are chosen."""
     if settings.devices() > 1:
         st.caption(
-            "Forecasts are for one device. Several are faster; by how much is not forecast. Each takes as much memory as one."
+            "Forecasts are for one device. Several are faster; by how much is not forecast. Each "
+            "takes as much memory as one."
         )
 
 
 def fields_in(section: str) -> list[str]:
-    """The settings of a section that have a widget, and that the chosen strategy obeys."""
+    """Return the settings of a section that have a widget and that the chosen strategy obeys."""
     stepwise = fits() is None
     return [
         name
@@ -187,7 +209,11 @@ def fields_in(section: str) -> list[str]:
 
 
 def fits() -> Fit | None:
-    """How the chosen strategy fits its head; None where it trains in steps, and where none is chosen yet."""
+    """Return how the chosen strategy fits its head.
+
+    Returns:
+        None if the strategy trains in steps, or none is chosen yet.
+    """
     chosen = st.session_state.get(settings.key("strategy"))
     return STRATEGIES[chosen].fits if chosen else None
 
@@ -198,9 +224,12 @@ def setting_field(
     on_change: Callable[[], None] | None = None,
     config: RunConfig | None = None,
 ) -> None:
-    """Draw the widget that suits what a setting holds, and beneath it what is wrong with it.
+    """Draw the widget of a setting, and its problem beneath.
 
     Args:
+        name: name of the setting.
+        problems: problems by field.
+        on_change: called when the field has changed.
         config: as for ``section``.
     """
     one = setting_of(name)
@@ -222,23 +251,24 @@ def setting_field(
         if st.session_state[settings.key(name)] == settings.AUTO:
             st.caption(placeholder)
     elif one.kind == "integer":
-        # Without limits of the widget's own: the config says what is wrong, in words.
+        # The widget has no limits of its own, because the config describes the problem in words.
         empty: dict[str, Any] = (
             {"value": None, "placeholder": placeholder} if one.optional or one.follows else {}
         )
         st.number_input(step=1, **empty, **usual)
-    else:  # a number is typed as text, so that 1e-4 and 20 % can be written
+    else:
+        # Numbers are typed as text, so that 1e-4 and 20 % can be entered.
         st.text_input(placeholder=placeholder or None, **usual)
     _problem(name, problems)
 
 
 def backbone_problems(problems: dict[str, str]) -> None:
-    """Say what is wrong with the chosen backbone, or that its licence restricts it."""
+    """Say why the chosen backbone is invalid, or that its licence restricts its use."""
     chosen = st.session_state[settings.key("backbone")]
     try:
         info = backbone_info(chosen)
     except ConfigError as error:
-        # said even where the settings have other problems, which come first
+        # Shown even if other settings have problems, which are checked first.
         _problem("backbone", error.problems | problems)
     except WeightsError as error:
         _problem("backbone", {"backbone": str(error)} | problems)
@@ -249,8 +279,9 @@ def backbone_problems(problems: dict[str, str]) -> None:
 
 
 def strategy_settings(problems: dict[str, str]) -> None:
-    """Settings that only the chosen strategy has, and what is wrong with them."""
-    with st.container():  # always there, so that nothing below is drawn anew
+    """Draw the settings that only the chosen strategy has, and their problems."""
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         chosen = st.session_state[settings.key("strategy")]
         if chosen == "custom":
             _custom_widgets()
@@ -270,7 +301,7 @@ def strategy_settings(problems: dict[str, str]) -> None:
 
 
 def weights_field(problems: dict[str, str]) -> None:
-    """What the run starts from: pretrained weights, an earlier run, a file, or random weights."""
+    """Draw the choice of initial weights: pretrained, an earlier run, a file, or random."""
     st.session_state.setdefault("weights_from", settings.PRETRAINED_WEIGHTS)
     chosen = st.selectbox(
         label("weights"),
@@ -285,7 +316,8 @@ def weights_field(problems: dict[str, str]) -> None:
         on_change=_follow_run,
         help="Random weights are a control: they show what pretraining was worth.",
     )
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if chosen == settings.FILE_OF_WEIGHTS:
             st.text_input(
                 "File of weights",
@@ -300,7 +332,7 @@ def weights_field(problems: dict[str, str]) -> None:
 
 
 def _run_field() -> None:
-    """The finished runs that another one can start from."""
+    """Draw the choice among finished runs that another run can start from."""
     by_folder = {str(run.run_dir): run for run in _runs_to_start_from()}
     labels = run_labels(by_folder.values())
     current = st.session_state.get("weights_run")
@@ -327,7 +359,7 @@ def _runs_to_start_from() -> list[Run]:
 
 
 def _follow_run() -> None:
-    """Backbone and size of images follow from the run that is chosen, the latest at first (a callback)."""
+    """Take backbone and image size from the chosen run, at first the latest one (a callback)."""
     if st.session_state["weights_from"] != settings.EARLIER_RUN:
         return
     by_folder = {str(run.run_dir): run for run in _runs_to_start_from()}
@@ -360,7 +392,7 @@ def _custom_widgets() -> None:
 
 
 def _stage_widget(name: str) -> None:
-    """For a setting that names a stage, or none."""
+    """Draw the widget of a setting that names a stage, or none."""
     names, one = settings.stage_names()[:-1], setting_of(name)
     if st.session_state.get(name) not in names:
         st.session_state[name] = None
@@ -376,18 +408,21 @@ def _stage_widget(name: str) -> None:
 
 
 def label(name: str) -> str:
-    """What the form calls a setting; what is no setting is called as it is."""
+    """Return the form's label of a setting. Any other name is its own label."""
     known = all_settings().get(name)
     return known.label if known else name.replace("_", " ").capitalize()
 
 
 def value_text(one: Setting, value: Any) -> str:
-    """A setting's value as the form shows it, for Markdown."""
+    """Return a setting's value as the form shows it, escaped for Markdown."""
     return plain(STRATEGIES[value].title if one.name == "strategy" else value_in_words(one, value))
 
 
 def _problem(name: str, problems: dict[str, str]) -> None:
-    """What is wrong with a field. Its place is there always, so that nothing below moves, which would be drawn anew."""
+    """Draw the problem of a field.
+
+    Its place is there at all times. Otherwise the fields below would move, and be drawn anew.
+    """
     place = st.empty()
     if name in problems:
         place.markdown(f":red[:material/error: {plain(label(name))} {plain(problems[name])}]")

@@ -1,4 +1,4 @@
-"""All networks in one table that can be searched and filtered, and others by their repository or folder."""
+"""Table of all networks with search and filters, and a field for other repositories or folders."""
 
 from contextlib import suppress
 from functools import partial
@@ -40,13 +40,20 @@ _RESEARCH_ONLY = "Research only: the licence of these weights rules commercial u
 
 
 def offered(*chosen: str) -> list[str]:
-    """The networks that lists offer: packaged ones and torchvision's, timm's that are on this machine, and those that are chosen."""
+    """Return the networks that lists offer.
+
+    These are the packaged networks, torchvision's, timm's networks that are on this machine, and
+    the chosen ones.
+    """
     listed = [name for name in backbone_names() if not is_timm_name(name)]
     return list(dict.fromkeys([*listed, *ready_backbones(), *chosen]))
 
 
 def name_and_size(name: str) -> str:
-    """A network in a list: what it is called, and how large it is where that is known without looking at it, which may be gone."""
+    """Return a network's name and its size in millions of parameters.
+
+    The size is left out if it is not known without looking at the network, which may be gone.
+    """
     count = None
     with suppress(FinetuneError):
         count = known_parameters(name)
@@ -54,10 +61,10 @@ def name_and_size(name: str) -> str:
 
 
 def _chosen_network() -> None:
-    """Draw the list of networks, and what the weights of the chosen one come with."""
+    """Draw the list of networks, and describe the weights of the chosen one."""
     chosen = st.session_state[settings.key("backbone")]
-    # What a backbone is called does not say whether its weights are here: that changes while it
-    # can be chosen.
+    # The options do not say whether weights are on this machine, because that may change while
+    # the list is open.
     st.selectbox(
         setting_of("backbone").label,
         offered(chosen),
@@ -68,30 +75,35 @@ def _chosen_network() -> None:
         on_change=settings.follow_backbone,
         args=(chosen,),
     )
-    with suppress(FinetuneError):  # what is wrong with it is said above
+    with suppress(FinetuneError):
+        # Its problems are shown above.
         _about_network(backbone_info(chosen))
 
 
 def _about_network(info: BackboneInfo) -> None:
-    """Say what the weights of a network come with: input, licence, and where they are described."""
+    """Describe the weights of a network: input, licence, and source."""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
-    badge = f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: {plain(licence_name(info.licence))}]"
-    # a caption's grey is too faint for it
+    badge = (
+        f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: "
+        f"{plain(licence_name(info.licence))}]"
+    )
+    # No caption: its grey is too faint for the badge.
     st.markdown(f"{badge}{page}", help="The licence of the weights, as their source states it.")
     st.caption(
-        f"Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, {info.interpolation}; mean {mean}, std {std}"
+        f"Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, "
+        f"{info.interpolation}; mean {mean}, std {std}"
     )
 
 
 def warn_of_licence(info: BackboneInfo) -> None:
-    """Warn where the licence of a network's weights rules commercial use out."""
+    """Warn if the licence of a network's weights rules commercial use out."""
     if info.research_only:
         st.warning(_RESEARCH_ONLY, icon=":material/gavel:")
 
 
 def network_finder() -> None:
-    """Draw a list, a table and a field for what is in neither, only while they are open."""
+    """Draw a list, a table, and a field for other networks, only while the box is open."""
     with st.expander("Find a network", icon=":material/search:", key=OPEN, on_change="rerun"):
         if st.session_state.get(OPEN):
             _chosen_network()
@@ -121,7 +133,8 @@ def _table() -> None:
             "Million parameters": st.column_config.NumberColumn(format="%.1f"),
             "ImageNet accuracy": st.column_config.NumberColumn(
                 format="%.1f %%",
-                help="Top-1 accuracy of these weights as torchvision states it for its own; timm and packages state none.",
+                help="Top-1 accuracy of these weights as torchvision states it for its own; timm "
+                "and packages state none.",
             ),
             "Download": st.column_config.NumberColumn(
                 "Download (MB)", format="%.0f", help="Nothing for networks on this machine."
@@ -130,7 +143,7 @@ def _table() -> None:
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
-        key=f"networks:{word}:{filters}:{largest}",  # a selection is of the rows that were shown
+        key=f"networks:{word}:{filters}:{largest}",  # a selection belongs to these rows
     )
     rows = shown["selection"]["rows"]
     chosen = infos[rows[0]].name if rows and rows[0] < len(infos) else None
@@ -144,7 +157,7 @@ def _table() -> None:
 
 
 def _megabytes(info: BackboneInfo) -> float | None:
-    """How much is to be downloaded; None where that is not known."""
+    """Return the size of a download in MB; None if it is not known."""
     return download_bytes(info.known_parameters) / 1e6 if info.known_parameters else None
 
 
@@ -172,19 +185,20 @@ def _wanted() -> tuple[str, list[str], str]:
 
 def _fits(info: BackboneInfo, filters: list[str], largest: str) -> bool:
     most = _SIZES[largest]
-    if most and (info.known_parameters or 0) > most:  # what nobody has counted may fit
+    if most and (info.known_parameters or 0) > most:
+        # A network of unknown size may fit.
         return False
     return not (_COMMERCIAL in filters and info.research_only)
 
 
 def _by_name() -> None:
-    """A field for a repository of the Hub, or a folder: looked up, then used."""
+    """Draw a field for a repository of the Hub or a folder: look the network up, then use it."""
     name = st.text_input(
         "Another network",
         key=_NAMED,
         placeholder=f"{HUB}USER/MODEL or {FOLDER}FOLDER",
-        help="A network of timm by its repository on the Hugging Face Hub, or by a folder with config.json and model.safetensors. "
-        + setting_of("backbone").help,
+        help="A network of timm by its repository on the Hugging Face Hub, or by a folder with "
+        "config.json and model.safetensors. " + setting_of("backbone").help,
     ).strip()
     if not name.startswith((HUB, FOLDER)):
         return
@@ -206,10 +220,11 @@ def _by_name() -> None:
 
 
 def look_up(name: str, place: str) -> None:
-    """A button that fetches what the Hub says of a network.
+    """Draw a button that fetches a network's description from the Hub.
 
     Args:
-        place: on the page, of several where it may be.
+        name: name of the network.
+        place: names this button among several on a page.
     """
     offer(
         "Look it up",

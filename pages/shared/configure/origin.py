@@ -1,4 +1,4 @@
-"""Which data set the form was filled in for: changed settings do not silently follow to another."""
+"""Data set that the form was filled in for. Settings do not silently follow to another one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def say_whose_settings(data: str | None) -> None:
     """Say that the form was filled in for another data set, and offer the defaults.
 
     Args:
-        data: folder of the current data set; None where none can be read.
+        data: folder of the current data set; None if none can be read.
     """
     before = st.session_state.get(_DATA)
     changed = settings.changed_names()

@@ -1,4 +1,4 @@
-"""Presets: settings that are known to work, set at once; the page says what that changed, and takes it back."""
+"""Presets: settings that are known to work, set at once. The page lists and undoes the changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,11 @@ class Preset:
     """Settings, set at once.
 
     Attributes:
-        whole: whether what it does not name goes back to its default.
+        title: title of the preset.
+        icon: icon of its button.
+        help: help text of its button.
+        settings: settings by name.
+        whole: whether all other settings go back to their defaults.
     """
 
     title: str
@@ -32,7 +36,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class _Applied:
-    """What a preset found, and what it left: the form's fields by name."""
+    """Fields of the form by name, before and after a preset."""
 
     title: str
     before: dict[str, Any]
@@ -43,15 +47,16 @@ _PRESETS = (
     Preset(
         "Auto",
         ":material/auto_awesome:",
-        "Length, learning rate and schedule follow from the number of training images and the strategy.",
+        "Length, learning rate and schedule follow from the number of training images and the "
+        "strategy.",
         dict.fromkeys(following_names()),
         whole=False,
     ),
     Preset(
         "The tutorial's recipe",
         ":material/menu_book:",
-        "ResNet-18 from ImageNet, a new head, layer4 and head trained with Adam at 0.0001, cross-entropy, batch 32, 224 pixels, "
-        "ImageNet's normalisation, 10 epochs.",
+        "ResNet-18 from ImageNet, a new head, layer4 and head trained with Adam at 0.0001, "
+        "cross-entropy, batch 32, 224 pixels, ImageNet's normalisation, 10 epochs.",
         TUTORIAL_RECIPE,
     ),
     Preset(
@@ -77,7 +82,7 @@ def draw_presets() -> None:
 
 
 def preset_changes() -> None:
-    """Say what the last preset changed, for as long as that holds."""
+    """Say what the last preset changed, until another change is made."""
     applied = st.session_state.get(_APPLIED)
     if applied and applied.after == _form():
         _changes(applied)
@@ -102,7 +107,11 @@ def _button(preset: Preset) -> None:
 
 
 def _lacking(preset: Preset) -> str:
-    """How much has to be downloaded before a preset that switches to another network can be used; empty where all is there."""
+    """Return the size of the download that a preset's network needs before it can be used.
+
+    Returns:
+        A size in words; empty if nothing has to be downloaded.
+    """
     name = preset.settings.get("backbone", "")
     if not name or name == st.session_state[settings.key("backbone")]:
         return ""
@@ -114,8 +123,9 @@ def _lacking(preset: Preset) -> str:
 def _confirm(preset: Preset, lacking: str) -> None:
     name = preset.settings["backbone"]
     st.markdown(
-        f"*{preset.title}* switches to **{name}**. Its pretrained weights are not on this machine: about {lacking} have to be "
-        f"downloaded before training can start. *Tutorial, no download* uses {PACKAGED}, which is here."
+        f"*{preset.title}* switches to **{name}**. Its pretrained weights are not on this "
+        f"machine: about {lacking} have to be downloaded before training can start. *Tutorial, no "
+        f"download* uses {PACKAGED}, which is here."
     )
     with st.container(horizontal=True):
         switch = st.button(
@@ -127,20 +137,20 @@ def _confirm(preset: Preset, lacking: str) -> None:
 
 
 def _apply(preset: Preset) -> None:
-    """A callback: before the widgets are drawn."""
+    """Apply a preset (a callback, before the widgets are drawn)."""
     before = _form()
     (settings.apply_recipe if preset.whole else settings.set_fields)(dict(preset.settings))
     st.session_state[_APPLIED] = _Applied(preset.title, before, _form())
 
 
 def _undo(applied: _Applied) -> None:
-    """A callback, too."""
+    """Undo a preset (a callback)."""
     st.session_state.update(applied.before)
     del st.session_state[_APPLIED]
 
 
 def _form() -> dict[str, Any]:
-    """What the form holds, by the keys of its widgets."""
+    """Return the values of the form's widgets, by key."""
     names = [settings.key(name) for name in settings.defaults() if name not in settings.NO_WIDGETS]
     return {name: st.session_state.get(name) for name in names} | {
         "weights_from": st.session_state.get("weights_from", "Pretrained")
@@ -149,14 +159,16 @@ def _form() -> dict[str, Any]:
 
 def _changes(applied: _Applied) -> None:
     changed = [
-        f"{one.label} {form.value_text(one, applied.before[key])} → **{form.value_text(one, applied.after[key])}**"
+        f"{one.label} {form.value_text(one, applied.before[key])} → "
+        f"**{form.value_text(one, applied.after[key])}**"
         for name, one in all_settings().items()
         if (key := settings.key(name)) in applied.after
         and applied.before[key] != applied.after[key]
     ]
     if applied.before["weights_from"] != applied.after["weights_from"]:
         changed.append(
-            f"{all_settings()['weights'].label} {applied.before['weights_from']} → **{applied.after['weights_from']}**"
+            f"{all_settings()['weights'].label} {applied.before['weights_from']} → "
+            f"**{applied.after['weights_from']}**"
         )
     listed = " · ".join(changed) if changed else "no change"
     with st.container(horizontal=True, vertical_alignment="center"):

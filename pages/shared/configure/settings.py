@@ -1,4 +1,7 @@
-"""The settings of the next run as this session has them: what the form's widgets hold, kept under an id that the address carries."""
+"""Settings of the next run in this session.
+
+The form's widgets hold the settings. They are saved under an id, which the address carries.
+"""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -41,15 +44,15 @@ COMPARISON: dict[str, Any] = {
     "fractions": [],
     "cuts": [],
 }
-# what a classifier on frozen features is compared with
+# Strategies to compare a classifier on frozen features with.
 FINE_TUNING = [BASELINE, "feature_extraction", "last_block"]
 
-# in the widget of a choice that follows from data set and strategy; other widgets are empty then
+# Value of a choice that follows from data set and strategy. Other widgets are empty instead.
 AUTO = "auto"
 
-# several widgets together make one, or none does
+# Settings that are set by several widgets together, or by none.
 NO_WIDGETS = tuple(name for name, one in all_settings().items() if one.own_widgets)
-# where to start from
+# Kinds of initial weights.
 PRETRAINED_WEIGHTS, EARLIER_RUN, FILE_OF_WEIGHTS, RANDOM_WEIGHTS = (
     "Pretrained",
     "An earlier run",
@@ -59,11 +62,12 @@ PRETRAINED_WEIGHTS, EARLIER_RUN, FILE_OF_WEIGHTS, RANDOM_WEIGHTS = (
 _NOT_KEPT = {"data", "edits", *names_in(SPLIT)}  # they belong to the data set
 _MOST_RATES = 200
 _MOST_DEVICES = 10_000  # far more than any machine has
-_SEEN = "stages_seen"  # backbone -> its stages when it could be looked at last, or what the settings name of them
+# Backbone -> its stages when it was last readable, or the stages that the settings name.
+_SEEN = "stages_seen"
 
 
 def defaults() -> dict[str, Any]:
-    """Of all settings that have one."""
+    """Return the defaults of all settings that have one."""
     return {name: one.default for name, one in all_settings().items() if not one.required}
 
 
@@ -73,34 +77,44 @@ def key(name: str) -> str:
 
 
 def rate_key(stage: str) -> str:
+    """Return the key of the widget of a stage's rate."""
     return f"custom_rate_{stage}"
 
 
 def comparison_key(name: str) -> str:
-    """Return the key of the widget of one of ``COMPARISON``; a widget without a value gets its usual one."""
+    """Return the key of a widget of ``COMPARISON``, and set its usual value if it has none."""
     widget = f"{COMPARED}_{name}"
     st.session_state.setdefault(widget, COMPARISON[name])
     return widget
 
 
 def devices() -> int:
-    """On how many devices the next runs are to train, as the form has it. No setting: a run is the same on however many."""
+    """Return the number of devices that the next runs train on, as set in the form.
+
+    The number is no setting of a run, because the result does not depend on it.
+    """
     return int(st.session_state.get(key("devices")) or 1)
 
 
 def comparison_box() -> str:
-    """The key of the box that starts the next comparison: one of its own for each, so that the box is closed once it is started."""
+    """Return the key of the box that starts the next comparison.
+
+    Each comparison has its own key, so that the box is closed once a comparison is started.
+    """
     return f"start_box-{st.session_state.get('comparisons_started', 0)}"
 
 
 def propose_comparison(strategies: Sequence[str]) -> None:
-    """Tick these strategies in the form that starts a comparison, and open it (a callback, of another page)."""
+    """Tick strategies in the comparison form, and open it (a callback of another page)."""
     st.session_state[comparison_key("strategies")] = list(strategies)
     st.session_state[comparison_box()] = True
 
 
 def apply_recipe(recipe: dict[str, Any]) -> None:
-    """Set the form's fields, those that the recipe does not name to their defaults (a callback: before the widgets are drawn)."""
+    """Set the form's fields to a recipe, and all other fields to their defaults.
+
+    A callback, before the widgets are drawn.
+    """
     kept = (*names_in(SPLIT, HARDWARE), *NO_WIDGETS, "seed")
     set_fields({name: value for name, value in (defaults() | recipe).items() if name not in kept})
     st.session_state["weights_from"] = PRETRAINED_WEIGHTS
@@ -139,7 +153,7 @@ def changed_names() -> list[str]:
 
 
 def is_known(backbone: str) -> bool:
-    """Whether there is a backbone of that name, and what describes it is on this machine."""
+    """Return whether there is a backbone of that name, and its description is on this machine."""
     try:
         return bool(backbone_info(backbone))
     except FinetuneError:
@@ -147,19 +161,31 @@ def is_known(backbone: str) -> bool:
 
 
 def use_backbone(name: str, before: str | None = None) -> None:
-    """Put a network into the form, in the place of the one ``before``: that in the form, where none is named (a callback)."""
+    """Put a network into the form (a callback).
+
+    Args:
+        name: name of the network.
+        before: name of the network that it replaces. None: the one in the form.
+    """
     before = before or st.session_state[key("backbone")]
     set_fields(for_backbone(name, before, st.session_state.get(key("image_size"))))
 
 
 def follow_backbone(before: str) -> None:
-    """The same for the network that was chosen in the form's own list (a callback)."""
+    """Update the form to the network that was chosen in its own list (a callback)."""
     use_backbone(st.session_state[key("backbone")], before)
 
 
 def for_backbone(name: str, before: str, image_size: int | None) -> dict[str, Any]:
-    """What changes where a network takes the place of the one ``before``: the size of images follows as long as it was that one's own,
-    and neither is gone."""
+    """Return the fields that change when a network replaces another one.
+
+    The image size follows if it was the earlier network's usual one and both networks are known.
+
+    Args:
+        name: name of the network.
+        before: name of the network that it replaces.
+        image_size: image size in the form, in pixels.
+    """
     with suppress(FinetuneError):
         if image_size == usual_image_size(before):
             return {"backbone": name, "image_size": usual_image_size(name)}
@@ -167,12 +193,16 @@ def for_backbone(name: str, before: str, image_size: int | None) -> dict[str, An
 
 
 def start_from(config: RunConfig) -> None:
-    """Put what follows from the settings of an earlier run that the next one starts from into the form (a callback)."""
+    """Put the settings that follow from an earlier run into the form (a callback).
+
+    Args:
+        config: config of the run that the next run starts from.
+    """
     set_fields({"backbone": config.backbone} | config.input_settings)
 
 
 def fill_in() -> None:
-    """Give every field that has none yet its default."""
+    """Set every field that has no value yet to its default."""
     usual = defaults() | dict.fromkeys(following_names()) | {"backbone": default_backbone()}
     for name, default in usual.items():
         if name not in NO_WIDGETS:
@@ -180,10 +210,10 @@ def fill_in() -> None:
 
 
 def values(data: str, edits: Sequence[Edit]) -> dict[str, Any]:
-    """The settings as they stand in the form, unchecked, for data with these changes.
+    """Return the settings in the form, unchecked, for data with these changes.
 
     Raises:
-        DataError: when what is known of the data set's split is damaged.
+        DataError: if the saved split of the data set is damaged.
     """
     return _widgets() | load_split(data) | {"data": data, "edits": edits}
 
@@ -198,9 +228,10 @@ def set_strategy(name: str, cut: str, backbone: str) -> None:
 
 
 def toggle_stage(name: str, stages: Sequence[Mapping[str, Any]]) -> None:
-    """Freeze one stage of a drawn strategy, or let it train (a callback).
+    """Freeze one stage of a drawn strategy, or train it (a callback).
 
-    What comes of it is a named strategy where one trains the same stages, else a custom one.
+    The result is the named strategy that trains the same stages, if there is one. Otherwise it is a
+    custom strategy.
     """
     rates = {
         stage["name"]: (stage["rate"] or 1.0) if stage["trains"] != (stage["name"] == name) else 0.0
@@ -213,7 +244,7 @@ def toggle_stage(name: str, stages: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _strategy_of(rates: Mapping[str, float]) -> str | None:
-    """Return the classic strategy with these rates by stage; None where there is none."""
+    """Return the classic strategy with these rates by stage; None if there is none."""
     config, names = as_set(), list(rates)
     for strategy, one in STRATEGIES.items():
         if one.classic and not one.fits:
@@ -224,12 +255,12 @@ def _strategy_of(rates: Mapping[str, float]) -> str | None:
 
 
 def as_set() -> RunConfig:
-    """What the form holds, without what cannot be used."""
+    """Return the config in the form, without invalid settings."""
     return valid_config(_widgets())
 
 
 def image_size() -> int | None:
-    """Of the form, pixels; None where it cannot be used."""
+    """Return the image size in the form, in pixels; None if it is invalid."""
     with suppress(ConfigError):
         return make_config(
             {"data": "any", "image_size": st.session_state.get(key("image_size"))}
@@ -238,11 +269,15 @@ def image_size() -> int | None:
 
 
 def stage_names() -> list[str]:
-    """The stages of the backbone in the form, for images of the size there. Where it cannot be looked at (its folder is gone, say), those
-    that it had before; else what the settings that were put in name of them, with the head."""
+    """Return the stages of the backbone in the form, for images of the size in the form.
+
+    If the backbone cannot be read (its folder is gone, say), its earlier stages are returned.
+    Without those, the stages that the settings name are returned, with the head.
+    """
     backbone = st.session_state[key("backbone")]
     seen: dict[str, list[str]] = st.session_state.setdefault(_SEEN, {})
-    for size in (image_size(), None):  # where it cannot be of that size, the form says so
+    for size in (image_size(), None):
+        # If the network cannot have that size, the form says so.
         with suppress(FinetuneError):
             seen[backbone] = [stage.name for stage in network_stages(backbone, image_size=size)]
             break
@@ -250,7 +285,11 @@ def stage_names() -> list[str]:
 
 
 def valid_config(found: Mapping[str, Any]) -> RunConfig:
-    """Return a config of those settings that can be used; of the others, those that follow do."""
+    """Return a config of the valid settings among some.
+
+    Invalid settings get their defaults. Those that can follow from data set and strategy become
+    auto.
+    """
     left = {name: value for name, value in found.items() if name not in _NOT_KEPT} | {"data": "any"}
     while True:
         try:
@@ -267,7 +306,11 @@ def valid_config(found: Mapping[str, Any]) -> RunConfig:
 
 
 def keep() -> str:
-    """Keep what this session has set, but for what cannot be used; returns its id, empty where all is as it is at first."""
+    """Save the valid settings of this session.
+
+    Returns:
+        The id of the saved settings; empty if all settings are initial ones.
+    """
     comparison = {name: st.session_state[comparison_key(name)] for name in COMPARISON}
     comparison = {name: chosen for name, chosen in comparison.items() if chosen != COMPARISON[name]}
     if rates := st.session_state.get("compared_rates"):
@@ -281,10 +324,14 @@ def keep() -> str:
 
 
 def restore(wanted: str) -> None:
-    """Put what was kept under an id into the form.
+    """Put saved settings into the form.
+
+    Args:
+        wanted: id of the saved settings.
 
     Raises:
-        ConfigError: when there is nothing of that id, or it cannot be used; then everything is as it is at first.
+        ConfigError: if nothing is saved under that id, or it is invalid. The form then has its
+            initial settings.
     """
     try:
         saved = saved_settings(wanted)
@@ -305,7 +352,10 @@ def restore(wanted: str) -> None:
 
 
 def use(config: RunConfig) -> None:
-    """Put a run's settings into the form, before its widgets are drawn; what is to be compared stays as it is."""
+    """Put a run's settings into the form, before its widgets are drawn.
+
+    The settings of the comparison stay as they are.
+    """
     comparison = {name: st.session_state[comparison_key(name)] for name in COMPARISON}
     _show(config, comparison | {"rates": st.session_state.get("compared_rates", {})})
     st.session_state["settings_id"] = keep()
@@ -353,7 +403,7 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
 
 
 def _widgets() -> dict[str, Any]:
-    """What the form's widgets hold, as fields of the config."""
+    """Return the values of the form's widgets, as fields of the config."""
     fill_in()
     found = {name: st.session_state.get(key(name)) for name in defaults() if name not in NO_WIDGETS}
     auto = [name for name in following_names() if found[name] in (None, "", AUTO)]
@@ -385,12 +435,12 @@ def _custom_strategy() -> dict[str, Any]:
 
 
 def last_block(names: Sequence[str]) -> str:
-    """The stage before the head, where there is one."""
+    """Return the stage before the head, or the only stage."""
     return names[-2:][0]
 
 
 def _named_stages(config: RunConfig) -> list[str]:
-    """What a config says of the stages of its backbone, input to head."""
+    """Return the stages that a config names, input to head."""
     if config.stage_rates:
         return list(config.stage_rates)
     named = (config.cut, config.features_from, config.lora_from)
@@ -398,7 +448,7 @@ def _named_stages(config: RunConfig) -> list[str]:
 
 
 def _can_be(backbone: object) -> bool:
-    """Whether a backbone can have that name, here or not."""
+    """Return whether a backbone can have that name, on this machine or elsewhere."""
     try:
         _check_could_be(str(backbone))
     except ConfigError:
@@ -407,8 +457,11 @@ def _can_be(backbone: object) -> bool:
 
 
 def _check_could_be(backbone: str) -> None:
-    """As ``check_backbone_name``, but any name in timm's catalogue will do: another version of timm may have it, and the form says what is
-    missing."""
+    """Check that a backbone can have that name.
+
+    In contrast to ``check_backbone_name``, any name in timm's catalogue passes. Another version of
+    timm may have that network, and the form says what is missing.
+    """
     if not backbone.startswith(TIMM):
         check_backbone_name(backbone)
 
@@ -432,7 +485,7 @@ def _at_first() -> dict[str, Any]:
 
 
 def _as_widget(name: str, value: Any) -> Any:
-    """Fields that are typed as text hold text."""
+    """Return a value as its widget holds it. Fields that are typed as text hold text."""
     if value is None:
         kind = all_settings()[name].kind
         return {"number": "", "numbers": "", "choice": AUTO}.get(kind)
