@@ -1,4 +1,4 @@
-"""The analysis of a data set with embeddings: its button, its progress, and the backbone and size that Configure has."""
+"""Analysis of a data set with embeddings: button, progress, backbone and image size."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,12 +13,12 @@ from pages.shared.configure import settings
 from pages.shared.data.datasets import image_fit, keep_report, report_of
 from pages.shared.jobs import begin, jobs, shown_outcome
 
-VIEW = "dataset_view"  # key of the view of the Dataset page that is open
+VIEW = "dataset_view"  # key of the open view of the Dataset page
 PROBES = "Linear probe by layer"
 
 
 def backbone_and_size() -> tuple[str, int]:
-    """As Configure has them, where they can be used."""
+    """Return backbone and image size as set on Configure, if they are valid."""
     backbone = st.session_state.get("form_backbone", default_backbone())
     usual = settings.defaults()["image_size"]
     size = settings.image_size() if settings.key("image_size") in st.session_state else usual
@@ -26,10 +26,17 @@ def backbone_and_size() -> tuple[str, int]:
 
 
 def analyze(dataset: Dataset, key: str) -> None:
-    """The button that computes features; a report of a data set that was changed since is not shown any more."""
+    """Draw the button that computes features.
+
+    A report on a data set that was changed since is not shown any more.
+
+    Args:
+        dataset: the data set.
+        key: names this button among several.
+    """
     _, image_size = backbone_and_size()
     ready = ready_backbones()
-    # the tabs' boxes may say something else since
+    # The boxes may have changed since the analysis was started.
     begun = st.session_state.get(f"embeddings-{dataset.fingerprint}", "")
     going = jobs().find(begun) is not None
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -46,8 +53,9 @@ def analyze(dataset: Dataset, key: str) -> None:
             disabled=going,
         )
     st.caption(
-        f"Runs every image once through {backbone} at {image_size} pixels: finds possible label errors, outliers, shift between splits "
-        "and similar images, draws a map, and fits a linear probe by layer. What is computed is kept, so it goes on where it was stopped."
+        f"Runs every image once through {backbone} at {image_size} pixels: finds possible label "
+        "errors, outliers, shift between splits and similar images, draws a map, and fits a "
+        "linear probe by layer. What is computed is kept, so it goes on where it was stopped."
     )
     if report := shown_outcome(begun):
         keep_report(dataset, report)
@@ -55,7 +63,7 @@ def analyze(dataset: Dataset, key: str) -> None:
 
 
 def compare_layers(dataset: Dataset) -> None:
-    """Start the analysis unless its report is there, and show the linear probe by layer (a callback)."""
+    """Show the linear probe by layer, and start the analysis if there is no report (a callback)."""
     st.session_state[VIEW] = PROBES
     if report_of(dataset) is not None:
         return
@@ -67,13 +75,13 @@ def compare_layers(dataset: Dataset) -> None:
 def _analysis(
     dataset: Dataset, backbone: str, image_size: int
 ) -> tuple[str, Callable[[], Work[DeepReport]]]:
-    """Return the key of an analysis among the jobs, and what starts it."""
+    """Return the key of an analysis among the jobs, and a function that starts the analysis."""
     fit = image_fit()
     key = f"embeddings:{dataset.fingerprint}:{backbone}:{image_size}:{fit}"
     return key, partial(inspect_deeply, dataset, backbone, image_size, fit)
 
 
 def _begin(fingerprint: str, key: str, work: Callable[[], Work[DeepReport]]) -> None:
-    """A callback."""
+    """Start an analysis (a callback)."""
     st.session_state[f"embeddings-{fingerprint}"] = key
     begin(key, "Computing features", work)

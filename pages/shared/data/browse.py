@@ -1,4 +1,4 @@
-"""A folder browser: from the folders that may be read down to the one with the images."""
+"""Folder browser: from the readable folders down to the one with the images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +14,20 @@ from pages.shared.account import sign_in_asked
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
 
-_KEPT = 20  # seconds: each click draws the page anew
+_KEPT = 20  # seconds: each click redraws the page
 
 
 def choose_folder(take: Callable[[Path], None]) -> None:
-    """Draw the folder that is open, the way up, and the way down. Where people sign in, the app's own folder is left out: it holds
-    what all of them have uploaded.
+    """Draw the folder that is open, the way up, and the way down.
+
+    On a server with sign-in, the app's own folder is left out, because it holds the uploads of all
+    users.
 
     Args:
-        take: is given the folder that a person decides on.
+        take: called with the folder that is chosen.
 
     Raises:
-        DataError: when the open folder cannot be read any more.
+        DataError: if the open folder cannot be read any more.
     """
     hidden = (paths.data_dir(),) if sign_in_asked() else ()
     roots = tuple(
@@ -34,7 +36,7 @@ def choose_folder(take: Callable[[Path], None]) -> None:
     if not roots:
         return
     with st.container(border=True, key="folder-browser"):
-        # the app's own folder is the first
+        # The app's own folder comes first.
         st.session_state.setdefault("browse_at", str(roots[-1]))
         try:
             here = _viewed(st.session_state["browse_at"], roots, hidden)
@@ -59,7 +61,8 @@ def _head(here: FolderView, roots: tuple[Path, ...], take: Callable[[Path], None
             args=(str(up),),
         )
         st.markdown(
-            f":material/folder_open: **{plain(at)}** · {things(here.images, 'image')}, {things(len(here.subfolders), 'subfolder')}",
+            f":material/folder_open: **{plain(at)}** · {things(here.images, 'image')}, "
+            f"{things(len(here.subfolders), 'subfolder')}",
             width="stretch",
         )
         for root in others if up is None else []:

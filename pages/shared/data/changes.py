@@ -16,12 +16,12 @@ from pages.shared.chrome import plain
 from pages.shared.data.datasets import answered, change, undo
 from pages.shared.images import page_of, unselect
 
-_SHOWN = 3  # of the edits of one change
+_SHOWN = 3  # edits of one change
 _LISTED = 20  # changes at a time
 
 
 def change_undoably(*edits: Edit) -> None:
-    """Change the data set (a callback), and offer the way back at once."""
+    """Change the data set (a callback), and offer to undo the change at once."""
     change(*edits)
     if "change_problem" in st.session_state:
         return
@@ -31,7 +31,7 @@ def change_undoably(*edits: Edit) -> None:
 
 
 def last_change(edits: Sequence[Edit]) -> None:
-    """What was changed last, with *Undo*, at the foot of the window, for as long as it stands."""
+    """Draw the latest change with *Undo* at the foot of the window, while it is in effect."""
     last = st.session_state.get("last_change", ())
     if not last or not set(last) <= set(edits):
         return
@@ -47,7 +47,7 @@ def last_change(edits: Sequence[Edit]) -> None:
 
 
 def changes(edits: Sequence[Edit]) -> None:
-    """Everything that was changed, the latest first, each with its way back."""
+    """List all changes, the latest first, each with *Undo*."""
     if not edits:
         return
     summary = edits_in_words(edits)
@@ -57,7 +57,8 @@ def changes(edits: Sequence[Edit]) -> None:
         else f"{things(len(edits), 'finding')} dismissed"
     )
     st.markdown(f":material/edit_note: {plain(words)}")
-    # The numbers stand above: a label that changes with each change that is undone would close the box.
+    # The numbers stand above, because a label that changes with each undone change would close the
+    # box.
     box = st.expander("All changes", key="changes_box", on_change="rerun")
     if not box.open:
         return
@@ -90,7 +91,13 @@ def _list_paths(edit: Edit) -> str:
 
 
 def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
-    """What can be done with images that were selected in the gallery of that key."""
+    """Draw the buttons that change the selected images of a gallery.
+
+    Args:
+        dataset: the data set.
+        chosen: ids of the selected images.
+        key: key of the gallery.
+    """
     if not chosen:
         st.caption("Select images to exclude, move or relabel them.")
         return
@@ -102,7 +109,8 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
             change_undoably(Edit(action=action, paths=paths, to=to))
             unselect(key, paths)
         if action == "relabel":
-            st.session_state[name] = None  # the next images are perhaps of another class
+            # The next images may have another class.
+            st.session_state[name] = None
 
     split, name = f"{key}-split", f"{key}-class"
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -133,12 +141,15 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
 
 
 def rename_class(dataset: Dataset) -> None:
-    """A class gets another name; where that is another class's, the two become one."""
+    """Draw the form that renames a class. With another class's name, the two are merged."""
     st.header("Rename or merge classes", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.selectbox("Class", dataset.classes, key="rename-class", width=240)
         key = f"rename-to-{name}"
-        help_ = "The name of another class merges the two. No image changes its split, and the files stay as they are."
+        help_ = (
+            "The name of another class merges the two. No image changes its split, and the files "
+            "stay as they are."
+        )
         to = st.text_input("New name", key=key, width=240, help=help_).strip()
         merging = to != name and to in dataset.classes
         words, icon = (
@@ -157,5 +168,8 @@ def rename_class(dataset: Dataset) -> None:
 
 
 def _rename(dataset: Dataset, name: str, key: str) -> None:
-    """A callback; reads the box itself, which may have been filled in by the same click."""
+    """Rename a class (a callback).
+
+    It reads the text box itself, because the same click may have filled the box in.
+    """
     answered(lambda: change_undoably(relabelled_class(dataset.table, name, st.session_state[key])))

@@ -1,4 +1,4 @@
-"""The data sets that this process has looked through, the changes made to them, and their deep inspections."""
+"""Data sets that this process has scanned, the changes to them, and their deep inspections."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,19 +36,21 @@ def _assembled() -> dict[tuple[Any, ...], Dataset]:
 
 @st.cache_resource(show_spinner=False)
 def _reports() -> dict[tuple[str, str, int, str], DeepReport]:
-    """Deep inspections of this process by (fingerprint of the data, backbone, image size, fit)."""
+    """Return the deep inspections by (fingerprint of the data, backbone, image size, fit)."""
     return {}
 
 
 def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = False) -> Dataset:
-    """The data set that this session has chosen, with the changes made to it; looked through once per process, with a bar.
+    """Return the data set that this session has chosen, with its changes.
+
+    The data set is scanned once per process, with a progress bar.
 
     Args:
-        settings: how to split: arguments of ``index_dataset``; as it is kept with the data set when not given.
-        again: look for files that were added or changed.
+        settings: how to split: arguments of ``index_dataset``. None: as saved with the data set.
+        again: whether to look for added or changed files.
 
     Raises:
-        DataError: when it cannot be used, or may not be read.
+        DataError: if the data set is unusable, or may not be read.
     """
     root = chosen_data()
     settings = settings or load_split(root)
@@ -56,7 +58,7 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
     seen = None if again else _looked_through().get(root)
     if seen is not None and not seen.has_labelled(edits):
         seen, again = None, True
-    # always there, so that nothing below is drawn anew once there is nothing to wait for
+    # Always there: otherwise everything below would be drawn anew once the wait is over.
     place = st.container()
     if seen is None:
         job = f"look:{root}"
@@ -67,7 +69,8 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
             seen = wait_for(job, "Scanning images", looking)
         if seen is None:
             raise DataError(
-                "The scan of these images was stopped; its results so far are kept. Read the folder again to continue (Dataset page)."
+                "The scan of these images was stopped; its results so far are kept. Read the "
+                "folder again to continue (Dataset page)."
             )
         keep_latest(_looked_through(), root, seen)
         for key in list(_assembled()):
@@ -85,18 +88,18 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
 
 
 def keep_report(dataset: Dataset, report: DeepReport) -> None:
-    """Hold a deep inspection for every session."""
+    """Keep a deep inspection for all sessions."""
     key = (dataset.fingerprint, report.backbone, report.image_size, report.fit)
     keep_latest(_reports(), key, report)
 
 
 def image_fit() -> str:
-    """Return how images become squares, as Configure has it."""
+    """Return how images become squares, as set on Configure."""
     return str(st.session_state.get("form_fit", CROP))
 
 
 def report_of(dataset: Dataset) -> DeepReport | None:
-    """Return the latest deep inspection of these images, fitted as Configure has it, if any."""
+    """Return the latest deep inspection of these images, fitted as set on Configure, if any."""
     return next(
         (
             report
@@ -108,9 +111,9 @@ def report_of(dataset: Dataset) -> DeepReport | None:
 
 
 def keep_latest(held: dict[Key, Value], key: Key, value: Value) -> None:
-    """Hold a value for every session, and let go of the oldest ones.
+    """Keep a value for all sessions, and drop the oldest ones.
 
-    Sessions share these: what another one has taken out meanwhile is no loss.
+    All sessions share these values. A value that another session has removed meanwhile is no loss.
     """
     while len(held) >= _MOST_HELD:
         held.pop(next(iter(list(held))), None)
@@ -128,7 +131,7 @@ def undo(edits: Sequence[Edit]) -> None:
 
 
 def answered(act: Callable[[], None]) -> None:
-    """Do what a callback is for; what is wrong with it is said by the page that is drawn next."""
+    """Run the body of a callback. The page that is drawn next shows its error."""
     try:
         act()
     except FinetuneError as error:

@@ -1,4 +1,4 @@
-"""Findings: one line each, and on request why it matters, examples, and what can be done."""
+"""Findings: one line each, and on request a reason, examples, and actions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -38,7 +38,7 @@ _BORDER = 3  # images shown on each side of a threshold
 
 
 def list_findings(dataset: Dataset, findings: Sequence[Finding]) -> None:
-    """One line per finding, the gravest first; those that are mere information are folded."""
+    """Draw one line per finding, the gravest first. Findings that only inform are folded."""
     notes = [one for one in findings if one.severity == "info"]
     graver = [one for one in findings if one.severity != "info"]
     if not graver:
@@ -48,7 +48,7 @@ def list_findings(dataset: Dataset, findings: Sequence[Finding]) -> None:
             _line(dataset, finding)
     if not notes:
         return
-    # A label with their number would close the box with each that is dismissed.
+    # A label with the number of findings would close the box at each dismissal.
     box = st.expander(
         "Information", icon=":material/info:", key=key_for_data("notes"), on_change="rerun"
     )
@@ -79,19 +79,19 @@ def _line(dataset: Dataset, finding: Finding) -> None:
 
 
 def _review_key() -> str:
-    """The key under which the session holds the kind of finding that is open."""
+    """Return the key of the session value that holds the kind of the open finding."""
     return key_for_data("reviewed")
 
 
 def _review(kind: str) -> None:
-    """A callback."""
+    """Open the finding of a kind, or close it with an empty string (a callback)."""
     st.session_state[_review_key()] = kind
 
 
 def _count_and_sentence(finding: Finding) -> tuple[str, str]:
     """Return a finding's number, and its message without that number.
 
-    The number is empty where the message starts with another one, or nothing is counted.
+    The number is empty if the message starts with another one, or nothing is counted.
     """
     first, _, rest = finding.message.partition(" ")
     count = number(finding.count)
@@ -105,7 +105,7 @@ def _details(dataset: Dataset, finding: Finding) -> None:
     kind = KINDS[finding.kind]
     st.markdown(f"**{plain(kind.title)}**")
     st.caption(plain(kind.why))
-    # All of a finding's paths are images of the table, or none is: they may be a million.
+    # Either all paths of a finding are images of the table, or none is. There may be a million.
     if finding.kind == "shift" or not finding.paths or finding.paths[0] not in dataset.by_id.index:
         _as_text(finding)
         _answers(finding, set())
@@ -128,14 +128,18 @@ def _details(dataset: Dataset, finding: Finding) -> None:
 
 
 def _partners(finding: Finding) -> dict[str, str]:
-    """Of each pair that can be selected on both sides, the first -> the second."""
+    """Return first -> second of each pair in which both images can be selected."""
     pairs = [one for one in finding.sets if len(one) == 2]
     selectable = set(finding.paths) if pairs else set()
     return {first: second for first, second in pairs if {first, second} <= selectable}
 
 
 def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
-    """As found, the least likely label first; or by how confident the model is of another class."""
+    """Draw the choice of an order; return the paths in that order.
+
+    The order is that of the finding (least likely label first), or by the model's confidence in
+    another class.
+    """
     if len(paths) < 2 or not finding.confidence:
         return paths
     by = st.segmented_control(
@@ -153,7 +157,11 @@ def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
 
 
 def _pictures(dataset: Dataset, finding: Finding) -> Callable[..., Picture]:
-    """Makes the picture of an image of a finding, beside what it is to be compared with, or beside its partner, which can be selected."""
+    """Return a function that makes the picture of an image of a finding.
+
+    The picture shows the image beside the one to compare it with. An image beside it can be
+    selected if it is a partner.
+    """
     classes = dataset.by_id["class"]
     beside = {
         path: next(other for other in one if other != path)
@@ -181,7 +189,10 @@ def _pictures(dataset: Dataset, finding: Finding) -> Callable[..., Picture]:
 def _several(
     finding: Finding, action: Action, paths: Sequence[str], picture: Callable[[str], Picture]
 ) -> None:
-    """The first so many of a list sorted by confidence, with those at its border: what a threshold does is seen before it is used."""
+    """Draw the selection of the first images of a list that is sorted by confidence.
+
+    Images at the border are shown, so that the effect of a threshold is visible before it is used.
+    """
     with st.expander("Bulk selection"):
         count = st.slider(
             "How many, most confident first",
@@ -210,7 +221,7 @@ def _several(
 
 
 def _spellings(dataset: Dataset, finding: Finding) -> None:
-    """Each pair of class names, with images of both, to be confirmed by itself."""
+    """Draw each pair of similar class names with images of both, each with its own button."""
     pairs: dict[tuple[str, str], list[str]] = {}
     for path in finding.paths:
         pairs.setdefault((finding.notes[path], finding.to[path]), []).append(path)
@@ -245,7 +256,10 @@ def _as_text(finding: Finding) -> None:
 
 
 def _answers(finding: Finding, chosen: set[str]) -> None:
-    """The finding's one action, on the selected images, or, where it was measured, on all; and a way to dismiss it."""
+    """Draw the finding's one action and a button to dismiss the finding.
+
+    The action is applied to the selected images, or to all images if the finding was measured.
+    """
     action = KINDS[finding.kind].action
     paths = [path for path in finding.paths if path in chosen]
     if not paths and (finding.bulk or len(finding.paths) == 1):
@@ -256,7 +270,8 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
             words = f"{_VERBS[action]} {_which(paths, chosen)}" + (
                 f" as {min(targets)}" if len(targets) == 1 else ""
             )
-            # A click that was on its way to all of them must not act on those that were selected meanwhile, nor the other way round.
+            # A click on the button for all images must not act on images that were selected
+            # meanwhile, nor the other way round.
             key = f"act-{'selected' if chosen else 'all'}-{finding.kind}"
             st.button(plain(words), key=key, on_click=_act, args=(finding, paths))
         elif action:
@@ -292,12 +307,15 @@ def _dismiss_button(finding: Finding) -> None:
 
 
 def _act(finding: Finding, paths: Sequence[str]) -> None:
-    """A callback: the change is made once it is asked for, and not for each button that is drawn."""
+    """Apply a finding's action to images (a callback).
+
+    The changes are made on the click, not for each button that is drawn.
+    """
     change_undoably(*finding.edits(paths))
 
 
 def _dismiss(finding: Finding) -> None:
-    """A callback."""
+    """Dismiss a finding (a callback)."""
     change_undoably(
         Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind)
     )

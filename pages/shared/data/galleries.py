@@ -1,4 +1,4 @@
-"""The images of a data set as galleries: all of them, those picked on the map, and those similar to a chosen one."""
+"""Galleries of a data set: all images, images picked on the map, and images similar to another."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,8 +26,8 @@ _TITLES = {
     "sure": "Label confidence, highest first",
 }
 _HELP = (
-    "Label confidence: the probability of an image's label, predicted by a linear model that has seen neither the image nor its "
-    "near-duplicates. It is known after *Compare layers*."
+    "Label confidence: the probability of an image's label, predicted by a linear model that has "
+    "seen neither the image nor its near-duplicates. It is known after *Compare layers*."
 )
 _NEAREST = 8
 _EXAMPLES, _EXAMPLE_WIDTH = 12, 96  # images; pixels, at least
@@ -48,7 +48,7 @@ def examples(dataset: Dataset) -> None:
 
 
 def images(dataset: Dataset) -> None:
-    """All images: filtered, sorted, selected, changed."""
+    """Draw all images, to be filtered, sorted, selected and changed."""
     report = report_of(dataset)
     in_use = [split for split in SPLITS if (dataset.table["split"] == split).any()]
     orders = [*_ORDERS, *(_BY_CONFIDENCE if report else ())]
@@ -91,12 +91,12 @@ def images(dataset: Dataset) -> None:
 
 
 def _kept(filtered_by: str) -> dict[str, Any]:
-    """Of a filter: each data set has its own, which stays while other tabs and pages are looked at."""
+    """Return the key of a filter. Each data set has its own filters, which persist across pages."""
     return {"key": key_for_data(f"filter-{filtered_by}"), "persist_state": "session"}
 
 
 def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) -> list[str]:
-    """The ids in the order asked for; images without a prediction come last."""
+    """Return the ids in the chosen order; images without a prediction come last."""
     ids = rows["id"]
     if predictions is not None:
         confidence = ids.map(predictions["label_confidence"])
@@ -106,7 +106,7 @@ def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) ->
             ).index
         ]
     elif order == "class":
-        # all classes on the first page
+        # Show all classes on the first page.
         ids = ids.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]
     return ids.tolist()
 
@@ -118,7 +118,11 @@ def _selection(
     per_page: int,
     predictions: pd.DataFrame | None = None,
 ) -> set[str]:
-    """A gallery to select from; with what each image is taken for, where it is sorted by that."""
+    """Draw a gallery to select from.
+
+    Args:
+        predictions: predictions to show with each image; None to show only its class.
+    """
     classes, splits = dataset.by_id["class"], dataset.by_id["split"]
 
     def picture(index: int) -> Picture:
@@ -138,7 +142,7 @@ def _selection(
 
 
 def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
-    """The images nearest to a selected one; to one of those selected, where there are several."""
+    """Draw the nearest neighbours of a selected image; of several, the user chooses one."""
     if not chosen:
         return
     report, samples = report_of(dataset), sorted(chosen)
@@ -170,13 +174,14 @@ def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
     with st.container(border=True):
         st.markdown(
             f"**Similar to {plain(sample)}** ({plain(classes.loc[sample])})",
-            help=f"Nearest neighbours by cosine distance (0 to 2) between the embeddings of {report.backbone}.",
+            help="Nearest neighbours by cosine distance (0 to 2) between the embeddings of "
+            f"{report.backbone}.",
         )
         picture_gallery(len(near), picture, key=f"similar-{key}", per_page=_NEAREST)
 
 
 def map_of_images(dataset: Dataset) -> None:
-    """The embeddings in the plane, and the images of the points that are picked."""
+    """Draw the embeddings in the plane, and the images of the points that are picked."""
     report = report_of(dataset)
     if report is None:
         analyze(dataset, "map")
@@ -192,8 +197,9 @@ def map_of_images(dataset: Dataset) -> None:
     )
     places = report.places.merge(dataset.table[["id", "class", "split"]], on="id")
     st.caption(
-        f"{things(len(places), 'image')}: images with similar features of {report.backbone} are close together. Click a point, or draw "
-        "around some (box or lasso, at the top right), to see the images. Distances between distant groups mean little."
+        f"{things(len(places), 'image')}: images with similar features of {report.backbone} are "
+        "close together. Click a point, or draw around some (box or lasso, at the top right), to "
+        "see the images. Distances between distant groups mean little."
     )
     names = (
         {split: SPLIT_WORDS[split] for split in SPLITS}

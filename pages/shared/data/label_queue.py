@@ -1,4 +1,4 @@
-"""The queue of images to label that a session shows, ranked beside the page."""
+"""Queue of images to label in a session, ranked in the background."""
 
 from functools import partial
 from typing import Any
@@ -11,46 +11,52 @@ from finetune_core.labelling.session import Labelling, Labels, Probe, Ranking
 from pages.shared.images import picture_bytes, picture_url
 from pages.shared.jobs import jobs
 
-_AHEAD = 160  # images that a browser holds: half a minute of five keys a second
+_AHEAD = 160  # images that a browser holds: half a minute at five keys a second
 _MADE_AT_ONCE = 32  # thumbnails; the others follow when the browser asks again
 _SIDE = 400  # pixels of a thumbnail
-_PLACES = 600  # of thumbnails that the server hands out
+_PLACES = 600  # addresses of thumbnails
 _REFIT = 5  # labels between two fits of the linear probe
 
 
 class SessionQueue:
-    """The images that a session is shown for a label, in the latest order.
+    """Images that a session is shown for labelling, in the latest order.
 
     Attributes:
-        labelling: what they are of.
+        labelling: the labelling that the images belong to.
     """
 
     def __init__(self, labelling: Labelling) -> None:
         self.labelling = labelling
         self._ranking: Ranking | None = None
-        self._job: Job | None = None  # the next ranking
-        self._wanted = ("", "")  # its order
+        self._job: Job | None = None  # computes the next ranking
+        self._wanted = ("", "")  # order of the next ranking
         self._pictures: dict[int, tuple[str, bytes]] = {}  # row -> place, JPEG
         self._made = 0
 
     @property
     def probe(self) -> Probe:
-        """The linear probe of the latest ranking."""
+        """Linear probe of the latest ranking."""
         return self._latest.probe
 
     def rank(self, labels: Labels, order: str, of: str) -> None:
-        """Begin a new ranking every few labels, and take the last one that is complete.
+        """Start a new ranking every few labels, and take the latest complete one.
 
         Only the first ranking, and the first in another order, is waited for.
 
+        Args:
+            labels: labels so far.
+            order: key of ``ORDERS``.
+            of: image or class that the order refers to.
+
         Raises:
-            DataError: when images cannot be ranked in that order.
+            DataError: if images cannot be ranked in that order.
         """
         self._take()
         latest = self._ranking
         fits = latest is not None and (latest.order, latest.of) == (order, of)
         if self._job is not None and self._wanted != (order, of):
-            self._job = None  # it ends by itself, and nobody looks at it
+            # The job ends by itself, and its result is ignored.
+            self._job = None
         if self._job is None and not (fits and _is_recent(self._latest.labels, labels)):
             key = f"rank:{id(self.labelling)}:{labels.count}:{labels.waiting.sum()}:{order}:{of}"
             work = partial(self.labelling.rank, labels, order, of)
@@ -60,11 +66,11 @@ class SessionQueue:
             self._take()
 
     def draw(self, labels: Labels) -> dict[str, Any]:
-        """Return the next images as the browser needs them.
+        """Return the next images in the form that the browser needs.
 
         Returns:
-            ``images``, without those that cannot be read, and whether there are ``more``: when
-            more thumbnails are to be made, or a new ranking is on its way.
+            ``images``, without unreadable ones, and ``more``: whether more thumbnails have to be
+            made, or a new ranking is on its way.
         """
         rows = self._latest.rows
         rows = rows[labels.waiting[rows]][:_AHEAD].tolist()
@@ -96,7 +102,7 @@ class SessionQueue:
         self._ranking = job.result or self._ranking
 
     def _picture(self, row: int) -> bytes:
-        """Return the thumbnail of an image; empty where it cannot be read."""
+        """Return the thumbnail of an image; empty if the image cannot be read."""
         made = picture_bytes(self.labelling.root / str(self.labelling.pool["id"].iat[row]), _SIDE)
         return made if isinstance(made, bytes) else b""
 
@@ -116,5 +122,5 @@ class SessionQueue:
 
 
 def _is_recent(before: Labels, now: Labels) -> bool:
-    """Return whether few labels are new, and no image waits that was passed over before."""
+    """Return whether few labels are new, and no passed-over image waits again."""
     return abs(now.count - before.count) < _REFIT and not (now.waiting & ~before.waiting).any()

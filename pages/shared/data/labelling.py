@@ -1,4 +1,4 @@
-"""Dataset, Label: a folder of images is added, and each image gets its class by a key."""
+"""Dataset, Label: add a folder of images, and give each image its class by a key."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -48,7 +48,8 @@ def label_images(dataset: Dataset) -> None:
         labelling = _prepared(dataset, data, unlabelled)
         if labelling is not None:
             _desk(data, labelling)
-    except FinetuneError as error:  # of a folder that is gone, say: it can be removed
+    except FinetuneError as error:
+        # A folder may be gone: it can be removed below.
         st.error(plain(str(error)), icon=":material/error:")
     with st.expander("Folders without labels", icon=":material/folder:", key="label-folders"):
         _folders(data, unlabelled)
@@ -58,7 +59,7 @@ def label_images(dataset: Dataset) -> None:
 def _folders(data: str, unlabelled: Unlabelled) -> None:
     for folder in unlabelled.folders:
         with st.container(horizontal=True, vertical_alignment="center"):
-            # an upload or a recording lies in a folder that nobody has chosen
+            # Uploads and recordings lie in a folder that nobody has chosen: show the name only.
             is_upload = Path(folder).is_relative_to(unlabelled_folder(image_root(data)))
             shown = Path(folder).name if is_upload else folder
             st.markdown(f":material/folder: {plain(shown)}", width="stretch")
@@ -72,12 +73,16 @@ def _folders(data: str, unlabelled: Unlabelled) -> None:
 
 @st.cache_resource(show_spinner=False)
 def _held() -> dict[tuple[Any, ...], Labelling]:
-    """What this process has prepared, by the data set's own images, folders and backbone."""
+    """Return the labellings of this process, by the data set's own images, folders and backbone."""
     return {}
 
 
 def _prepared(dataset: Dataset, data: str, unlabelled: Unlabelled) -> Labelling | None:
-    """Features of all images, with a bar. A label does not change what is held."""
+    """Compute the features of all images, with a progress bar. Labels do not invalidate the cache.
+
+    Returns:
+        None if the computation was stopped.
+    """
     backbone, size = backbone_and_size()
     fit = image_fit()
     own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
@@ -97,7 +102,7 @@ def _prepared(dataset: Dataset, data: str, unlabelled: Unlabelled) -> Labelling 
 
 @st.fragment
 def _desk(data: str, labelling: Labelling) -> None:
-    """Everything that a key changes: an answer draws only this part of the page."""
+    """Draw the part of the page that a key changes. An answer redraws only this fragment."""
     if problem := st.session_state.pop("label_problem", None):
         st.error(plain(problem), icon=":material/error:")
     try:
@@ -126,7 +131,7 @@ def _desk(data: str, labelling: Labelling) -> None:
 
 
 def _queue(labelling: Labelling) -> SessionQueue:
-    """The queue of this session; another labelling has another one."""
+    """Return this session's queue for a labelling."""
     key = key_for_data("label-queue")
     queue = st.session_state.get(key)
     if queue is None or queue.labelling is not labelling:
@@ -135,7 +140,7 @@ def _queue(labelling: Labelling) -> SessionQueue:
 
 
 def _keep(data: str, labelling: Labelling, answers: Sequence[Answer]) -> None:
-    """Save what a browser sends. Images that are not in the queue any more are passed over."""
+    """Save answers from a browser, except for images that have left the queue."""
     known = [answer for answer in answers if answer.path in labelling.split_of]
     save_answers(data, labelling.split_of, known)
 
@@ -146,16 +151,16 @@ def _show_similar(sample: str) -> None:
 
 
 def _classes(data: str, labelling: Labelling, labels: Labels) -> list[str]:
-    """Return all classes; those of the data set keep their keys, new ones follow."""
+    """Return all classes. Those of the data set keep their keys, and new ones follow."""
     new = load_unlabelled(data).classes
     return list(dict.fromkeys((*labelling.classes, *new, *labelling.classes_with(labels))))
 
 
 def _choose_order(classes: Sequence[str]) -> tuple[str, str, int]:
-    """Draw the choice of an order and of how many images are shown at once.
+    """Draw the choice of an order and of the number of images shown at once.
 
     Returns:
-        The order, the image or class that it is by, and the number of images.
+        The order, the image or class that the order refers to, and the number of images.
     """
     like = st.session_state.get(key_for_data("label-like"), "")
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -203,7 +208,10 @@ def _summary(labelling: Labelling, labels: Labels, probe: Probe) -> None:
 
 
 def _below(data: str, labelling: Labelling, edits: Sequence[Edit], labels: Labels) -> None:
-    """A new class, skipped images, the manifest, and the way to the rest of the page."""
+    """Draw the field for a new class and the buttons below the images.
+
+    The buttons bring skipped images back, download the manifest, and update the page.
+    """
     key = key_for_data("label-class")
 
     def add() -> None:
@@ -236,7 +244,7 @@ def _below(data: str, labelling: Labelling, edits: Sequence[Edit], labels: Label
 
 
 def _attempt(act: Callable[[], None]) -> None:
-    """Do what a callback is for; its error is shown where the images are."""
+    """Run the body of a callback. Its error is shown beside the images."""
     try:
         act()
     except FinetuneError as error:

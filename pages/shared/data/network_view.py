@@ -1,4 +1,4 @@
-"""Preprocessing: the original of an image beside the network's input, and its augmented versions."""
+"""Preprocessing: an image beside the network's input, and its augmented versions."""
 
 from collections.abc import Iterable
 
@@ -24,7 +24,7 @@ _FITTED = {
 
 
 def fed_to_network(dataset: Dataset) -> None:
-    """An image beside the network's input, and what augmentation makes of it."""
+    """Draw an image beside the network's input, and its augmented versions."""
     backbone, size = backbone_and_size()
     info = input_info(settings.as_set().model_copy(update={"backbone": backbone}))
     some = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
@@ -59,10 +59,11 @@ def fed_to_network(dataset: Dataset) -> None:
             alt=f"{chosen}, network input",
         )
         st.markdown(
-            f"{_FITTED[info.fit].format(info.interpolation)}: **{size} × {size} pixels, 3 channels**. Then each channel is shifted "
-            f"by its mean ({_listed(info.mean)}) and divided by its standard deviation ({_listed(info.std)}); the numbers here go from "
-            f"**{fed.low:.2f}** to **{fed.high:.2f}**. The image is those numbers turned back into colours. Backbone, size and the rest "
-            "are set on the Configure page.",
+            f"{_FITTED[info.fit].format(info.interpolation)}: **{size} × {size} pixels, 3 "
+            f"channels**. Then each channel is shifted by its mean ({_listed(info.mean)}) and "
+            f"divided by its standard deviation ({_listed(info.std)}); the numbers here go from "
+            f"**{fed.low:.2f}** to **{fed.high:.2f}**. The image is those numbers turned back "
+            "into colours. Backbone, size and the rest are set on the Configure page.",
             width=420,
         )
     _augmentations(dataset, chosen, info, size)

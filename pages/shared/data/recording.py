@@ -1,4 +1,4 @@
-"""Dataset → Camera: name a class, hold an object up, record; look at what was recorded, and go on with it."""
+"""Dataset → Camera: name a class, hold an object up, record, review the frames, and continue."""
 
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ _PER_PAGE = 12
 
 @st.fragment
 def record() -> None:
-    """Record a data set, or go on with one."""
+    """Record a data set, or continue one."""
     with st.grid("auto", min_column_width=220, gap="small"):
         with st.container():
             name = _data_set()
@@ -57,9 +57,10 @@ def record() -> None:
             _arrived,
         )
         st.caption(
-            "Hold the button (or Space) for a few seconds. All frames of one recording are nearly alike, so they stay in one split: record "
-            "at least twice per class, and move the object in between. Frames are sent only to the machine that Thaw runs on, and stay there"
-            + (f", in {plain(str(recordings_folder(owner()) / name))}." if name else ".")
+            "Hold the button (or Space) for a few seconds. All frames of one recording are nearly "
+            "alike, so they stay in one split: record at least twice per class, and move the "
+            "object in between. Frames are sent only to the machine that Thaw runs on, and stay "
+            "there" + (f", in {plain(str(recordings_folder(owner()) / name))}." if name else ".")
         )
     if not name:
         return
@@ -73,7 +74,11 @@ def record() -> None:
 
 
 def _data_set() -> str:
-    """The name of the data set; empty where it cannot be one, and the field says why."""
+    """Draw the field for the data set's name.
+
+    Returns:
+        The name; empty if it is not valid: then the page says why.
+    """
     known = recordings(owner())
     name = st.selectbox(
         "Data set",
@@ -87,20 +92,26 @@ def _data_set() -> str:
 
 
 def _class(folder: Path) -> str:
-    """The class that is recorded next; empty where there is none yet, and the field says why."""
+    """Draw the field for the class to record next.
+
+    Returns:
+        The class; empty if there is none yet, or it is not valid: then the page says why.
+    """
     typed = st.text_input(
         "Class",
         key=_CLASS,
         persist_state="session",
         placeholder="mug",
         help="What you hold up.",
-        live=True,  # or a press of the record button that ends typing would still record the class before
+        # Without ``live``, pressing the record button while typing would record the earlier class.
+        live=True,
     ).strip()
     return _checked(typed, "class", list(frames_by_class(folder)))
 
 
 def _checked(name: str, what: str, known: list[str]) -> str:
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         try:
             return checked_name(name, what, known) if name else ""
         except DataError as error:
@@ -113,7 +124,7 @@ def _arrived(batch: Batch) -> None:
 
 
 def _classes(folder: Path, class_name: str) -> None:
-    """How much there is of each class, and what is still to be recorded."""
+    """Draw the number of frames of each class, and what is still to be recorded."""
     for name, files in frames_by_class(folder).items():
         with st.container(horizontal=True, vertical_alignment="center", key=f"recorded-{name}"):
             made = len(presses(files))
@@ -147,7 +158,7 @@ def _classes(folder: Path, class_name: str) -> None:
 
 
 def _frames(folder: Path, class_name: str) -> None:
-    """The frames of the class that is recorded, the latest first, each to be deleted."""
+    """Draw the frames of the class being recorded, the latest first, each to be deleted."""
     files = frames_by_class(folder).get(class_name, [])[::-1]
     if not files:
         st.caption(plain(f"No frame of {class_name} yet."))
@@ -181,7 +192,7 @@ def _frames(folder: Path, class_name: str) -> None:
 
 
 def _delete(folder: Path, ids: list[str], key: str) -> None:
-    """A callback."""
+    """Delete frames (a callback)."""
     try:
         delete(folder, ids)
     except FinetuneError as error:
@@ -192,7 +203,7 @@ def _delete(folder: Path, ids: list[str], key: str) -> None:
 
 
 def _undo(folder: Path) -> None:
-    """What was deleted last in this session, with the way back."""
+    """Draw the session's latest deletion, with *Undo*."""
     with st.container():
         if problem := st.session_state.pop("recording_problem", None):
             st.error(plain(problem), icon=":material/error:")
@@ -211,7 +222,7 @@ def _undo(folder: Path) -> None:
 
 
 def _restore(folder: Path) -> None:
-    """A callback."""
+    """Restore the deleted frames (a callback)."""
     try:
         restore(folder)
     except FinetuneError as error:
@@ -219,7 +230,7 @@ def _restore(folder: Path) -> None:
 
 
 def _onward(folder: Path) -> None:
-    """What can be done once two classes are there."""
+    """Draw the next steps, which are enabled once there are two classes."""
     ready = _ready(folder.name)
     lacking = (
         None if ready else f"Record two classes with at least {LEAST_OF_CLASS} frames each first."
@@ -264,16 +275,16 @@ def _onward(folder: Path) -> None:
 
 
 def _ready(name: str) -> bool:
-    """Whether two classes of a data set can be told apart, and that be evaluated."""
+    """Return whether two classes of a data set have enough frames to train and to evaluate."""
     found = frames_by_class(recordings_folder(owner()) / name)
     return sum(len(files) >= LEAST_OF_CLASS for files in found.values()) >= 2
 
 
 def _use(folder: Path) -> None:
-    """Choose what was recorded, as it is now.
+    """Choose the recorded data set as it is now.
 
     Raises:
-        FinetuneError: when it cannot be used.
+        FinetuneError: if it cannot be used.
     """
     key = f"recorded:{folder}"
     manifest = wait_for(key, "Looking at the frames", partial(settle_split, folder))

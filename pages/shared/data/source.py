@@ -1,5 +1,4 @@
-"""Sources of images: the sample, a folder of this computer, an upload, a public data set, or a
-camera."""
+"""Sources of images: the sample, a local folder, an upload, a public data set, or a camera."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,13 +33,16 @@ _SOURCES = {
     "camera": "Camera",
 }
 _KINDS = {"archive": "A ZIP or TAR", "directory": "A folder"}
-FOLDERS = "One subfolder of images per class; or train/ and val/ (and test/, if you like) with such subfolders."
+FOLDERS = (
+    "One subfolder of images per class; or train/ and val/ (and test/, if you like) with such "
+    "subfolders."
+)
 
 
 def choose_source() -> None:
     """Draw the ways to choose a data set (``chosen.data_folder``)."""
     chosen = data_folder()
-    # A box of its own for each data set: it is closed once one is chosen.
+    # Each data set has its own box, so that the box is closed once a data set is chosen.
     box = st.expander(
         "Choose other images" if chosen else "Choose images",
         expanded=not chosen,
@@ -48,21 +50,23 @@ def choose_source() -> None:
         key=f"source-{chosen}",
         on_change="rerun",
     )
-    if not box.open:  # folders are not walked, nor uploads taken, behind a closed one
+    if not box.open:
+        # A closed box walks no folders and takes no uploads.
         return
     with box:
         offer_data()
         try:
             _ways()
-        except FinetuneError as error:  # what was chosen before stays
+        except FinetuneError as error:
+            # The earlier choice stays.
             st.error(plain(str(error)), icon=":material/error:")
 
 
 def _ways() -> None:
-    """A folder of this computer, an upload, a public data set, a camera.
+    """Draw the choice among a local folder, an upload, a public data set, and a camera.
 
     Raises:
-        FinetuneError: when what is to be chosen cannot be had.
+        FinetuneError: if the chosen data cannot be used.
     """
     st.segmented_control(
         "Images",
@@ -80,7 +84,7 @@ def _ways() -> None:
 
 
 def _chosen(data: Path) -> NoReturn:
-    """Choose what was just found, and draw the page with it."""
+    """Choose the data set that was just found, and redraw the page with it."""
     choose_data(str(data))
     st.rerun()
 
@@ -93,8 +97,8 @@ def _folder() -> None:
         key="data_folder",
         persist_state="session",
         placeholder="~/pictures",
-        help=f"{FOLDERS} Or a .zip or .tar of that; or a .csv or .parquet table with the columns path and label, and, if you like, "
-        "split and group.",
+        help=f"{FOLDERS} Or a .zip or .tar of that; or a .csv or .parquet table with the columns "
+        "path and label, and, if you like, split and group.",
     ).strip()
     if not named:
         choose_folder(_chosen)
@@ -147,7 +151,10 @@ def _upload() -> None:
 
 
 def _uploaded_before() -> None:
-    """What lies in the app's own folder; where people sign in, each has their own among the recent ones."""
+    """Draw the earlier uploads in the app's own folder.
+
+    On a server with sign-in, each person has their own uploads among the recent data sets instead.
+    """
     before = {
         str(folder): folder.name
         for folder in imported_folders()
@@ -182,8 +189,8 @@ def _public() -> None:
     )
     one = PUBLIC_SETS[name]
     st.markdown(
-        f"{plain(one.about)} {number(one.images)} images, {number(one.classes)} classes. [Source]({one.source}). "
-        f"**Licence:** {plain(one.licence)}"
+        f"{plain(one.about)} {number(one.images)} images, {number(one.classes)} classes. "
+        f"[Source]({one.source}). **Licence:** {plain(one.licence)}"
     )
     key = f"fetch:{name}"
     if is_fetched(name):
@@ -201,10 +208,17 @@ def _public() -> None:
 
 
 def _once(key: str, make: Callable[[], Work[Path]], words: str) -> None:
-    """Choose what is made of an upload, once per session: the browser's widget hands the same one over at every rerun.
+    """Import an upload and choose it, once per session.
+
+    The browser's widget hands the same upload over at every rerun.
+
+    Args:
+        key: key of the job.
+        make: makes the work of importing.
+        words: text of the progress bar.
 
     Raises:
-        DataError: when it was stopped.
+        DataError: if the import was stopped.
     """
     made = st.session_state.setdefault("imported", set())
     if key not in made:

@@ -1,5 +1,4 @@
-"""Dataset, Label: the ways to bring images without labels: a folder or an archive, an upload, the
-camera."""
+"""Dataset, Label: sources of images without labels: folder, archive, upload, or camera."""
 
 import secrets
 from collections.abc import Callable
@@ -46,7 +45,7 @@ def add_unlabelled(data: str, unlabelled: Unlabelled) -> None:
         persist_state="session",
         label_visibility="collapsed",
     )
-    # fields of their own for each addition: they are empty once one is made
+    # Each addition has its own fields, so that they are empty after an addition.
     turn = len(unlabelled.folders)
     try:
         {"folder": _folder, "upload": _upload, "camera": _camera}[source](data, turn)
@@ -82,7 +81,7 @@ def _upload(data: str, turn: int) -> None:
 
 
 def _add(data: str, what: str, make: Callable[..., Work[Unlabelled]]) -> None:
-    """Add images, with a bar, and draw the page with them."""
+    """Add images, with a progress bar, and redraw the page with them."""
     set_aside = bool(st.session_state.get(_set_aside_key()))
     work = partial(make, set_aside=set_aside, roots=readable_roots())
     wait_for_whole(f"unlabelled:{data}:{what}", "Adding images", work)
@@ -91,8 +90,8 @@ def _add(data: str, what: str, make: Callable[..., Work[Unlabelled]]) -> None:
 
 @st.fragment
 def _camera(data: str, turn: int) -> None:
-    """Record frames, and add them once there are enough."""
-    # a folder of its own for each addition and session: its images are listed once
+    """Record frames, and add them once there are some."""
+    # Each addition and session has its own folder, because its images are listed once.
     key = key_for_data(f"label-frames-{turn}")
     name = st.session_state.setdefault(key, f"camera-{secrets.token_hex(4)}")
     folder = unlabelled_folder(image_root(data)) / name
@@ -114,11 +113,12 @@ def _camera(data: str, turn: int) -> None:
         on_click=_add_frames,
         args=(data, folder),
     ):
-        st.rerun()  # the whole page, not this part of it
+        # Redraw the whole page, not only this fragment.
+        st.rerun()
 
 
 def _add_frames(data: str, folder: Path) -> None:
-    """Add what was recorded (a callback)."""
+    """Add the recorded frames (a callback)."""
     set_aside = bool(st.session_state.get(_set_aside_key()))
     roots = readable_roots()
 
