@@ -1,4 +1,7 @@
-"""The section of Compare that makes one network of several: a run whose weights or probabilities are averaged, queued like any other."""
+"""Averages on Compare: a run that averages the weights or probabilities of several runs.
+
+The run is queued like any other one.
+"""
 
 from collections.abc import Sequence
 
@@ -22,10 +25,12 @@ WAYS: dict[How, str] = {
     "wise": "WiSE-FT",
 }
 _HELP = (
-    "Greedy soup: the mean of the weights of those networks that do not lower the validation accuracy, the best first. Soup: of all of "
-    "them (both Wortsman et al. 2022, Model soups). Ensemble: the mean of their probabilities; all networks stay, so it predicts as slowly "
-    "as all of them. WiSE-FT: between one network and what it started from, with its linear probe; the mix is "
-    "chosen on validation images (Wortsman et al. 2022, Robust fine-tuning of zero-shot models)."
+    "Greedy soup: the mean of the weights of those networks that do not lower the validation "
+    "accuracy, the best first. Soup: of all of them (both Wortsman et al. 2022, Model soups). "
+    "Ensemble: the mean of their probabilities; all networks stay, so it predicts as slowly as "
+    "all of them. WiSE-FT: between one network and what it started from, with its linear probe; "
+    "the mix is chosen on validation images (Wortsman et al. 2022, Robust fine-tuning of "
+    "zero-shot models)."
 )
 _ALL = "All of these runs"
 _BUTTONS: dict[How, str] = {
@@ -44,15 +49,19 @@ def can_average(runs: Sequence[Run]) -> bool:
 
 
 def offer_averages(runs: Sequence[Run]) -> str | None:
-    """Draw the form that averages; return the id of the run that was queued.
+    """Draw the form that averages runs.
 
     Args:
-        runs: those that are compared.
+        runs: the compared runs.
+
+    Returns:
+        The id of the run that was queued; None without one.
     """
     trained, answering = _runs_with_epochs(runs), _single_networks(runs)
     st.caption(
-        "One run from several, without training: it takes a moment. A soup predicts as fast as one of its networks, and takes runs that "
-        "began with the same head: give *Seed of the head* a number before you train several seeds. An ensemble takes any runs that have "
+        "One run from several, without training: it takes a moment. A soup predicts as fast as "
+        "one of its networks, and takes runs that began with the same head: give *Seed of the "
+        "head* a number before you train several seeds. An ensemble takes any runs that have "
         "predicted the same images."
     )
     how: How = st.segmented_control(
@@ -86,7 +95,11 @@ def _single_networks(runs: Sequence[Run]) -> list[Run]:
 
 
 def _queued(how: How, runs: Sequence[Run]) -> str | None:
-    """The id of the run; None, with the reasons on the page, where these runs cannot be averaged."""
+    """Queue a run that averages some runs.
+
+    Returns:
+        The id of the run; None, with the reasons on the page, if these runs cannot be averaged.
+    """
     try:
         with st.spinner("Comparing the runs"):
             return submit(averaged_config(how, [run.run_dir for run in runs]))
@@ -104,7 +117,7 @@ def _single(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _several(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each arm that has several, and all together where there are several arms."""
+    """Return the runs of each arm that has several, and all runs if there are several arms."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
         arms.setdefault(arm_of(run.config), []).append(run)

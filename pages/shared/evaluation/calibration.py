@@ -1,4 +1,4 @@
-"""Calibration on Evaluate: calibration, and selective prediction."""
+"""Calibration on Evaluate: reliability diagram, calibration error, and selective prediction."""
 
 from math import isnan
 
@@ -18,15 +18,15 @@ _BINNINGS: dict[Binning, str] = {
     "width": f"{BINS} of equal width",
     "mass": f"{BINS} of equally many images",
 }
-_PER_BIN = 20  # images: with fewer, what is called an error is chance for the most part
+_PER_BIN = 20  # images: with fewer, a calibration error is mostly chance
 _ECE = (
-    "Expected calibration error: mean gap between confidence and accuracy over the bins above, weighted by their number of images. "
-    "It depends on the bins."
+    "Expected calibration error: mean gap between confidence and accuracy over the bins above, "
+    "weighted by their number of images. It depends on the bins."
 )
 
 
 def calibration(run: Run, result: Evaluation) -> None:
-    """Calibration, and selective prediction."""
+    """Draw calibration and selective prediction."""
     if len(result.classes) < 2:
         st.info(
             "With a single class, confidence is always 100 %: there is nothing to calibrate.",
@@ -35,12 +35,14 @@ def calibration(run: Run, result: Evaluation) -> None:
         return
     st.markdown(
         "**Reliability diagram**",
-        help="Of the predictions with 80 % confidence, 80 % should be correct. Points below the dotted line: overconfident.",
+        help="Of the predictions with 80 % confidence, 80 % should be correct. Points below the "
+        "dotted line: overconfident.",
     )
     _reliability(run, result)
     st.markdown(
         "**Selective prediction**",
-        help="Predictions of low confidence are deferred to a person: the lower the coverage, the higher the accuracy of the rest.",
+        help="Predictions of low confidence are deferred to a person: the lower the coverage, the "
+        "higher the accuracy of the rest.",
     )
     _coverage(result)
 
@@ -64,21 +66,30 @@ def _reliability(run: Run, result: Evaluation) -> None:
         key="reliability",
         alt="Reliability diagram: accuracy against confidence",
     )
-    caption = "Bars: 95 % intervals (Wilson) of the unscaled points; of the ECE: bootstrap, corrected for its bias. "
+    caption = (
+        "Bars: 95 % intervals (Wilson) of the unscaled points; of the ECE: bootstrap, corrected "
+        "for its bias. "
+    )
     caption += _scaling_in_words(scaled)
     if result.images < BINS * _PER_BIN:
-        caption += " With so few images, the calibration error is overestimated: chance alone moves points off the line."
+        caption += (
+            " With so few images, the calibration error is overestimated: chance alone moves "
+            "points off the line."
+        )
     st.caption(caption)
 
 
 def _numbers(before: Calibration, scaled: Scaling | None, after: Calibration | None) -> None:
-    """Calibration errors before and after temperature scaling, where there could be one, and what that was."""
+    """Draw calibration errors before and after temperature scaling, and the temperature if any."""
     with st.container(horizontal=True):
         _error("ECE", before, _ECE)
         if after and scaled:
             _error("ECE, scaled", after, f"{_ECE} After temperature scaling.")
             words = " and ".join(f"{one:.2f}" for one in scaled.temperatures)
-            note = "What logits are divided by (Guo et al. 2017). Above 1: the network was overconfident. The predicted classes stay the same."
+            note = (
+                "What logits are divided by (Guo et al. 2017). Above 1: the network was "
+                "overconfident. The predicted classes stay the same."
+            )
             st.metric("Temperature", words, help=note, border=True, height="stretch")
             st.metric(
                 "Loss, scaled",
@@ -92,19 +103,32 @@ def _numbers(before: Calibration, scaled: Scaling | None, after: Calibration | N
 
 
 def _error(label: str, found: Calibration, meaning: str) -> None:
-    """A calibration error with its interval."""
+    """Draw a calibration error with its interval."""
     share_metric(label, found.ece, found.ece_low, found.ece_high, meaning)
 
 
 def _scaling_in_words(scaled: Scaling | None) -> str:
     if scaled is None:
-        return f"Too few images to fit a temperature on: it takes {FEWEST} other than those it is evaluated on."
+        return (
+            f"Too few images to fit a temperature on: it takes {FEWEST} other than those it is "
+            "evaluated on."
+        )
     if scaled.source == "val":
-        text = f"The temperature was fitted on the {number(scaled.images[0])} validation images, none of which are in this figure."
+        text = (
+            f"The temperature was fitted on the {number(scaled.images[0])} validation images, "
+            "none of which are in this figure."
+        )
     else:
-        text = f"A temperature must not be evaluated on the images it was fitted on, so each half of these was scaled with the temperature of the other half ({number(scaled.images[0])} and {number(scaled.images[1])} images)."
+        text = (
+            "A temperature must not be evaluated on the images it was fitted on, so each half of "
+            f"these was scaled with the temperature of the other half ({number(scaled.images[0])} "
+            f"and {number(scaled.images[1])} images)."
+        )
     if scaled.at_limit:
-        text += " Those images do not determine it (nearly all are classified correctly, or the logits carry no information): it is at the end of its range."
+        text += (
+            " Those images do not determine it (nearly all are classified correctly, or the "
+            "logits carry no information): it is at the end of its range."
+        )
     return text
 
 
@@ -143,5 +167,6 @@ def _coverage(result: Evaluation) -> None:
     )
     if result.split == "test":
         st.caption(
-            "Choose the threshold on the validation images and evaluate it here: one chosen on these images looks better than it is."
+            "Choose the threshold on the validation images and evaluate it here: one chosen on "
+            "these images looks better than it is."
         )

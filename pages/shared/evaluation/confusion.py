@@ -1,4 +1,4 @@
-"""The Mistakes tab of Evaluate: the confusion matrix, and beside it the images behind it."""
+"""Mistakes on Evaluate: the confusion matrix, and beside it the images behind it."""
 
 import streamlit as st
 
@@ -18,7 +18,8 @@ _NUMBERS: dict[Shares, str] = {
 _ORDERS = {"name": "By name", "confusion": "By confusion"}
 _CLICKED, _SHOWN, _FORGOTTEN = "cells_clicked", "cells_shown", "rows_forgotten"
 
-# Scrolls only where its place is not in view: beside the matrix it is, below it, on a phone, not.
+# Scrolls only if the place is out of view: below the matrix on a phone, not beside it on a wide
+# screen.
 _INTO_VIEW = st.components.v2.component(
     "thaw_into_view",
     html='<div class="place"></div>',
@@ -79,7 +80,7 @@ def _images(run: Run, result: Evaluation, mark: str) -> None:
 
 
 def _bring_into_view() -> None:
-    """Scroll to this place where a cell has been clicked since the last time."""
+    """Scroll here if a cell has been clicked since the last drawing."""
     clicks, seen = (st.session_state.get(key, 0) for key in (_CLICKED, _SHOWN))
     _INTO_VIEW(data={"wanted": clicks > seen, "clicks": clicks}, key="into-view")
     st.session_state[_SHOWN] = clicks
@@ -108,7 +109,7 @@ def _class_box(words: str, key: str, result: Evaluation) -> int | None:
 
 
 def _forget_row() -> None:
-    """Have the table drawn afresh: what is marked there must not differ from the boxes."""
+    """Have the table drawn afresh, so that its marked row does not differ from the boxes."""
     st.session_state[_FORGOTTEN] = st.session_state.get(_FORGOTTEN, 0) + 1
 
 
@@ -124,7 +125,12 @@ def _choose_cell(mark: str, true: int, predicted: int) -> None:
 
 
 def _matrix_view(result: Evaluation) -> tuple[Shares, str]:
-    """Return what the cells say (of ``_NUMBERS``) and how classes are sorted (of ``_ORDERS``)."""
+    """Draw the options of the matrix.
+
+    Returns:
+        The numbers in the cells (a key of ``_NUMBERS``) and the order of the classes (a key of
+        ``_ORDERS``).
+    """
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shares = st.segmented_control(
             "Numbers",
@@ -167,7 +173,7 @@ def _matrix(result: Evaluation, mark: str) -> None:
             result.classes,
             shares,
             confusion_order(result.confusion) if order == "confusion" else None,
-            # As the boxes say: plotly's own selection is gone once the figure changes.
+            # Taken from the boxes, because plotly loses its own selection when the figure changes.
             chosen=(
                 st.session_state.get(f"true-{mark}"),
                 st.session_state.get(f"predicted-{mark}"),

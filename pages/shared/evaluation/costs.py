@@ -23,7 +23,7 @@ _PARETO = (
 
 
 def draw_costs(comparison: Comparison) -> None:
-    """Draw accuracy against cost and, where the runs differ in them, depth and amount of data."""
+    """Draw accuracy against cost, and against depth and amount of data if the runs differ there."""
     _pareto(comparison)
     _shapes(comparison)
 
@@ -54,7 +54,7 @@ def _pareto(comparison: Comparison) -> None:
 
 
 def _shapes(comparison: Comparison) -> None:
-    """Depth and amount of data, where the runs differ in them."""
+    """Draw accuracy against depth and amount of data, if the runs differ in these."""
     name = accuracy_name(comparison.split)
     drawn = [
         (
@@ -81,6 +81,7 @@ def _shapes(comparison: Comparison) -> None:
 
 @st.fragment
 def draw_curves(comparison: Comparison) -> None:
+    """Draw the learning curves of all runs by epoch or by time."""
     axis = st.segmented_control(
         "Axis",
         list(_AXES),

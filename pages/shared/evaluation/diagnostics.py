@@ -1,4 +1,4 @@
-"""Two sections of Compare: what training moved, stage by stage, and the images on which two runs disagree."""
+"""Sections of Compare: the changes of each stage in training, and images two runs disagree on."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -24,14 +24,15 @@ from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import explanation
 from pages.shared.jobs import offer
 
-_ROWS = 4  # pairs of explanations at a time: each takes a moment
+_ROWS = 4  # pairs of explanations at a time; each takes a moment
 
 
 def what_moved(runs: Sequence[Run]) -> None:
-    """Draw each run's layer diagnostics; measured on request, and kept in the runs' folders.
+    """Draw the layer diagnostics of each run. They are measured on request and kept with the runs.
 
     Args:
-        runs: evaluated ones: one per arm, in the order of the arms, whose colours and symbols they get.
+        runs: evaluated runs, one per arm in the order of the arms, whose colours and symbols they
+            get.
     """
     st.caption(
         "Each network, stage by stage, beside its initial state: weights, features, gradients.",
@@ -44,7 +45,8 @@ def what_moved(runs: Sequence[Run]) -> None:
     if joined:
         st.caption(
             plain(
-                f"Left out, because each of its networks has stages of its own: {', '.join(joined)}."
+                "Left out, because each of its networks has stages of its own: "
+                f"{', '.join(joined)}."
             )
         )
     runs = [run for run in runs if not run.config.is_ensemble]
@@ -54,7 +56,8 @@ def what_moved(runs: Sequence[Run]) -> None:
         if earlier := run.config.earlier_run:
             st.caption(
                 plain(
-                    f"{title}: its initial state is the network that it started from, the best epoch of run {Path(earlier).name}."
+                    f"{title}: its initial state is the network that it started from, the best "
+                    f"epoch of run {Path(earlier).name}."
                 )
             )
     missing = [run for run in runs if known[run.run_id] is None]
@@ -89,7 +92,8 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
         for advice, titles in advised.items():
             icon = ":material/local_fire_department:" if advice.stage else ":material/drag_handle:"
             st.markdown(
-                f"{icon} {plain(', '.join(titles))}: **{plain(advice.what)}**. {plain(advice.reason)}"
+                f"{icon} {plain(', '.join(titles))}: **{plain(advice.what)}**. "
+                f"{plain(advice.reason)}"
             )
     with right:
         if first.probes:
@@ -106,7 +110,8 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
             )
         else:
             st.caption(
-                "Not available: too few validation images for a linear model, or a network that cannot be cut between its stages."
+                "Not available: too few validation images for a linear model, or a network that "
+                "cannot be cut between its stages."
             )
     for start in range(0, len(MEASURES), 2):
         for column, measure in zip(
@@ -120,8 +125,10 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
                     alt=f"{measure.title}, by stage",
                 )
     st.caption(
-        f"Stages from the image to the head; hollow: frozen. Measured on {things(first.judged, 'validation image')} and, for gradients, "
-        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is left out where it has no meaning."
+        "Stages from the image to the head; hollow: frozen. Measured on "
+        f"{things(first.judged, 'validation image')} and, for gradients, "
+        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is left out "
+        "where it has no meaning."
     )
 
 
@@ -129,7 +136,7 @@ def disagreements(runs: Sequence[Run]) -> None:
     """Draw the images that only one of two runs classifies correctly, each with its Grad-CAM.
 
     Args:
-        runs: two or more, evaluated on the same images; of more, the user chooses which.
+        runs: two or more runs, evaluated on the same images. Of more, the user chooses two.
     """
     titles = dict(zip([run.run_id for run in runs], run_titles(runs), strict=True))
     run_a, run_b = _two_of(runs, titles) if len(runs) > 2 else runs
@@ -222,7 +229,10 @@ def _image(
                         seen.picture, caption="network input", alt=f"{row['id']}, class {true}"
                     )
                 sign = "✓" if predicted == row["label"] else "✗"
-                words = f"{sign} {title}: {found.classes[predicted]} ({percent(row[f'confidence_{letter}'], 0)})"
+                words = (
+                    f"{sign} {title}: {found.classes[predicted]} "
+                    f"({percent(row[f'confidence_{letter}'], 0)})"
+                )
                 st.image(
                     seen.overlays[predicted], caption=plain(words), alt=f"{row['id']}, {words}"
                 )

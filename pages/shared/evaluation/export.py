@@ -1,4 +1,4 @@
-"""Buttons that make a run into files for elsewhere, and hand them over as a ZIP."""
+"""Buttons that export a run to files for other programs, and download them as a ZIP."""
 
 from functools import partial
 
@@ -12,7 +12,10 @@ from pages.shared.jobs import begin, shown_outcome
 
 
 def export_buttons(run: Run) -> None:
-    """One row for each form of export. Exports are made on request; what is there is offered for download."""
+    """Draw one row for each export format.
+
+    Exports are made on request. Finished exports are offered for download.
+    """
     with st.expander("Export", icon=":material/ios_share:"):
         _rows(run)
 
@@ -28,7 +31,8 @@ def _rows(run: Run) -> None:
                     "Export",
                     key=f"export-{run.run_id}-{name}",
                     icon=":material/build:",
-                    help=f"Made from {'the events' if form.events else 'the best epoch'} of this run, and stored in the run's folder.",
+                    help=f"Made from {'the events' if form.events else 'the best epoch'} of this "
+                    "run, and stored in the run's folder.",
                     on_click=begin,
                     args=(
                         key,
@@ -43,7 +47,7 @@ def _rows(run: Run) -> None:
                 archive = f"{run.run_id}-{name}"
                 download.download_button(
                     "Download ZIP",
-                    # packed when it is asked for, not at every look at the page
+                    # Packed on request, not at every drawing of the page.
                     partial(zipped, folder, archive),
                     file_name=f"{archive}.zip",
                     mime="application/zip",

@@ -1,4 +1,4 @@
-"""Galleries of predicted images: what went wrong, and what is in a cell of the confusion matrix."""
+"""Galleries of predicted images: mistakes, and the images of a cell of the confusion matrix."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from pages.shared.images import Picture, data_picture, gallery
 
 
 def mistakes(run: Run, result: Evaluation) -> None:
-    """The mistakes of an evaluation, on the run's own images or on another data set's."""
+    """Draw the mistakes of an evaluation, on the run's own images or on another data set's."""
     by = st.segmented_control(
         "Show",
         ["confidence", "loss"],
@@ -26,9 +26,11 @@ def mistakes(run: Run, result: Evaluation) -> None:
         required=True,
         key="mistakes-by",
         persist_state="session",
-        help="Loss: how little probability the true class was given. It also ranks images that are classified correctly, but barely.",
+        help="Loss: how little probability the true class was given. It also ranks images that "
+        "are classified correctly, but barely.",
     )
-    mark = f"{run.run_id}-{result.shift.fingerprint if isinstance(result, ShiftedEvaluation) else result.split}"
+    source = result.shift.fingerprint if isinstance(result, ShiftedEvaluation) else result.split
+    mark = f"{run.run_id}-{source}"
     if by == "loss":
         pictures(
             run,
@@ -54,11 +56,15 @@ def pictures(
     caption: Callable[[pd.Series], str] | None = None,
     per_page: int = 12,
 ) -> None:
-    """A gallery of predictions, each of which can be opened.
+    """Draw a gallery of predictions. A click opens an image.
 
     Args:
-        rows: of ``result.predictions``.
-        caption: of a row; true class, predicted class and confidence when None.
+        run: the evaluated run.
+        result: its evaluation.
+        rows: rows of ``result.predictions``.
+        key: key of the gallery.
+        caption: returns the caption of a row. None: true class, predicted class and confidence.
+        per_page: images on a page.
     """
     caption = caption or (lambda row: _in_words(result, row))
 

@@ -1,4 +1,4 @@
-"""Predict → Live camera: what is held up, classified several times per second."""
+"""Predict → Live camera: frames of the camera, classified several times per second."""
 
 from collections.abc import Sequence
 
@@ -21,14 +21,17 @@ _KEY = "live-camera"
 
 
 def show_live(run: Run) -> None:
-    """The button that leads from a run to its live camera."""
+    """Draw the button that leads from a run to its live camera."""
     if st.button("Try it with the camera", icon=":material/videocam:", key="to-live"):
         st.session_state["input_kind"] = "live"
         go("pages/predict.py", run.run_id)
 
 
 def fine_tune(run: Run) -> None:
-    """The button that leads from a classifier on frozen features to a comparison with fine-tuning, on the same images."""
+    """Draw the button that compares a classifier on frozen features with fine-tuning.
+
+    The comparison uses the same images.
+    """
     compare = st.button(
         "Compare with fine-tuning",
         icon=":material/compare_arrows:",
@@ -43,7 +46,7 @@ def fine_tune(run: Run) -> None:
 
 @st.fragment
 def live(classifiers: Sequence[Classifier]) -> None:
-    """Draw the camera, and what the networks take its latest frame for."""
+    """Draw the camera, and the networks' predictions for its latest frame."""
     asked = tuple(one.run.run_id for one in classifiers)
 
     def arrived(batch: Batch) -> None:
@@ -52,13 +55,14 @@ def live(classifiers: Sequence[Classifier]) -> None:
             [answer(predictor(one.run), one.known, batch.frames[-1]) for one in classifiers],
         )
 
-    # in this order, so that a narrow screen shows both
+    # In this order, a narrow screen shows both.
     bars, picture = st.columns([4, 5], gap="medium")
     of, answers = st.session_state.get(f"{_KEY}-answers", ((), []))
     with picture:
         camera(_KEY, {"mode": "live"}, arrived)
         st.caption(
-            "Frames are sent only to the machine that Thaw runs on, which computes on its processor and keeps none of them."
+            "Frames are sent only to the machine that Thaw runs on, which computes on its "
+            "processor and keeps none of them."
         )
     with bars:
         if of != asked:
@@ -71,7 +75,10 @@ def live(classifiers: Sequence[Classifier]) -> None:
 
 
 def _bars(one: Classifier, found: Answer) -> None:
-    """One bar per class, in the order of the classes, so that none jumps; of many classes the likeliest, and the rest together."""
+    """Draw one bar per class in the order of the classes, so that no bar jumps.
+
+    Of many classes the likeliest have bars, and the rest share one.
+    """
     shares = found.probabilities
     shown = np.sort(shares.argsort()[::-1][:_MOST_BARS])
     best = int(shares.argmax())
@@ -82,7 +89,8 @@ def _bars(one: Classifier, found: Answer) -> None:
     if (folded := len(shares) - len(shown)) > 0:
         rest = min(1.0, max(0.0, 1 - float(shares[shown].sum())))
         st.progress(rest, text=f"{number(folded)} other classes · {percent(rest, 0)}")
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if found.unlike:
             st.warning(
                 "Unlike anything in training: do not trust this prediction.",

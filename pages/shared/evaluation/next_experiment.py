@@ -1,4 +1,4 @@
-"""The box on Compare that names the next experiment, starts it, or fills it in on Configure."""
+"""Next experiment on Compare: start it, or fill it in on Configure."""
 
 import hashlib
 from functools import partial
@@ -37,11 +37,12 @@ _ICONS = {"baseline": ":material/flag:", "seeds": ":material/casino:"}
 def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
     """Draw the next experiment, with its reason and its forecast.
 
-    One press starts all runs of an experiment that follows from what was measured. One that is
-    inferred is filled in on Configure.
+    One press starts all runs of an experiment that follows from measurements. An inferred
+    experiment is filled in on Configure.
 
     Args:
-        evidence: on the comparison.
+        comparison: the comparison.
+        evidence: evidence on the comparison.
 
     Returns:
         The ids of the runs to compare once a press has queued some of them; empty without one.
@@ -52,7 +53,8 @@ def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
         if experiment is None:
             st.markdown(explain_none(evidence))
             return []
-        if experiment.kind != "converge":  # the verdict says that
+        if experiment.kind != "converge":
+            # The verdict already says so in this case.
             what = experiment.what[0].upper() + experiment.what[1:]
             st.markdown(f":material/science: **{plain(what)}**. {plain(experiment.reason)}")
         if experiment.inferred:
@@ -90,9 +92,12 @@ def _offer_profile(comparison: Comparison) -> None:
 
 
 def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
-    """Offer to queue the runs of an experiment; return their ids once they are.
+    """Offer to queue the runs of an experiment.
 
-    A finished run that computes the same on the same data takes the place of a new one.
+    A finished run that computes the same on the same data replaces a new run.
+
+    Returns:
+        The ids of the runs once they are queued.
     """
     pressed = st.button(
         experiment.what[0].upper() + experiment.what[1:],
@@ -101,7 +106,8 @@ def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
         help="Everything else is as in the runs that are compared. The verdict then counts "
         + ("it." if len(experiment.configs) == 1 else "them."),
     )
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if pressed:
             try:
                 with st.spinner("Queueing"):
@@ -113,7 +119,7 @@ def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
 
 
 def _finished_on(fingerprint: str) -> dict[str, str]:
-    """Return the id of each finished run on a data set, by what the run computes."""
+    """Return the id of each finished run on a data set, by the result that the run computes."""
     return {
         _result(run.config): run.run_id
         for run in store().all()[0]
@@ -122,12 +128,16 @@ def _finished_on(fingerprint: str) -> dict[str, str]:
 
 
 def _result(config: RunConfig) -> str:
-    """Equal for runs that end with the same network."""
+    """Return a key that is equal for runs that end with the same network."""
     return run_of(config) if depends_on_seed(config) else arm_of(config)
 
 
 def _train_further(comparison: Comparison) -> dict[str, str]:
-    """Offer more epochs for each run that has not converged; return new ids by old ones."""
+    """Offer more epochs for each run that has not converged.
+
+    Returns:
+        Old id -> new id of each run that was queued.
+    """
     runs = [run for arm in comparison.arms if arm.is_undertrained for run in arm.runs]
     reasons = {run.run_id: reason for run in runs if (reason := why_not_extended(run))}
     able = [run for run in runs if run.run_id not in reasons]
@@ -143,7 +153,8 @@ def _train_further(comparison: Comparison) -> dict[str, str]:
     if reasons:
         held = "; ".join(f"{run_id}: {reason}" for run_id, reason in reasons.items())
         st.caption(plain(f"Not trained further: {held}. Give them a larger learning rate."))
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if pressed:
             try:
                 with st.spinner("Queueing"):
@@ -176,7 +187,7 @@ def _fill_in(config: RunConfig) -> None:
 
 
 def _forecast(experiment: Experiment) -> None:
-    """Time and memory where they are known; where they are not, what measures them."""
+    """Draw the forecast of time and memory, or a button that measures it."""
     first = experiment.configs[0]
     if data_folder() != first.data:
         st.caption("Its time is not known while other data are chosen: Configure has it.")

@@ -11,7 +11,7 @@ def share_metric(label: str, value: float, low: float, high: float, meaning: str
 
 
 def reference_metric(label: str, value: str, note: str, meaning: str) -> None:
-    """Draw a value and a note below it."""
+    """Draw a value and a note below it; ``meaning`` is the help text."""
     st.metric(
         label,
         value,

@@ -1,4 +1,4 @@
-"""One predicted image, opened from a gallery: large, with its probabilities, and what the network looked at."""
+"""Dialog of one predicted image: large, with its probabilities and its Grad-CAM."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import explanation
 
 _SIDE = 640  # pixels of the image
-_HEAT_WIDTH = 150  # pixels, at least, of a picture with heat
+_HEAT_WIDTH = 150  # least width of a Grad-CAM picture in pixels
 _BARS = 5  # classes
 
 
 def open_image(run: Run, result: Evaluation, row: pd.Series) -> None:
-    """Open a dialog on one of ``result.predictions``."""
+    """Open a dialog on one row of ``result.predictions``."""
     st.dialog(plain(Path(row["id"]).name), width="large")(_body)(run, result, row)
 
 
@@ -40,8 +40,9 @@ def _body(run: Run, result: Evaluation, row: pd.Series) -> None:
     with left:
         st.image(image, caption=plain(sample), width="stretch", output_format="JPEG", alt=sample)
         st.markdown(
-            f"True class: **{plain(names[row['label']])}** ({percent(probabilities[row['label']])})  \n"
-            f"Predicted class: **{plain(names[row['predicted']])}** ({percent(row['confidence'])})"
+            f"True class: **{plain(names[row['label']])}** "
+            f"({percent(probabilities[row['label']])})  \nPredicted class: "
+            f"**{plain(names[row['predicted']])}** ({percent(row['confidence'])})"
         )
     with right:
         _probabilities(result, row)
@@ -61,7 +62,7 @@ def _probabilities(result: Evaluation, row: pd.Series) -> None:
 
 
 def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
-    """Draw what supports its class, and the predicted one; where they are the same, the runner-up."""
+    """Draw the Grad-CAM of the true class and of the predicted one; if equal, of the runner-up."""
     st.header(
         "Grad-CAM",
         anchor=False,
@@ -114,7 +115,7 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
 
 
 def _layer(run: Run, seen: Explanation) -> str:
-    """The stage to explain: as chosen for the run's images, else the default."""
+    """Draw the choice of the stage to explain, and return the chosen stage."""
     *_, last = layers = list(seen.layers)
 
     def words(name: str) -> str:
@@ -130,12 +131,14 @@ def _layer(run: Run, seen: Explanation) -> str:
         persist_state="session",
         format_func=words,
         width=300,
-        help="The stage whose output is explained, and the size of its map. Later stages carry more class information, earlier ones more spatial detail. "
-        "Stages whose map is a single cell are left out.",
+        help="The stage whose output is explained, and the size of its map. Later stages carry "
+        "more class information, earlier ones more spatial detail. Stages whose map is a single "
+        "cell are left out.",
     )
     if seen.coarse and seen.layer != last:
         side = seen.layers[last]
         st.caption(
-            f"The last of these maps has {side} × {side} cells: too few to localize, so {seen.layer} is the default."
+            f"The last of these maps has {side} × {side} cells: too few to localize, so "
+            f"{seen.layer} is the default."
         )
     return chosen

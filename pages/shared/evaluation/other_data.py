@@ -1,4 +1,4 @@
-"""The box that names another data set for runs to be evaluated on, and which of those that were is looked at."""
+"""Evaluation of runs on another data set, and the choice among such evaluations."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,21 @@ from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots, recent_data
 from pages.shared.jobs import begin, forget, jobs, outcome
 
-PARAMETER = "shifted"  # of the page's address: which of them is looked at
+PARAMETER = "shifted"  # parameter of the page's address: fingerprint of the data set on show
 _FIELD = "other_data"
 _HELP = (
-    "One subfolder of images per class, with or without train/, val/ and test/ above them: all of its images are predicted. Or a .zip or "
-    ".tar of that; or a .csv or .parquet table with the columns path and label. Class names are matched with the run's; changes made to "
-    "the data set on the Dataset page count."
+    "One subfolder of images per class, with or without train/, val/ and test/ above them: all of "
+    "its images are predicted. Or a .zip or .tar of that; or a .csv or .parquet table with the "
+    "columns path and label. Class names are matched with the run's; changes made to the data set "
+    "on the Dataset page count."
 )
 
 
 def evaluate_on_other(runs: Sequence[Run]) -> None:
-    """Draw the box in which another data set is named, and the button that has the runs predict it (``taken``)."""
+    """Draw the box that names another data set, and the button that has the runs predict it.
+
+    ``taken`` draws the progress and takes the result.
+    """
     st.text_input(
         "Other folder, archive or manifest",
         key=_FIELD,
@@ -62,7 +66,10 @@ def evaluate_on_other(runs: Sequence[Run]) -> None:
 
 
 def ask(runs: Sequence[Run], data: str) -> None:
-    """Have runs predict another data set, those that have it as it is now left out (a callback)."""
+    """Have runs predict another data set (a callback).
+
+    Runs that have predicted it as it is now are left out.
+    """
     key = f"shift:{data}:{_mark(runs)}"
     st.session_state[_mark(runs)] = key
     begin(
@@ -82,14 +89,15 @@ def _predicted(
 
 
 def going_on(runs: Sequence[Run]) -> bool:
-    """Whether these runs are predicting another data set that this session asked for."""
+    """Return whether these runs are predicting another data set on behalf of this session."""
     return jobs().find(st.session_state.get(_mark(runs), "")) is not None
 
 
 def taken(runs: Sequence[Run]) -> None:
-    """What became of the work that was asked for: how far it is, or why it failed; or its data set is looked at from now on."""
+    """Draw progress or error of the work that was asked for, or show its data set from now on."""
     mark = _mark(runs)
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         key = st.session_state.get(mark)
         if not key:
             return
@@ -107,13 +115,16 @@ def taken(runs: Sequence[Run]) -> None:
 
 
 def chosen_shift(titles: Mapping[str, str]) -> str:
-    """A box to choose which one is looked at; the choice is in the page's address.
+    """Draw the choice of the shifted data to show. The choice is in the page's address.
 
     Args:
-        titles: what each is called, at least one.
+        titles: title of each shift by its fingerprint; at least one.
+
+    Returns:
+        The fingerprint of the chosen shift.
     """
     asked = st.query_params.get(PARAMETER)
-    # The address wins, so that a link, a reload and the back button all show what they say.
+    # The address wins, so that links, reloads and the back button show what they name.
     st.session_state["shift_box"] = asked if asked in titles else next(iter(titles))
     chosen = st.selectbox(
         "Shifted data",
@@ -128,7 +139,15 @@ def chosen_shift(titles: Mapping[str, str]) -> str:
 
 
 def named_apart(names: Mapping[str, str]) -> dict[str, str]:
-    """Fingerprint -> name, those that several have followed by what tells them apart."""
+    """Make the names of data sets unique.
+
+    Args:
+        names: fingerprint -> name.
+
+    Returns:
+        Fingerprint -> name. Names that occur several times are followed by a part of the
+        fingerprint.
+    """
     several = [name for name in names.values() if list(names.values()).count(name) > 1]
     return {
         mark: f"{name} ({mark[:6]})" if name in several else name for mark, name in names.items()
@@ -145,7 +164,7 @@ def _name(path: str) -> None:
 
 
 def _mark(runs: Sequence[Run]) -> str:
-    """Tells apart what is asked of other runs."""
+    """Return a mark of these runs, so that work of different runs is kept apart."""
     return f"shift-{','.join(run.run_id for run in runs)}"
 
 

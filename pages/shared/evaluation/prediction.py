@@ -1,4 +1,4 @@
-"""What trained networks take a person's own images for: one image at a time, with the reasons; or many, as a table."""
+"""Predictions for a person's own images: one image with reasons, or many images as a table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -48,12 +48,17 @@ from pages.shared.jobs import begin, jobs, offer, shown_outcome
 from pages.shared.runs.backend import store
 
 _SHOWN, _NEAREST = 5, 4  # classes; training images
-_HEADING = 40  # letters
+_HEADING = 40  # characters
 _SIDE = 320  # pixels of a picture
 
 
 class Seen(NamedTuple):
-    """An image's features ``[parts, d]``, and the training images that they are compared with."""
+    """Features of an image, and the training images that they are compared with.
+
+    Attributes:
+        near: neighbourhood of the training images.
+        features: features of the image, ``[parts, d]``.
+    """
 
     near: Neighbourhood
     features: np.ndarray
@@ -61,11 +66,14 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Classifier:
-    """A run's network, with what is known of its training images.
+    """Network of a run, with the features of its training images.
 
     Attributes:
-        looks: None where the network cannot be cut before its head.
-        near: None before ``offer_neighbours``.
+        run: the run.
+        title: title of the run.
+        classes: names of the classes.
+        looks: part of the network before its head. None if the network cannot be cut there.
+        near: features of the training images. None before ``offer_neighbours``.
     """
 
     run: Run
@@ -76,7 +84,10 @@ class Classifier:
 
     @property
     def known(self) -> Known | None:
-        """What tells which training images are like a new one; None before ``get_to_know``."""
+        """Encoder and training features to find similar training images.
+
+        None before ``offer_neighbours``.
+        """
         return (self.looks, self.near) if self.looks and self.near else None
 
 
@@ -84,7 +95,7 @@ def load_classifier(run: Run, title: str) -> Classifier:
     """Load a run's network.
 
     Raises:
-        FinetuneError: when it cannot be put together.
+        FinetuneError: if the network cannot be built.
     """
     classes = predictor(run).classes
     changed = predictions_changed(run.run_dir)
@@ -98,7 +109,8 @@ def load_classifier(run: Run, title: str) -> Classifier:
 def _encoder(run_id: str, changed: int) -> Encoder | None:
     try:
         return encoder(predictor(store().run(run_id)))
-    except FinetuneError:  # it can still classify images
+    except FinetuneError:
+        # The network can still classify images.
         return None
 
 
@@ -108,7 +120,7 @@ def _near(run_id: str, changed: int, written: int) -> Neighbourhood | None:
     return known_neighbourhood(store().run(run_id), looks) if looks else None
 
 
-# Every click on the page asks for all images again: what was computed of one is kept, by its content.
+# Every click on the page asks for all images again. So results are cached by the image's content.
 @st.cache_data(max_entries=500, show_spinner=False)
 def _probabilities(run_id: str, changed: int, image: bytes) -> np.ndarray:
     probabilities: np.ndarray = predictor(store().run(run_id)).probabilities([image])[0]
@@ -131,7 +143,8 @@ def offer_neighbours(
     """Offer to compute the training images' features for networks that have none yet.
 
     Args:
-        label: of the button, which says what they are for.
+        classifiers: the networks.
+        label: label of the button, which names the purpose.
     """
     unknown = [one for one in classifiers if one.looks and one.near is None]
     if not unknown:
@@ -144,7 +157,8 @@ def offer_neighbours(
         kept=len(unknown) > 1,
         button_key="compute-neighbours",
         icon=":material/grid_view:",
-        help="Runs the training images through the network once. After that, each new image is shown with its nearest neighbours, and images unlike anything in training are flagged.",
+        help="Runs the training images through the network once. After that, each new image is "
+        "shown with its nearest neighbours, and images unlike anything in training are flagged.",
     )
 
 
@@ -167,8 +181,11 @@ def show_image(
 
     Args:
         key: distinguishes the images on a page.
+        name: name of the image.
+        image: content of the file.
+        classifiers: the networks.
         brief: for a presentation: the prediction large, the details folded away.
-        heading: whether its name stands above.
+        heading: whether the name stands above.
     """
     with st.container(border=not brief):
         if heading:
@@ -201,8 +218,9 @@ def _answer(key: str, name: str, image: bytes, one: Classifier, narrow: bool) ->
     st.markdown(f"## {plain(_short(best))} · {percent(probabilities[order[0]])}")
     if seen and seen.near.unlike(seen.features[None])[0]:
         st.warning(
-            f"Unlike anything in training: farther from the training images than {percent(1 - seen.near.error, 0)} of the validation images "
-            "are. Do not trust the prediction.",
+            "Unlike anything in training: farther from the training images than "
+            f"{percent(1 - seen.near.error, 0)} of the validation images are. Do not trust the "
+            "prediction.",
             icon=":material/travel_explore:",
         )
     pictures, bars = (
@@ -254,16 +272,18 @@ def _neighbours(key: str, one: Classifier, seen: Seen) -> None:
 
 
 def many(classifiers: Sequence[Classifier]) -> None:
-    """An archive in, a table out: each network's prediction for each image."""
+    """Draw the upload of an archive, and the table of each network's prediction for each image."""
     upload = st.file_uploader(
         "A ZIP or TAR archive of images",
         type=["zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz"],
         key="archive",
-        help="Unpacked to classify its images, then deleted. Folders in it are only part of the names.",
+        help="Unpacked to classify its images, then deleted. Folders in it are only part of the "
+        "names.",
     )
     if upload is None:
         return
-    # Not whether neighbours are known: another session may compute them meanwhile, and what was begun would be lost.
+    # The key leaves out whether neighbours are known: another session may compute them meanwhile,
+    # and the result of this job would be lost.
     marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}" for one in classifiers]
     key = f"naming:{upload.file_id}:{','.join(marks)}"
     answers = shown_outcome(key)
@@ -288,7 +308,10 @@ def many(classifiers: Sequence[Classifier]) -> None:
 def _says_less(
     classifiers: Sequence[Classifier], predictions: Sequence[Sequence[ImagePrediction]]
 ) -> bool:
-    """Whether neighbours have become known since, so that predicting again would flag images unlike anything in training."""
+    """Return whether neighbours have become known since the predictions were made.
+
+    Predicting again would then flag images unlike anything in training.
+    """
     sides = zip(classifiers, predictions, strict=True)
     return any(
         one.near and row.unlike is None
@@ -301,7 +324,11 @@ def _says_less(
 def _predictions(
     classifiers: Sequence[Classifier], networks: Sequence[Predictor], upload: UploadedFile
 ) -> Work[list[list[ImagePrediction]]]:
-    """Unpack, then classify with one network after the other; returns the predictions of each."""
+    """Unpack an archive, then classify its images with one network after another.
+
+    Returns:
+        The predictions of each network.
+    """
     with unpacking_folder() as folder:
         yield from in_phase("unpack", unpack_archive(upload, upload.name, folder))
         images = images_below(folder)

@@ -1,4 +1,4 @@
-"""The section of Compare that shows the profile of the current data set and backbone."""
+"""Profile of the current data set and backbone, a section of Compare."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -30,10 +30,10 @@ HELP = (
 
 
 def draw_profile(runs: Sequence[Run], *, folded: bool = False) -> None:
-    """Draw the latest profile of the current data set, where some of its runs are there.
+    """Draw the latest profile of the current data set, if some of its runs are there.
 
     Args:
-        runs: all of them, the newest first.
+        runs: all runs, the newest first.
         folded: draw a folded section.
     """
     data = data_folder()
@@ -68,7 +68,7 @@ def _draw_latest(runs: Sequence[Run], latest: Run) -> None:
 
 
 def _offer_other(profiled: Sequence[Run]) -> None:
-    """Offer to choose the data set of the latest profile, where this session may read it."""
+    """Offer to choose the data set of the latest profile, if this session may read it."""
     if not profiled:
         return
     data = profiled[0].config.data

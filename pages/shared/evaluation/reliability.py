@@ -1,4 +1,4 @@
-"""The Reliability tab of Evaluate: whether the accuracy and the confidences hold, and where not."""
+"""Reliability on Evaluate: how far accuracy and confidence can be trusted, and where not."""
 
 import streamlit as st
 

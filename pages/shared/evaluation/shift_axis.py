@@ -1,4 +1,4 @@
-"""The second axis of Compare: what the strategies are worth on shifted images, which are another data set or their own made worse."""
+"""Distribution shift on Compare: strategies on another data set, or on corrupted own images."""
 
 from collections.abc import Sequence
 
@@ -35,8 +35,9 @@ from pages.shared.evaluation.other_data import (
 )
 
 _HELP = (
-    "Strategies that do as well as each other on images like those they were trained on may differ on other ones. Shifted images are those of "
-    "another data set with the same classes, or the runs' own test images made worse (Evaluate, Robustness)."
+    "Strategies that do as well as each other on images like those they were trained on may "
+    "differ on other ones. Shifted images are those of another data set with the same classes, or "
+    "the runs' own test images made worse (Evaluate, Robustness)."
 )
 _MOST_PAIRS = 6  # described in words
 
@@ -45,7 +46,7 @@ def distribution_shift(comparison: Comparison) -> ShiftComparison | None:
     """Draw in-distribution against shifted scores, with the verdicts on either.
 
     Returns:
-        The comparison on the images that are chosen; None where there is none.
+        The comparison on the chosen images; None without one.
     """
     st.caption("Scores on images unlike the training images.", help=_HELP)
     runs = [member.run for arm in comparison.arms for member in arm.members]
@@ -74,7 +75,8 @@ def _shifted(comparison: Comparison, runs: Sequence[Run], shift: Shift) -> Shift
     }
     if problems:
         st.markdown(
-            f"{things(len(problems), 'run')} of {len(runs)} cannot be compared on {plain(shift.data)} yet."
+            f"{things(len(problems), 'run')} of {len(runs)} cannot be compared on "
+            f"{plain(shift.data)} yet."
         )
         for problem in problems.values():
             st.caption(plain(problem))
@@ -98,7 +100,11 @@ def _corrupted(comparison: Comparison, which: Corrupted) -> ShiftComparison | No
 
 
 def _compared(comparison: Comparison, on: str | Corrupted) -> ShiftComparison | None:
-    """Both axes, drawn, with the verdicts on either; None where the runs cannot be compared on these images."""
+    """Draw both axes with the verdicts on either.
+
+    Returns:
+        The comparison; None if the runs cannot be compared on these images.
+    """
     runs = [run for arm in comparison.arms for run in arm.runs]
     try:
         found = compare_shift(runs, on, comparison.measure.name)
@@ -115,7 +121,7 @@ def _compared(comparison: Comparison, on: str | Corrupted) -> ShiftComparison | 
 
 
 def _verdicts(found: ShiftComparison) -> None:
-    """Draw the verdict on the shifted images, and on the runs' own of the classes of both.
+    """Draw the verdict on the shifted images, and on the runs' own images of the shared classes.
 
     The verdict on all of their own images stands at the top of the page.
     """
@@ -139,19 +145,21 @@ def _pairs(shifted: Comparison) -> None:
 
 
 def _accuracies_only(comparison: Comparison, which: Corrupted, earlier: Sequence[Run]) -> None:
-    """What can be said where an earlier version measured robustness, and what to do for a verdict."""
+    """Draw accuracies without a verdict, because an earlier version measured the robustness."""
     if comparison.measure is ACCURACY:
         found, images = corrupted_accuracies(comparison, which)
         _scatter(comparison, found, which.name)
         _table(*both_axes(comparison.arms, found), key="shift-corrupted")
         st.caption(
-            f"On {things(images, 'image')}. Intervals of the corrupted accuracy are over images (Wilson)."
+            f"On {things(images, 'image')}. Intervals of the corrupted accuracy are over images "
+            "(Wilson)."
         )
     names = ", ".join(run.run_id for run in earlier)
     st.info(
         plain(
-            f"No verdict: an earlier version of Thaw measured the robustness of {names} and kept accuracies only. Measure it again (Evaluate, "
-            "Robustness) for intervals, a paired verdict and other metrics."
+            f"No verdict: an earlier version of Thaw measured the robustness of {names} and kept "
+            "accuracies only. Measure it again (Evaluate, Robustness) for intervals, a paired "
+            "verdict and other metrics."
         ),
         icon=":material/info:",
     )

@@ -1,4 +1,4 @@
-"""*Shifted data* on Evaluate: a run on the images of another data set, beside its own."""
+"""*Shifted data* on Evaluate: a run on the images of another data set, beside its own images."""
 
 import streamlit as st
 
@@ -26,18 +26,19 @@ from pages.shared.evaluation.other_data import (
 )
 
 _DROP = (
-    "How much worse it is on the shifted data, on images of the same classes: in-distribution less "
-    "shifted; of log loss, Brier score and ECE, what they rise by. Its interval is that of two samples "
-    "that share no image (Newcombe; MOVER for the other metrics): exact copies of the run's own images "
-    "are left out. Where one side holds the other's images, made worse, it is wider than need be."
+    "How much worse it is on the shifted data, on images of the same classes: in-distribution "
+    "less shifted; of log loss, Brier score and ECE, what they rise by. Its interval is that of "
+    "two samples that share no image (Newcombe; MOVER for the other metrics): exact copies of the "
+    "run's own images are left out. Where one side holds the other's images, made worse, it is "
+    "wider than need be."
 )
 
 
 def shifted_data(run: Run, result: Evaluation) -> None:
-    """Choose another data set, and see what the run is worth on it."""
+    """Draw the choice of another data set, and the run's evaluation on it."""
     st.markdown(
-        "All images of another data set with the same classes: another camera, place or season. They are predicted once, in fp32, and "
-        "the predictions are kept with the run."
+        "All images of another data set with the same classes: another camera, place or season. "
+        "They are predicted once, in fp32, and the predictions are kept with the run."
     )
     evaluate_on_other([run])
     taken([run])
@@ -73,7 +74,7 @@ def shifted_data(run: Run, result: Evaluation) -> None:
 
 
 def left_out(found: ShiftedEvaluation) -> None:
-    """Draw which classes are compared, what of either side was left out, and what else is to be known."""
+    """Say which classes are compared, and what was left out on either side."""
     st.caption(plain(found.shift.data))
     lines = [*found.shared.in_words(), *left_out_in_words(found.shift), found.absences()]
     for line in filter(None, lines):

@@ -36,24 +36,40 @@ from pages.shared.jobs import offer
 _MEANINGS = {
     "accuracy": "Share of images that are classified correctly.",
     "balanced_accuracy": "Mean of the classes' recalls: every class counts the same.",
-    "precision_macro": "Mean of the classes' precisions. A class that is never predicted counts as 0.",
+    "precision_macro": (
+        "Mean of the classes' precisions. A class that is never predicted counts as 0."
+    ),
     "recall_macro": "Mean of the classes' recalls: the same number as balanced accuracy.",
     "f1_macro": "Harmonic mean of precision and recall for each class; then the mean over classes.",
-    "f1_micro": "The same over all images at once. Where every image has one class, it equals accuracy.",
+    "f1_micro": (
+        "The same over all images at once. Where every image has one class, it equals accuracy."
+    ),
     "f1_weighted": "The mean of the classes' F1, each weighted by its number of images.",
-    "matthews_corrcoef": "Correlation of true and predicted classes. 1 is perfect, 0 is chance level; robust to unequal class sizes.",
-    "cohen_kappa": "Accuracy beyond what chance would give with the same class sizes. 1 is perfect, 0 is chance level.",
+    "matthews_corrcoef": (
+        "Correlation of true and predicted classes. 1 is perfect, 0 is chance level; robust to "
+        "unequal class sizes."
+    ),
+    "cohen_kappa": (
+        "Accuracy beyond what chance would give with the same class sizes. 1 is perfect, 0 is "
+        "chance level."
+    ),
     "top_3_accuracy": "Share of images whose class is among the three most likely.",
     "top_5_accuracy": "Share of images whose class is among the five most likely.",
-    "roc_auc": "How often an image of a class gets a higher probability for it than an image of another class; mean over classes. 0.5 is chance level.",
-    "average_precision": "Area under the precision-recall curve of a class; mean over classes. Chance level is the prevalence of the class.",
+    "roc_auc": (
+        "How often an image of a class gets a higher probability for it than an image of another "
+        "class; mean over classes. 0.5 is chance level."
+    ),
+    "average_precision": (
+        "Area under the precision-recall curve of a class; mean over classes. Chance level is the "
+        "prevalence of the class."
+    ),
     "log_loss": "Mean cross-entropy of the true class, in nats. 0 is best.",
     "brier": "Squared distance between the probabilities and the truth: 0 is best, 2 worst.",
     "ece": "Mean gap between confidence and accuracy over the bins of Calibration. 0 is best.",
 }
 _VERDICTS = {"worse": "worse than the rest", "better": "better than the rest"}
 _CURVES_AT_FIRST, _MOST_CURVES = 3, 12
-_MOST_ROWS = 12  # of a table that is shown whole
+_MOST_ROWS = 12  # rows of a table that is shown in full
 
 
 def metrics(run: Run, result: Evaluation) -> None:
@@ -94,13 +110,14 @@ def _all_scores(run: Run, result: Evaluation) -> None:
         )
         st.caption(
             plain(
-                f"There are no images of {things(len(found.absent), 'class', 'classes')} here ({names}): means leave them out."
+                f"There are no images of {things(len(found.absent), 'class', 'classes')} here "
+                f"({names}): means leave them out."
             )
         )
     st.caption(
-        f"Intervals: {INTERVALS}: images were drawn with replacement {number(found.resamples)} times "
-        "(that of the ECE is corrected for its bias). They say what other images could have shown, "
-        "not what another training run could have."
+        f"Intervals: {INTERVALS}: images were drawn with replacement {number(found.resamples)} "
+        "times (that of the ECE is corrected for its bias). They say what other images could have "
+        "shown, not what another training run could have."
     )
 
 
@@ -133,8 +150,8 @@ def _per_class(result: Evaluation) -> None:
             ),
             "interval": st.column_config.TextColumn(
                 "95 % interval",
-                help="Of the recall (Wilson). The fewer images of a class, the wider: small differences between classes "
-                "are often chance.",
+                help="Of the recall (Wilson). The fewer images of a class, the wider: small "
+                "differences between classes are often chance.",
             ),
             "precision": st.column_config.NumberColumn(
                 "Precision",
@@ -153,7 +170,7 @@ def _per_class(result: Evaluation) -> None:
 
 
 def _curves(run: Run, result: Evaluation) -> None:
-    """ROC and precision-recall, one class against the others."""
+    """Draw ROC and precision-recall curves, one class against the others."""
     defined = result.per_class.dropna(subset=["roc_auc", "average_precision"])
     if defined.empty:
         st.info(
@@ -184,7 +201,10 @@ def _curves(run: Run, result: Evaluation) -> None:
         hide_index=True,
         height="content" if len(hardest) <= _MOST_CURVES else 320,
     )
-    text = f"Shaded: pointwise 95 % intervals (percentile bootstrap within classes, {number(BAND_RESAMPLES)} resamples)."
+    text = (
+        "Shaded: pointwise 95 % intervals (percentile bootstrap within classes, "
+        f"{number(BAND_RESAMPLES)} resamples)."
+    )
     few = [result.classes[one] for one in drawn if result.per_class["images"].loc[one] < FEW]
     if few:
         text += f" Few images of {', '.join(few)}: even the intervals are rough."
@@ -192,23 +212,25 @@ def _curves(run: Run, result: Evaluation) -> None:
 
 
 def _two_curves(drawn: dict[str, OneVsRest]) -> None:
-    """Side by side.
+    """Draw both kinds of curves side by side.
 
     Args:
-        drawn: by name of the class.
+        drawn: curves by name of the class.
     """
     left, right = st.columns(2)
     with left:
         st.markdown(
             "**ROC**",
-            help="Each point is one threshold on the probability of the class: true positive rate against false positive rate. The nearer to the top left, the better.",
+            help="Each point is one threshold on the probability of the class: true positive rate "
+            "against false positive rate. The nearer to the top left, the better.",
         )
         st.plotly_chart(roc_curves(drawn), key="roc", alt="ROC curves of the chosen classes")
     with right:
         st.markdown(
             "**Precision-recall**",
-            help="More informative than ROC for rare classes. The nearer to the top right, the better. Dotted: the prevalence of the class (its share "
-            "of the images), which is the precision at chance level.",
+            help="More informative than ROC for rare classes. The nearer to the top right, the "
+            "better. Dotted: the prevalence of the class (its share of the images), which is the "
+            "precision at chance level.",
         )
         st.plotly_chart(
             recall_precision_curves(drawn),
@@ -218,7 +240,7 @@ def _two_curves(drawn: dict[str, OneVsRest]) -> None:
 
 
 def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
-    """Areas under both curves by class, the hardest first."""
+    """Return the areas under both curves by class, the hardest class first."""
     rows = found.classes.assign(
         Class=result.classes, Images=result.per_class["images"]
     ).sort_values("average_precision")
@@ -232,10 +254,12 @@ def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
 
 
 def by_slice(run: Run, result: Evaluation) -> None:
+    """Draw the accuracy by slice of the images' metadata."""
     facts, table = sliced(run, result.split)
     if table.empty:
         st.info(
-            "There is no metadata to slice these images by. Open the data on the Dataset page once, or add columns to the manifest.",
+            "There is no metadata to slice these images by. Open the data on the Dataset page "
+            "once, or add columns to the manifest.",
             icon=":material/info:",
         )
         return
@@ -254,7 +278,8 @@ def by_slice(run: Run, result: Evaluation) -> None:
         list(dict.fromkeys([*clear["by"], *facts.own, *table["by"]])),
         key=f"by-{_mark(run, result)}",
         persist_state="session",
-        help="Metadata of each image, and the columns of a manifest. Numbers are binned by quartile.",
+        help="Metadata of each image, and the columns of a manifest. Numbers are binned by "
+        "quartile.",
     )
     visible = table[table["by"] == by]
     st.plotly_chart(
@@ -267,13 +292,16 @@ def by_slice(run: Run, result: Evaluation) -> None:
         "The dotted line is the accuracy on all of these images; the number behind a name is how "
         "many there are. "
         + (f"Slices with fewer than {FEW} images are shown, but not compared. " if few else "")
-        + "Better and worse: significant by Fisher's exact test against the rest (false discovery rate 5 %)."
+        + "Better and worse: significant by Fisher's exact test against the rest (false discovery "
+        "rate 5 %)."
     )
 
 
 def robustness(run: Run, result: Evaluation) -> None:
+    """Draw the accuracy on corrupted images, measured on request."""
     st.markdown(
-        "The same images, corrupted with increasing severity: blur, noise, JPEG, brightness, rotation."
+        "The same images, corrupted with increasing severity: blur, noise, JPEG, brightness, "
+        "rotation."
     )
     known = known_robustness(run, result.split)
     images = min(MOST_IMAGES, result.images)
@@ -311,11 +339,12 @@ def robustness(run: Run, result: Evaluation) -> None:
         for one in CORRUPTIONS.values()
     )
     st.caption(
-        f"{things(known.images, 'image')} of {number(result.images)}, drawn with a fixed seed. Computed in fp32. "
-        f"Bars: 95 % intervals (Wilson). Mild, middle and strong: {amounts}; in the manner of Hendrycks & Dietterich 2019. The result is kept with the run."
+        f"{things(known.images, 'image')} of {number(result.images)}, drawn with a fixed seed. "
+        f"Computed in fp32. Bars: 95 % intervals (Wilson). Mild, middle and strong: {amounts}; in "
+        "the manner of Hendrycks & Dietterich 2019. The result is kept with the run."
     )
 
 
 def _mark(run: Run, result: Evaluation) -> str:
-    """Tells apart what widgets with choices of their own belong to."""
+    """Return a mark of the evaluation, so that each one has its own widgets."""
     return f"{run.run_id}-{result.split}"
