@@ -1,8 +1,9 @@
-"""A run's status and its buttons: pause, stop, resume, and its place in the queue.
+"""Status of a run and its buttons: pause, stop, resume, and its position in the queue.
 
-Between a person's mouse button going down and up the page may be redrawn. Streamlit keeps what an earlier drawing showed until the
-new one is complete; a button that moves meanwhile gets no click at all. So these come first in their row and are always as wide:
-nothing that appears, grows or vanishes beside them moves them, and messages stand below.
+The page may be redrawn between the press and the release of a mouse button. Streamlit keeps the
+earlier drawing until the new one is complete, and a button that moves meanwhile gets no click at
+all. So the buttons come first in their row and have a fixed width. Nothing that appears, grows or
+vanishes beside the buttons moves them, and messages stand below.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ _WIDTH = 130  # pixels; the longest label fits
 
 
 def controls(run: Run) -> None:
-    """The row of buttons and status, and what went wrong with the last click."""
+    """Draw the row of buttons and status, and the error of the last click."""
     mine, started = may_change(run), run.history.started
     with st.container(horizontal=True, vertical_alignment="center"):
         if mine and run.active:
@@ -58,7 +59,8 @@ _ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":ma
 def _resume_button(run: Run) -> None:
     before, devices = devices_before(run), devices_again(run)
     where = (
-        f" On {things(devices, 'device')}, {'as before' if devices == before else f'before on {before}'}."
+        f" On {things(devices, 'device')}, "
+        f"{'as before' if devices == before else f'before on {before}'}."
         if before > 1
         else ""
     )
@@ -72,7 +74,10 @@ def _resume_button(run: Run) -> None:
 
 
 def _stop_buttons(run: Run) -> None:
-    """Both at all times while a run is active, wherever it is: in the queue, waiting for its turn, being prepared, training."""
+    """Draw Pause and Stop.
+
+    Both are there while a run is active in any way: queued, waiting, being prepared, or training.
+    """
     asked, run_id = requested_stop(run.run_dir), run.run_id
     _button(
         "Pausing…" if asked == "pause" else "Pause",
@@ -82,7 +87,7 @@ def _stop_buttons(run: Run) -> None:
         help=_PAUSE,
         disabled=bool(asked),
     )
-    # A pause that was asked for can still be made a stop: that click may be on its way already.
+    # A requested pause can still become a stop: that click may be on its way already.
     _button(
         "Stopping…" if asked == "stop" else "Stop",
         "stop",
@@ -114,7 +119,7 @@ def _button(
 
 
 def _place(run: Run) -> None:
-    """Where a run that waits in this process's queue stands, and a way to let it go earlier."""
+    """Draw a waiting run's position in this process's queue, and the button to move it forward."""
     place = worker().waiting(run.run_id)
     if place is None or not is_behind(run):
         return
@@ -130,7 +135,7 @@ def _place(run: Run) -> None:
 
 
 def attempt(act: Callable[[], object]) -> None:
-    """Do something; what is wrong with it is said by the page that is drawn next."""
+    """Run the body of a callback. The page that is drawn next shows its error."""
     try:
         act()
     except FinetuneError as error:
@@ -138,6 +143,6 @@ def attempt(act: Callable[[], object]) -> None:
 
 
 def show_problem() -> None:
-    """What was wrong with the last click."""
+    """Draw the error of the last click."""
     if problem := st.session_state.pop("problem", None):
         st.error(plain(problem), icon=":material/error:")

@@ -1,4 +1,7 @@
-"""The run folders that cannot be read: which, why, and the way to the trash. Shown wherever runs are."""
+"""Damaged run directories: their names, the reasons, and the way to the trash.
+
+They are shown on every page that shows runs.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +18,7 @@ _MOST = 50
 
 
 def damaged_runs(damaged: Sequence[Damaged]) -> None:
-    """Name them at the end of a page; nothing where there are none."""
+    """List the damaged runs at the end of a page; draw nothing if there are none."""
     show_problem()
     if not damaged:
         return
@@ -25,7 +28,8 @@ def damaged_runs(damaged: Sequence[Damaged]) -> None:
         expanded=len(damaged) <= 3,
     ):
         st.caption(
-            "These run folders cannot be read, so they are left out everywhere. No other run is affected."
+            "These run folders cannot be read, so they are left out everywhere. No other run is "
+            "affected."
         )
         for one in damaged[:_MOST]:
             with st.container(horizontal=True, vertical_alignment="center"):

@@ -1,7 +1,8 @@
-"""What runs are called in lists, and which run a browser means by such a label.
+"""Labels of runs in lists, and the run that a browser means by a label.
 
-A browser names what is chosen by its label. A label that says how a run stands changes while it can be chosen, so each one that this
-session has been shown is remembered: a browser that lags behind still gets the run that it shows.
+A browser names a choice by its label. A label with a run's status changes while it can be chosen.
+So each label that this session has shown is remembered: a browser that lags behind still gets the
+run that it shows.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from finetune_core.training.strategies import run_kind
 from pages.shared.runs.backend import status_words
 
 _MOST_REMEMBERED = 20_000
-# How a label says some settings; the others by their label and value.
+# Texts of some settings in labels. Other settings are shown by label and value.
 _WORDS: dict[str, Callable[[Any], str]] = {
     "learning_rate": lambda rate: f"lr {learning_rate_text(rate)}",
     "image_size": lambda side: f"{side} px",
@@ -32,7 +33,7 @@ _WORDS: dict[str, Callable[[Any], str]] = {
 
 
 def run_began(run: Run) -> datetime | None:
-    """When it was queued, as its folder's name tells; None where that was renamed."""
+    """Return when a run was queued, read from its directory's name; None if that was renamed."""
     try:
         return datetime.strptime(run.run_id[:15], "%Y%m%d-%H%M%S")
     except ValueError:
@@ -40,12 +41,12 @@ def run_began(run: Run) -> datetime | None:
 
 
 def data_in_short(config: RunConfig) -> str:
-    """The name of a data set's folder or file."""
+    """Return the name of a data set's folder or file."""
     return Path(config.data).name or config.data
 
 
 def run_title(run: Run) -> str:
-    """Its name, when, and what."""
+    """Return a run's name, time, data set, backbone and strategy."""
     began = run_began(run)
     when = f"{began:%d %b %H:%M}" if began else run.run_id
     strategy = mid_sentence(run_kind(run.config))
@@ -55,7 +56,7 @@ def run_title(run: Run) -> str:
 
 
 def value_in_effect(config: RunConfig, name: str) -> Any:
-    """Return a setting's value; None where the run does not obey it."""
+    """Return a setting's value; None if the run does not obey it."""
     return None if name in settings_without_effect(config) else getattr(config, name)
 
 
@@ -87,9 +88,9 @@ def _say(name: str, value: Any) -> str:
 
 
 def run_label(run: Run, differences: str = "") -> str:
-    """Return a run's title, in what it differs, how it stands, its accuracy, and the end of its id.
+    """Return a run's title, differences, status, accuracy, and the end of its id.
 
-    With the end of its id no two labels are alike.
+    The end of the id makes labels unique.
     """
     accuracy = run_accuracy(run) if run.judged else None
     score = accuracy.in_words() if accuracy else ""
@@ -102,7 +103,7 @@ def run_label(run: Run, differences: str = "") -> str:
 
 
 def run_labels(runs: Iterable[Run]) -> dict[str, str]:
-    """Run id -> label of runs that are to be chosen from."""
+    """Return run id -> label of runs to choose from."""
     runs = list(runs)
     differences = _differences(runs)
     labels = {run.run_id: run_label(run, differences[run.run_id]) for run in runs}
@@ -114,7 +115,11 @@ def run_labels(runs: Iterable[Run]) -> dict[str, str]:
 
 
 def meant(chosen: Sequence[str]) -> list[str]:
-    """The ids of what was chosen in a box of ``run_labels``: ids, or labels that have changed since. Others are left out."""
+    """Return the ids of runs chosen in a box of ``run_labels``.
+
+    Args:
+        chosen: ids, or labels that have changed since. Others are left out.
+    """
     remembered: dict[str, str] = st.session_state.get("run_labels", {})
     ids = set(remembered.values())
     found = [one if one in ids else remembered.get(one) for one in chosen]

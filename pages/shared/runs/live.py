@@ -1,4 +1,4 @@
-"""What the Train page shows of a run while it goes on. All of it comes from the run's folder."""
+"""Live view of a run on the Train page. All of it is read from the run directory."""
 
 from typing import Any, Literal, get_args
 
@@ -28,20 +28,24 @@ _MEANINGS: dict[Kind, str] = {
     "macro_f1": "Mean of the classes' F1, the harmonic mean of precision and recall.",
 }
 _QUANTITIES: dict[Quantity, str] = {
-    "update": "Norm of the last update of a stage, relative to the norm of its weights. Around 0.001 is usual; far more means a learning rate that is too high.",
+    "update": (
+        "Norm of the last update of a stage, relative to the norm of its weights. Around 0.001 is "
+        "usual; far more means a learning rate that is too high."
+    ),
     "gradient_norm": "Norm of the loss gradient, by stage.",
     "learning_rate": "The learning rate, by stage.",
 }
-# Seconds between two refreshes: a page that is open takes time from the training on the same cores, and a long run changes slowly.
+# Seconds between two refreshes, early and later in a run. An open page takes time from training on
+# the same cores, and a long run changes slowly.
 _REFRESH, _REFRESH_LATER = 2.0, 4.0
-_FIRST = 60.0  # seconds of a run during which it is watched closely
+_FIRST = 60.0  # seconds of a run with frequent refreshes
 
 _NO_EPOCHS = "This run is done in one go: there are no epochs to follow."
 _STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Predictions that changed", "Log", "Timing"
 
 
 def pace(run: Run) -> float | None:
-    """Seconds between two refreshes; None once there is nothing new to see."""
+    """Return the seconds between two refreshes; None once nothing new can appear."""
     if not run.active:
         return None
     steps = run.history.steps
@@ -49,8 +53,10 @@ def pace(run: Run) -> float | None:
 
 
 def bar(run: Run) -> None:
+    """Draw the progress bar."""
     history = run.history
-    progress, steps = history.progress, history.steps  # another session may read on meanwhile
+    # Read once, because another session may read on meanwhile.
+    progress, steps = history.progress, history.steps
     if run.status == "queued":
         words = "Waiting for the run before it" if is_behind(run) else PHASE_WORDS["prepare"]
         st.progress(history.fraction, words)
@@ -76,6 +82,7 @@ def bar(run: Run) -> None:
 
 
 def numbers(run: Run) -> None:
+    """Draw the latest loss and accuracy, the speed, and the memory."""
     history = run.history
     last = history.epochs[-1] if history.epochs else None
     with st.container(horizontal=True):
@@ -106,7 +113,11 @@ def numbers(run: Run) -> None:
                 border=True,
             )
         if run.status == "running" and last:
-            note = "What this run's own tensors take: the networks, the optimizer, images or activations in memory, and what a step keeps for its backward pass. The rest of the program is not counted, nor what is on a GPU."
+            note = (
+                "What this run's own tensors take: the networks, the optimizer, images or "
+                "activations in memory, and what a step keeps for its backward pass. The rest of "
+                "the program is not counted, nor what is on a GPU."
+            )
             st.metric("Memory", size(last["memory_bytes"]), help=note, border=True)
             if last["device_bytes"] is not None:
                 note = "The most of the GPU's memory that this run has held so far."
@@ -114,7 +125,7 @@ def numbers(run: Run) -> None:
 
 
 def fit_chosen(run: Run) -> None:
-    """What was chosen by cross-validation where the head is fitted without epochs, and the values that it was chosen among."""
+    """Draw the value that cross-validation chose for a fitted head, and the values tried."""
     fitted = run.history.fitted
     if not fitted:
         return
@@ -133,7 +144,8 @@ def fit_chosen(run: Run) -> None:
     with st.expander("Values that were tried", icon=":material/table:"):
         st.dataframe(rows, hide_index=True)
         st.caption(
-            "On training images that the fit had not seen. Validation and test images play no part in the choice."
+            "On training images that the fit had not seen. Validation and test images play no "
+            "part in the choice."
         )
 
 
@@ -148,6 +160,7 @@ def _latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
 
 
 def notices(run: Run) -> None:
+    """Draw the warnings about a run."""
     history = run.history
     for notice in run.notices:
         st.warning(plain(notice), icon=":material/report:")
@@ -164,7 +177,7 @@ def notices(run: Run) -> None:
 
 
 def warn_undertrained(run: Run) -> None:
-    """Say that a run has not converged, and why."""
+    """Warn that a run has not converged, and say why."""
     if run.convergence.converged is False:
         reason = run.convergence.reason
         st.warning(
@@ -174,6 +187,7 @@ def warn_undertrained(run: Run) -> None:
 
 
 def curves(run: Run) -> None:
+    """Draw the curve of the loss, and a second curve to choose."""
     history = run.history
     if not history.steps:
         return
@@ -197,7 +211,8 @@ def curves(run: Run) -> None:
         st.caption(note)
 
 
-# Drawing takes time from the training in this process: whoever looks on within a few seconds gets the same drawing.
+# Drawing takes time from the training in this process. So all sessions share a drawing for a few
+# seconds.
 @st.cache_data(ttl=6, max_entries=200, show_spinner=False)
 def _training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
     started, history = _run.started, _run.history
@@ -225,7 +240,7 @@ def _stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> Non
 
 
 def details(run: Run) -> None:
-    """Draw what one looks at when the curves raise a question, once it is unfolded."""
+    """Draw the box of details that answer questions about the curves."""
     if not run.history.started:
         return
     views = {_STAGES: _stages, _FLIPS: _flips, _LOG: _log, _ENGINE: _engine}
@@ -251,7 +266,7 @@ def details(run: Run) -> None:
 
 
 def _stages(run: Run) -> None:
-    """How strongly each stage is pulled, and how far it moves."""
+    """Draw gradient norm, update and learning rate of each stage."""
     history = run.history
     if not run.started["epochs"]:
         st.caption(_NO_EPOCHS)
@@ -266,7 +281,7 @@ def _stages(run: Run) -> None:
 
 
 def _flips(run: Run) -> None:
-    """Validation images that the network changes its mind about."""
+    """Draw the validation images whose predicted class has changed."""
     if not run.started["epochs"]:
         st.caption(_NO_EPOCHS)
         return
@@ -281,11 +296,14 @@ def _flips(run: Run) -> None:
     changed, classes = flips(history), run.started["classes"]
     if not changed:
         st.caption(
-            f"None of the {number(len(history.ids))} tracked validation images has changed its predicted class."
+            f"None of the {number(len(history.ids))} tracked validation images has changed its "
+            "predicted class."
         )
         return
     st.caption(
-        f"{things(len(changed), 'image')} of the {number(len(history.ids))} tracked validation images changed their predicted class, the latest first. Images that keep flipping are hard, mislabelled, or show two things."
+        f"{things(len(changed), 'image')} of the {number(len(history.ids))} tracked validation "
+        "images changed their predicted class, the latest first. Images that keep flipping are "
+        "hard, mislabelled, or show two things."
     )
 
     def picture(index: int) -> Picture:
@@ -314,7 +332,7 @@ def _log(run: Run) -> None:
 
 
 def _engine(run: Run) -> None:
-    """Where the time went, and what the cache did."""
+    """Draw the time that each part took, and the use of the cache."""
     history = run.history
     cache, shares = run.started["cache"], history.time_shares()
     names = {
@@ -352,8 +370,8 @@ def _engine(run: Run) -> None:
             history.epochs
         )
         st.caption(
-            f"Forecast and actual: {duration(expected['seconds'])}, {duration(end['seconds'])} in total; "
-            f"{duration(expected['epoch_seconds'])}, {duration(epoch)} per epoch; "
+            f"Forecast and actual: {duration(expected['seconds'])}, {duration(end['seconds'])} in "
+            f"total; {duration(expected['epoch_seconds'])}, {duration(epoch)} per epoch; "
             f"{_compared('memory_bytes', expected, history.epochs)} of memory; "
             + (
                 f"{on_gpu} of GPU memory; "
@@ -365,7 +383,7 @@ def _engine(run: Run) -> None:
 
 
 def _compared(name: str, expected: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
-    """The expected and the greatest number of bytes; empty where one of them is not known."""
+    """Return the expected and the greatest number of bytes; empty if one of them is not known."""
     taken = [row[name] for row in epochs if row[name] is not None]
     return (
         f"{size(expected[name])}, {size(max(taken))}"

@@ -1,4 +1,4 @@
-"""Who uses what: the machines and devices that runs train on, and what of them is free."""
+"""Machines and devices that runs train on, and their free capacity."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ _HERE = "this machine"
 
 
 def machines_in_use(runs: Sequence[Run]) -> None:
-    """A table of the runs that train, by machine, each with its share; nothing where none trains."""
+    """Draw a table of the training runs by machine, each with its share; nothing if none trains."""
     training = [run for run in runs if run.status == "running"]
     if not training:
         return
@@ -47,7 +47,7 @@ def _rows(training: Sequence[Run], machines: dict[str, Machine]) -> list[dict[st
 
 
 def _by_host(machines: Sequence[Machine]) -> dict[str, Machine]:
-    """A machine on which Ray has been started twice is one."""
+    """Merge machines by host. A machine on which Ray has been started twice counts as one."""
     found: dict[str, Machine] = {}
     for one in machines:
         before = found.get(one.host, Machine(one.host, 0, 0))
@@ -79,7 +79,7 @@ def _columns(host: str, device: str, share: str, run: str, owner: str, done: str
 
 
 def _share(run: Run, machine: Machine | None) -> str:
-    """What of its machine it has to itself; empty where that is not known."""
+    """Return the part of its machine that a run has to itself; empty if that is not known."""
     place = run.history.places[-1] if run.history.places else {"gpus": 0, "cores": 0}
     return _of(
         place["gpus"],
@@ -90,7 +90,11 @@ def _share(run: Run, machine: Machine | None) -> str:
 
 
 def _left(machine: Machine, runs: Sequence[Run]) -> str:
-    """What no run has; empty where that is nothing, or a run trains there whose share is not known."""
+    """Return the part of a machine that no run has.
+
+    Returns:
+        An empty string if nothing is left, or the share of a run there is not known.
+    """
     places = [run.history.places[-1] for run in runs]
     if any(place["cores"] == 0 for place in places):
         return ""

@@ -1,4 +1,4 @@
-"""The button that profiles the layers: a job in the background queues round after round."""
+"""Button that profiles the layers: a background job queues round after round."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,10 +34,16 @@ def profile_key(fingerprint: str, backbone: str) -> str:
 def offer_profile(
     config: RunConfig, dataset: Dataset, *, button_key: str, disabled: bool = False
 ) -> Profile | None:
-    """Draw the button, and how far the profile is; return it once it is complete.
+    """Draw the button that starts a profile, and the profile's progress.
 
     Args:
         config: all settings but those that say which stages train.
+        dataset: data set to profile on.
+        button_key: key of the button.
+        disabled: whether the button is disabled.
+
+    Returns:
+        The profile once it is complete.
     """
     try:
         num_images = dataset.split_counts.get(TRAIN, 0) if config.auto else None
@@ -66,7 +72,7 @@ def offer_profile(
 
 
 def _make_work(asked: Asked) -> Callable[[], Work[Profile]]:
-    """Return what makes the work; nothing of Streamlit is asked once it has begun."""
+    """Return a function that makes the work, which does not use Streamlit."""
     runs, queue, name = store(), worker(), owner()
 
     def train(progress: Progress) -> Work[None]:

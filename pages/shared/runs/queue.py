@@ -1,4 +1,4 @@
-"""The panel that shows the queue of a comparison while it trains."""
+"""Panel with the queue of a comparison while it trains."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,13 +28,18 @@ REFRESH = 2.0  # seconds
 
 
 def expected_seconds(runs: Sequence[Run]) -> dict[str, float]:
-    """What each run is expected to take, by its id; nothing where other data are chosen, or speeds were not measured."""
+    """Return the expected seconds of each run by its id.
+
+    Returns:
+        An empty dict if other data are chosen, or speeds were not measured.
+    """
     first = runs[0].config
     if data_folder() != first.data:
         return {}
     try:
         dataset = current_dataset(first.split_settings)
-    except FinetuneError:  # the run that meets it says so
+    except FinetuneError:
+        # The run that meets the problem reports it.
         return {}
     book = SpeedBook()
     found: dict[str, float] = {}
@@ -45,7 +50,7 @@ def expected_seconds(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
-    """How far the queue is; redraws the page when it is done."""
+    """Draw the progress of the queue; redraw the page when all runs are done."""
     runs = _there(run_ids)
     active = [run for run in runs if run.active]
     if not active:
@@ -90,7 +95,7 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
 
 
 def _there(run_ids: Sequence[str]) -> list[Run]:
-    """Those that have not been deleted, or damaged, since the page was drawn."""
+    """Load the runs that have not been deleted or damaged since the page was drawn."""
     found = []
     for run_id in run_ids:
         with suppress(RunError):
@@ -99,9 +104,13 @@ def _there(run_ids: Sequence[str]) -> list[Run]:
 
 
 def _row(title: str, run: Run, *, placed: bool) -> dict[str, Any]:
-    """
+    """Return the table's row of a run.
+
     Args:
-        placed: whether to say where it trains: on one machine all do on the same device.
+        title: title of the run's arm.
+        run: the run.
+        placed: whether to say where the run trains. On one machine, all runs train on the same
+            device.
     """
     epochs, accuracy = run.history.epochs, summary(run)["val_accuracy"]
     return {
@@ -114,7 +123,7 @@ def _row(title: str, run: Run, *, placed: bool) -> dict[str, Any]:
 
 
 def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """By ``arm_of``, in the order in which they will be judged, so that they keep their colours."""
+    """Group runs by ``arm_of``, in the order of the later comparison: arms keep their colours."""
     arms: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: arm_order(run.config, depth(run.config))):
         arms.setdefault(arm_of(run.config), []).append(run)
@@ -122,7 +131,7 @@ def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _share_done(runs: Sequence[Run], expected: dict[str, float]) -> float:
-    """Of the whole time, where it is known, else of the runs."""
+    """Return the finished share of the total time, or of the runs if the time is not known."""
     weights = [expected.get(run.run_id, 1.0) if expected else 1.0 for run in runs]
     done = [
         weight * (run.history.fraction if run.active else 1.0)
@@ -132,8 +141,14 @@ def _share_done(runs: Sequence[Run], expected: dict[str, float]) -> float:
 
 
 def _seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | None:
-    """Of all active runs; one that waits takes as long as others of its arm did, or as was forecast, or as all did. None where
-    nothing tells."""
+    """Return the remaining seconds of all active runs.
+
+    A waiting run takes as long as other runs of its arm did, or as was forecast, or as all runs
+    did.
+
+    Returns:
+        None if nothing is known.
+    """
     took = {
         run.run_id: run.history.end["seconds"]
         for run in runs
@@ -158,6 +173,6 @@ def _seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | No
 
 
 def _stop(active: Sequence[Run]) -> None:
-    """Those that wait first, so that none begins when the one that trains stops."""
+    """Stop runs; waiting runs first, so that none of them begins when the training one stops."""
     for run in sorted(active, key=lambda run: worker().waiting(run.run_id) is None):
         attempt(partial(worker().stop, run.run_id))

@@ -1,7 +1,8 @@
-"""The runs that wait in this process, in their order, each with the buttons that move it or take it out.
+"""Runs waiting in this process in their order, each with buttons that move or cancel it.
 
-A button belongs to its run, not to its place: a click on its way while the queue moves on never means another run. The buttons come
-first in their row, so that nothing beside them moves them.
+A button belongs to its run, not to its position. So a click that is on its way while the queue
+moves on never means another run. The buttons come first in their row, so that nothing beside them
+moves them.
 """
 
 import streamlit as st
@@ -15,7 +16,7 @@ from pages.shared.runs.labels import run_title
 
 
 def queue_list(runs: list[Run]) -> None:
-    """Nothing where no run waits."""
+    """Draw the waiting runs; nothing if no run waits."""
     by_id = {run.run_id: run for run in runs}
     queues = [
         waiting

@@ -1,4 +1,4 @@
-"""A run's settings, readable and to be copied."""
+"""Settings of a run, to read and to copy."""
 
 import streamlit as st
 
@@ -17,13 +17,13 @@ from pages.shared.runs.again import differs_now, use_again
 
 
 def lineage(run: Run) -> None:
-    """The earlier run that it started from, where it did."""
+    """Name the earlier run that a run started from, if there is one."""
     if words := lineage_in_words(run.history.started or {}):
         st.caption(f":material/account_tree: {plain(words)}")
 
 
 def run_settings(run: Run) -> None:
-    """As changes against the defaults, then all of them, as a command line and as JSON."""
+    """Draw a run's changes against the defaults, its command line, all settings, and JSON."""
     config = run.config
     auto = {name: setting_of(name) for name in config.auto if epochs_of(config)}
     changes = {
@@ -58,7 +58,8 @@ def run_settings(run: Run) -> None:
         if edits := edits_in_words(config.edits):
             st.caption(
                 plain(
-                    f"The command names the run's file, because changes to single images have no option: {edits}."
+                    "The command names the run's file, because changes to single images have no "
+                    f"option: {edits}."
                 )
             )
         elif config.averaged:
@@ -67,7 +68,8 @@ def run_settings(run: Run) -> None:
             )
         elif config.from_run:
             st.caption(
-                "The command names the run's file, because other settings follow from the run to start from."
+                "The command names the run's file, because other settings follow from the run to "
+                "start from."
             )
         with st.container(horizontal=True):
             _everything(config)
@@ -79,7 +81,7 @@ def _default_text(one: Setting) -> str:
 
 
 def _everything(config: RunConfig) -> None:
-    """All settings, as a table and as JSON."""
+    """Draw all settings, as a table and as JSON."""
     with st.popover("All settings", icon=":material/list:"):
         st.table(
             {
@@ -94,5 +96,6 @@ def _everything(config: RunConfig) -> None:
         st.code(config.model_dump_json(indent=2, exclude={"edits"}), language="json")
         if config.edits:
             st.caption(
-                f"Without the changes to single images, which {CONFIG_FILE} in the run's folder holds."
+                f"Without the changes to single images, which {CONFIG_FILE} in the run's folder "
+                "holds."
             )

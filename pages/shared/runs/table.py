@@ -1,4 +1,4 @@
-"""All runs as one table: searched, sorted, and selected, by id, whatever the table shows at the moment."""
+"""Table of all runs: searched, sorted, and selected by id, whatever the table shows."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ from pages.shared.runs.labels import data_in_short, run_began, value_in_effect
 
 _SPLITS = ("test", "val")
 _SELECTED, _SEARCH = "selected_runs", "runs_search"
-_MOST_POINTS = 60  # of a sparkline
-# The columns that tell runs apart: one that is equal for all is not shown.
+_MOST_POINTS = 60  # points of a sparkline
+# Columns that tell runs apart. A column with equal values for all runs is not shown.
 _TELLING = (
     "Data",
     "Backbone",
@@ -40,7 +40,7 @@ _TELLING = (
 
 
 def search_box() -> str:
-    """What the person looks for."""
+    """Draw the search field, and return its text."""
     return st.text_input(
         "Search",
         type="search",
@@ -53,13 +53,13 @@ def search_box() -> str:
 
 
 def matching(runs: Sequence[Run], words: str) -> list[Run]:
-    """The runs in which every word occurs."""
+    """Return the runs in which every word occurs."""
     wanted = words.casefold().split()
     return [run for run in runs if all(word in _text(run) for word in wanted)]
 
 
 def selected(visible: Sequence[Run]) -> list[Run]:
-    """Those of the visible runs that are selected; what is not visible is selected no more."""
+    """Return the visible runs that are selected, and deselect runs that are not visible."""
     by_id = {run.run_id: run for run in visible}
     st.session_state[_SELECTED] = [
         run_id for run_id in st.session_state.get(_SELECTED, []) if run_id in by_id
@@ -68,9 +68,10 @@ def selected(visible: Sequence[Run]) -> list[Run]:
 
 
 def table(visible: Sequence[Run]) -> None:
-    """Draw the runs, those selected marked."""
+    """Draw the visible runs, with the selected ones marked."""
     ids = [run.run_id for run in visible]
-    # A browser names rows by their place. So a table of other rows is another one, and a click on the old one does not count.
+    # A browser names rows by their position. So other rows get another table, and a click on the
+    # old table does not count.
     rows = [_row(run) for run in visible]
     shared = shared_by_all(rows)
     if words := _in_words(shared):
@@ -101,7 +102,7 @@ def _take_selection(key: str, ids: Sequence[str]) -> None:
 
 
 def _text(run: Run) -> str:
-    """All that a run is found by."""
+    """Return the text of a run that the search looks through."""
     parts = (
         run.run_id,
         run.name,
@@ -162,7 +163,7 @@ def shared_by_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _in_words(shared: Mapping[str, Any]) -> str:
-    """Return what all runs have in common: ``shapes · efficientnet_lite0 · seed 0``."""
+    """Return the settings that all runs share: ``shapes · efficientnet_lite0 · seed 0``."""
     looks = {
         "Learning rate": "lr {}",
         "Image size": "{} px",
@@ -175,7 +176,7 @@ def _in_words(shared: Mapping[str, Any]) -> str:
 
 
 def _accuracy_columns(visible: Sequence[Run]) -> dict[str, Any]:
-    """Return a column for each split; none where no run is known by its accuracy on it."""
+    """Return a column for each split; None for a split that no run's accuracy is from."""
     found = {accuracy.split for run in visible if (accuracy := run_accuracy(run))}
     helps = {
         "test": "Of finished runs that have test images.",
@@ -202,7 +203,8 @@ def _columns(visible: Sequence[Run]) -> dict[str, Any]:
         ),
         "Images": column.TextColumn(help="The images of the accuracy beside it."),
         "Converged": column.TextColumn(
-            help="Whether its own curve shows that it trained long enough; empty where that is not known."
+            help="Whether its own curve shows that it trained long enough; empty where that is "
+            "not known."
         ),
         "By epoch": column.LineChartColumn(
             y_min=0,
