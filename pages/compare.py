@@ -38,10 +38,11 @@ MOST_AT_FIRST = 12  # runs
 
 
 def choose(runs: list[Run]) -> list[Run]:
-    """Choose the runs to compare.
+    """Draw the box that chooses the runs to compare, and return the chosen runs.
 
-    They are those in the address, else those chosen before, else the latest of the current data
-    set. Another data set that is chosen meanwhile lets go of both.
+    The runs named in the address come first, then the runs chosen before, then the latest runs of
+    the current data set. When another data set has been chosen meanwhile, the earlier choice is
+    dropped.
     """
     by_id = {run.run_id: run for run in runs}
     data, asked = data_folder(), st.query_params.get_all("runs")
@@ -50,14 +51,15 @@ def choose(runs: list[Run]) -> list[Run]:
         asked, kept = [], []
     st.session_state["compared_data"] = data
     gone = [run_id for run_id in asked if run_id not in by_id]
-    with st.container():  # always there, so that the box below is not drawn anew
+    with st.container():
+        # Always there: otherwise the box below would be drawn anew.
         if gone:
             st.warning(
                 plain(f"There is no run {', '.join(gone)} here any more."),
                 icon=":material/link_off:",
             )
     before = [run_id for run_id in asked or kept if run_id in by_id]
-    # The number stands inside: a label that changes with it would close the box.
+    # The number stands inside the box, because a label that changes would close the box.
     with st.expander("Which runs", icon=":material/checklist:"):
         chosen = choose_runs("Runs", runs, "runs", chosen=before or latest(runs, data))
         st.caption(f"{number(len(chosen))} of {things(len(runs), 'run')} chosen")
@@ -66,10 +68,10 @@ def choose(runs: list[Run]) -> list[Run]:
 
 
 def latest(runs: list[Run], data: str) -> list[str]:
-    """Return the latest judged run of a data set, and those before it on the same images.
+    """Return the latest evaluated run of a data set, and earlier runs on the same images.
 
     Args:
-        data: of any data set when empty.
+        data: folder or manifest of the data set. An empty string means any data set.
     """
     judged = [run for run in runs if run.judged and data in ("", run.config.data)]
     same = [run for run in judged if run.started["fingerprint"] == judged[0].started["fingerprint"]]
@@ -77,13 +79,18 @@ def latest(runs: list[Run], data: str) -> list[str]:
 
 
 def remember(run_ids: list[str]) -> None:
+    """Keep the chosen runs in the session and in the address."""
     st.session_state["compared_runs"] = run_ids
     if st.query_params.get_all("runs") != run_ids:
         st.query_params["runs"] = run_ids
 
 
 def start(*, expanded: bool) -> bool:
-    """The form that starts one, in a box; returns whether that is open."""
+    """Draw the box with the form that starts a comparison; return whether the box is open.
+
+    Args:
+        expanded: whether the box is open at first.
+    """
     box = st.expander(
         "Start a comparison",
         expanded=expanded,
@@ -103,20 +110,25 @@ def start(*, expanded: bool) -> bool:
 
 
 def share(comparison: Comparison, shift: ShiftComparison | None) -> None:
+    """Draw the button that downloads the report."""
     st.download_button(
         "Report, one HTML file",
         lambda: whole_report(comparison, readable_roots(), shift),
         "comparison.html",
         "text/html",
         icon=":material/download:",
-        on_click="ignore",  # redrawing the page would let go of the very file that is asked for
+        # Redrawing the page would drop the file that is being downloaded.
+        on_click="ignore",
         help="Verdict, tables, figures, shifted data if evaluated, layer diagnostics if measured, "
         "and the clearest disagreements of the two best networks. It opens offline, without Thaw.",
     )
 
 
 def judged_by() -> str:
-    """The metric to compare by: that of the address, else the one chosen before."""
+    """Draw the choice of the metric to compare by, and return the chosen metric.
+
+    The metric in the address comes first, then the one chosen before.
+    """
     asked = st.query_params.get("judged_by")
     if asked in MEASURES:
         st.session_state["judged_by"] = asked
@@ -140,11 +152,12 @@ def judged_by() -> str:
 
 
 def measure_to_address() -> None:
+    """Write the chosen metric into the address (a callback)."""
     st.query_params["judged_by"] = st.session_state["judged_by"]
 
 
 def judged_together(runs: list[Run]) -> None:
-    """Draw the answer first, then what it rests on; the rest is folded."""
+    """Draw the verdict first, then the evidence for the verdict; the rest is folded."""
     left_out = [run for run in runs if not run.judged]
     if left_out:
         names = "; ".join(
@@ -156,7 +169,8 @@ def judged_together(runs: list[Run]) -> None:
             icon=":material/block:",
         )
     judged = [run for run in runs if run.judged]
-    answer = st.container()  # filled once the metric below is known
+    # Filled once the metric below is known.
+    answer = st.container()
     measure = judged_by()
     try:
         comparison = compare_runs(judged, measure)
@@ -175,7 +189,11 @@ def judged_together(runs: list[Run]) -> None:
 
 
 def sections(comparison: Comparison, judged: list[Run]) -> ShiftComparison | None:
-    """Draw the folded sections; return the comparison on shifted images, while that is open."""
+    """Draw the folded sections.
+
+    Returns:
+        The comparison on shifted images; None while that section is folded.
+    """
     arms = comparison.arms
     section("Details", "details", ":material/list:", partial(draw_details, comparison))
     section("Cost", "cost", ":material/payments:", partial(draw_costs, comparison))
@@ -183,12 +201,13 @@ def sections(comparison: Comparison, judged: list[Run]) -> ShiftComparison | Non
         draw = partial(draw_curves, comparison)
         section("Learning curves", "curves", ":material/show_chart:", draw)
     if len(arms) > 1:
-        # One run an arm, each with its first seed: equal seeds saw the same images in one order.
+        # One run per arm, with its first seed: equal seeds saw the same images in the same order.
         firsts = [arms[at].members[0].run for at in comparison.order]
         draw = partial(disagreements, firsts)
         section("Disagreements", "disagree", ":material/call_split:", draw)
     draw_shift = partial(distribution_shift, comparison)
-    if PARAMETER in st.query_params:  # a link to what is inside
+    if PARAMETER in st.query_params:
+        # The address is a link to the section's content.
         st.session_state.setdefault("shift", True)
     shift = section("Distribution shift", "shift", ":material/photo_library:", draw_shift)
     draw = partial(what_moved, [measured_run(arm.runs) for arm in arms])
@@ -217,7 +236,8 @@ compared = choose(runs)
 going_on = any(run.active for run in compared)
 starting = start(expanded=not going_on and len(compared) < 2)
 of_profile = any(profiled_stage(run.config) for run in compared)
-if of_profile:  # whoever looks at its runs wants its answer first
+if of_profile:
+    # For runs of a profile, the answer of the profile comes first.
     draw_profile(runs)
 if going_on:
     st.fragment(queue_panel, run_every=REFRESH)(

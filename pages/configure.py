@@ -1,4 +1,4 @@
-"""Configure: backbone, strategy and settings of the next run, with the strategy drawn."""
+"""Configure: backbone, strategy and settings of the next run, with a drawing of the strategy."""
 
 from functools import partial
 from pathlib import Path
@@ -42,16 +42,21 @@ from pages.shared.runs.backend import submit
 from pages.shared.runs.profile import offer_profile
 
 MORE_KEY, SETTINGS_KEY, STRATEGIES_KEY = "more_settings", "training_settings", "more_strategies"
-MOST_LINES = 3  # of problems in the bar; of more, the rest is scrolled to
+MOST_LINES = 3  # problems in the bar; beyond that the bar scrolls
 
 page(
     "pages/configure.py",
-    "Decide which stages of a pretrained network train, and how. Cold stages stay frozen, warm ones train.",
+    "Decide which stages of a pretrained network train, and how. Cold stages stay frozen, warm "
+    "ones train.",
 )
 
 
 def describe_data() -> Dataset | None:
-    """Say which data set is trained on, beside the presets; return it if it can be read."""
+    """Say which data set is trained on, beside the presets.
+
+    Returns:
+        The data set; None if it cannot be read.
+    """
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.container(width="stretch"):
             dataset = form.chosen_dataset()
@@ -77,7 +82,8 @@ def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> Non
         st.caption("The strategy is drawn once its settings below are valid.")
     if valid.earlier_run:
         st.info(
-            f"Starts from {plain(Path(valid.earlier_run).name)}: frozen stages stay as that run left them.",
+            f"Starts from {plain(Path(valid.earlier_run).name)}: frozen stages stay as that run "
+            "left them.",
             icon=":material/account_tree:",
         )
     if valid.starts_from == RANDOM:
@@ -90,7 +96,11 @@ def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> Non
 def choose_network(
     valid: RunConfig, config: RunConfig | None, known: Known, problems: dict[str, str]
 ) -> str | None:
-    """Draw the networks at hand and the ways to others; return why nothing can be started."""
+    """Draw the networks at hand and the ways to other networks.
+
+    Returns:
+        The reason why no run can be started; None if one can.
+    """
     st.markdown(f":small[{form.label('backbone')}]", help=setting_of("backbone").help)
     backbone_cards(valid, known)
     with st.container():
@@ -112,10 +122,10 @@ def choose_strategy(
     problems: dict[str, str],
     reason: str | None,
 ) -> None:
-    """Draw the strategies and the chosen one's own settings.
+    """Draw the strategies and the settings of the chosen strategy.
 
     Args:
-        reason: why nothing can be started.
+        reason: why no run can be started.
     """
     st.markdown(f":small[{form.label('strategy')}]", help=setting_of("strategy").help)
     strategy_cards(valid, known)
@@ -134,7 +144,12 @@ def choose_strategy(
 
 
 def unfold_problems(key: str, inside: set[str]) -> None:
-    """Open a fold once something in it is wrong that was not before."""
+    """Open a fold as soon as one of its fields has a new problem.
+
+    Args:
+        key: key of the fold's widget.
+        inside: names of the fold's fields that have a problem now.
+    """
     seen = f"{key}_problems"
     if inside - st.session_state.get(seen, set()):
         st.session_state[key] = True
@@ -144,12 +159,12 @@ def unfold_problems(key: str, inside: set[str]) -> None:
 def set_training(
     valid: RunConfig, config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]
 ) -> None:
-    """Draw the training settings, folded under what they come to, and the learning-rate finder."""
+    """Draw the training settings, folded under a summary, and the learning-rate finder."""
     advanced = {"weights", "from_run", "devices", *names_in(*ADVANCED)}
     unfold_problems(MORE_KEY, advanced & problems.keys())
     unfold_problems(SETTINGS_KEY, (advanced | set(names_in(TRAINING))) & problems.keys())
     st.markdown(f":small[Training] · {plain(training_in_words(valid))}")
-    # A label that changed would draw the fields anew, and take the focus from what is typed.
+    # A label that changes would redraw the fields, and take the focus from the one being typed in.
     with st.expander(
         "Training settings", icon=":material/tune:", key=SETTINGS_KEY, on_change="rerun"
     ):
@@ -172,7 +187,7 @@ def set_training(
 
 
 def rate_finder(config: RunConfig) -> None:
-    """Run a learning-rate range test, and offer its suggestion."""
+    """Offer a learning-rate range test, and offer its suggestion."""
     curve: RateCurve | None = offer(
         "Find a learning rate",
         f"rates:{config.model_dump_json(exclude={'learning_rate', 'epochs'})}",
@@ -206,12 +221,13 @@ def rate_finder(config: RunConfig) -> None:
 
 
 def about_augmentation(config: RunConfig) -> None:
-    """Which augmented images the run will see, before it starts."""
+    """Say which augmented images the run will see, before the run starts."""
     cut = cut_index(plan(config, stages_of(config)))
     views = chosen_views(config, cut)
     if views == 0:
         st.caption(
-            "Augmentation: a new version of each image every epoch, so the frozen stages' output cannot be cached."
+            "Augmentation: a new version of each image every epoch, so the frozen stages' output "
+            "cannot be cached."
         )
     elif views:
         how = (
@@ -220,15 +236,16 @@ def about_augmentation(config: RunConfig) -> None:
             else "run through the frozen stages once"
         )
         st.caption(
-            f"Augmentation: {things(views, 'version')} of each image, {how} and used in turn (More settings changes the number)."
+            f"Augmentation: {things(views, 'version')} of each image, {how} and used in turn "
+            "(More settings changes the number)."
         )
 
 
 def summarize(config: RunConfig, known: Known, *, timing: bool) -> str:
-    """Return what would be started in one line: strategy, length, and forecast.
+    """Return one line about the run: strategy, length, and forecast.
 
     Args:
-        timing: whether its steps are being timed.
+        timing: whether the run's steps are being timed.
     """
     where, forecast = form.on_devices(), known.expects(config)
     cost = "estimating the time …" if timing else ""
@@ -244,7 +261,7 @@ def summarize(config: RunConfig, known: Known, *, timing: bool) -> str:
 
 
 def detail(config: RunConfig, known: Known, dataset: Dataset) -> str:
-    """Return what the one line leaves out: network, images, and memory."""
+    """Return the facts that the one line leaves out: network, images, and memory."""
     training = int((dataset.table["split"] == TRAIN).sum()) * config.train_fraction
     forecast = known.expects(config)
     parts = [
@@ -258,7 +275,7 @@ def detail(config: RunConfig, known: Known, dataset: Dataset) -> str:
 def start_bar(
     config: RunConfig | None, known: Known, problems: dict[str, str], reason: str | None
 ) -> None:
-    """What would be started, or why nothing can be, and Start: always visible."""
+    """Draw the bar that is always visible: the next run, or why none can start, and *Start*."""
     with st.bottom.container(horizontal=True, vertical_alignment="center", key="start_bar"):
         with st.container(width="stretch", gap=None):
             if problems:
@@ -296,7 +313,8 @@ def start_bar(
         go("pages/train.py", run)
 
 
-# Each part in a container of its own: whatever appears in it, the fields below keep their places, and what is typed into them.
+# Each part has its own container. Whatever appears in it, the fields below keep their places and
+# the text typed into them.
 settings.fill_in()
 with st.container():
     dataset = describe_data()
@@ -307,7 +325,8 @@ config, problems = form.checked(found, readable_roots(), dataset)
 if wrong := form.devices_problem(config):
     config, problems = None, problems | wrong
 if dataset is None:
-    problems.pop("data", None)  # that there is none is said above
+    # The missing data set is mentioned above.
+    problems.pop("data", None)
 with st.container():
     preset_changes()
     say_whose_settings(data_folder() if dataset else None)

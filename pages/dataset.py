@@ -1,4 +1,4 @@
-"""Dataset: choose the images, look at what is in them, and correct it, before training."""
+"""Dataset: choose the images, look at them, and correct them before training."""
 
 from contextlib import suppress
 
@@ -32,7 +32,7 @@ page(
 
 
 def overview(dataset: Dataset) -> None:
-    """The data set in one line, its classes, and some of its images."""
+    """Draw the data set in one line, its classes, and some of its images."""
     table, counts = dataset.table, dataset.counts()
     facts = [
         things(len(table), "image"),
@@ -59,7 +59,7 @@ def overview(dataset: Dataset) -> None:
 
 
 def _sizes(dataset: Dataset) -> str:
-    """``320 × 240 pixels``, or from the least to the most."""
+    """Return the image size in words: ``320 × 240 pixels``, or a range from smallest to largest."""
     table = dataset.table
     (left, top), (right, bottom) = (
         (table["width"].agg(which), table["height"].agg(which)) for which in ("min", "max")
@@ -69,13 +69,14 @@ def _sizes(dataset: Dataset) -> str:
 
 
 def findings(dataset: Dataset) -> None:
+    """Draw the findings that have not been answered yet."""
     report = report_of(dataset)
     found = [*dataset.findings, *(report.findings if report else ())]
     list_findings(dataset, unanswered(found, dataset.edits))
 
 
 def next_steps(dataset: Dataset) -> None:
-    """The main question about the data, and the way on."""
+    """Draw the button of the main question about the data, and the button to Configure."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.button(
             "Compare layers",
@@ -92,6 +93,7 @@ def next_steps(dataset: Dataset) -> None:
 
 
 def classes_and_splits(dataset: Dataset, data: str) -> None:
+    """Draw tables of counts and sizes, the form that renames classes, and the split."""
     with st.expander("Counts and image sizes as tables"):
         st.dataframe(dataset.counts().rename(columns=SPLIT_WORDS))
         sizes = (
@@ -108,7 +110,8 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
         st.markdown("The split is part of the data. Single images can be moved.")
     else:
         st.markdown(
-            "Thaw makes the split, class by class. Images that have been split once stay where they are when files are added."
+            "Thaw makes the split, class by class. Images that have been split once stay where "
+            "they are when files are added."
         )
         form.split_fields(data)
     _shift(dataset)
@@ -118,14 +121,15 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
         file_name="manifest.csv",
         mime="text/csv",
         icon=":material/download:",
-        on_click="ignore",  # redrawing the page would let go of the very file that is asked for
-        help="path, label, split: with your changes. Put it into the folder of the images, and Thaw reads it as a manifest: the same "
-        "split on any machine.",
+        # Redrawing the page would drop the file that is being downloaded.
+        on_click="ignore",
+        help="path, label, split: with your changes. Put it into the folder of the images, and "
+        "Thaw reads it as a manifest: the same split on any machine.",
     )
 
 
 def _shift(dataset: Dataset) -> None:
-    """How far apart the splits are, where the analysis has measured it."""
+    """Say how far apart the splits are, if the analysis has measured that."""
     report = report_of(dataset)
     if report and report.auc:
         by_split = ", ".join(
@@ -139,6 +143,7 @@ def _shift(dataset: Dataset) -> None:
 
 
 def linear_probes(dataset: Dataset) -> None:
+    """Draw the accuracy of the linear probe at each stage, and the suggestion."""
     report = report_of(dataset)
     if report is None:
         analyze(dataset, "probes")
@@ -166,8 +171,9 @@ def linear_probes(dataset: Dataset) -> None:
         + ", ".join(f"{one.stage} {percent(one.accuracy)}" for one in report.probes),
     )
     st.caption(
-        f"For each stage of {report.backbone}: the validation accuracy of a linear model on the features of that frozen stage. "
-        "Where the curve stops rising, pretraining stops helping. The bars are ± one standard error."
+        f"For each stage of {report.backbone}: the validation accuracy of a linear model on the "
+        "features of that frozen stage. Where the curve stops rising, pretraining stops helping. "
+        "The bars are ± one standard error."
     )
 
 
@@ -180,7 +186,7 @@ def _suggested(report: DeepReport) -> str:
 
 
 def views(dataset: Dataset, data: str) -> None:
-    """Everything else, one view at a time, once it is asked for."""
+    """Draw one of the other views at a time, once it is chosen."""
     bodies = {
         "Images": images,
         "Label": label_images,
@@ -198,8 +204,10 @@ def views(dataset: Dataset, data: str) -> None:
 
 
 def draw(dataset: Dataset, data: str) -> None:
+    """Draw the whole page of a data set."""
     overview(dataset)
-    with st.container():  # always there, so that nothing below is drawn anew with the first change
+    with st.container():
+        # Always there: otherwise the first change would redraw everything below.
         changes(dataset.edits)
     last_change(dataset.edits)
     findings(dataset)
@@ -226,7 +234,8 @@ try:
     found = current_dataset(again=again)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
-    with suppress(FinetuneError):  # changes may be what is wrong: they can be undone
+    with suppress(FinetuneError):
+        # The changes may be the problem: offer to undo them.
         changes(load_edits(root))
     st.stop()
 try:

@@ -1,4 +1,4 @@
-"""Evaluate: how good a run is on images it did not train on, and where it goes wrong."""
+"""Evaluate: how good a run is on images outside its training set, and where it is wrong."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ page(
 
 
 def headline(run: Run, result: Evaluation) -> None:
-    """Draw the accuracy beside its reference points, and what is to be known of its images."""
+    """Draw the accuracy beside its reference points, and what to know about its images."""
     name = accuracy_name(result.split)
     with st.container(horizontal=True):
         meaning = "Interval: Wilson's, for all such images. More images make it narrower."
@@ -61,7 +61,7 @@ def headline(run: Run, result: Evaluation) -> None:
 
 
 def provenance(run: Run, result: Evaluation) -> None:
-    """Say how many images these are, and whether anything was chosen on them."""
+    """Say how many images were evaluated, and whether anything was chosen on them."""
     images = things(result.images, f"{SPLIT_WORDS[result.split].lower()} image")
     if is_held_out(run, result.split):
         st.caption(f"{images}, {HELD_OUT}.")
@@ -76,7 +76,7 @@ def provenance(run: Run, result: Evaluation) -> None:
 
 
 def in_fp32(run: Run) -> None:
-    """The way to numbers that hold for the network as it is used."""
+    """Offer to evaluate again in fp32, the precision in which the network is used."""
     offer(
         "Evaluate in fp32",
         f"evaluate:{run.run_dir}",

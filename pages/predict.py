@@ -1,4 +1,4 @@
-"""Predict: show one or more runs new images; or, in presentation mode, one run to a colleague."""
+"""Predict: classify new images with one or more runs, or present one run to colleagues."""
 
 from urllib.parse import urlencode
 
@@ -25,7 +25,7 @@ from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
 from pages.shared.runs.picker import choose_run, choose_runs
 
-MOST_BESIDE = 2  # runs: three columns are what a screen holds
+MOST_BESIDE = 2  # runs: a screen holds three columns
 MOST_CLASSES = 12
 KINDS = sorted(suffix[1:] for suffix in EXTENSIONS)
 INPUTS = {
@@ -37,6 +37,7 @@ INPUTS = {
 
 
 def classes_text(one: Classifier) -> str:
+    """Return the classes that a network distinguishes, in words."""
     names = ", ".join(one.classes[:MOST_CLASSES]) + (
         ", …" if len(one.classes) > MOST_CLASSES else ""
     )
@@ -44,7 +45,7 @@ def classes_text(one: Classifier) -> str:
 
 
 def loaded(runs: list[Run]) -> list[Classifier]:
-    """The networks that can be loaded; the page says why others cannot."""
+    """Load the networks of some runs; show an error for each one that cannot be loaded."""
     found = []
     for run in runs:
         try:
@@ -55,7 +56,10 @@ def loaded(runs: list[Run]) -> list[Classifier]:
 
 
 def beside(runs: list[Run], chosen: Run) -> list[Run]:
-    """Further runs to show the same image to; they are in the address, as ``beside``."""
+    """Draw the box that chooses further runs to classify the same image.
+
+    The choice is in the address, as ``beside``.
+    """
     others = [run for run in runs if run.run_id != chosen.run_id]
     placeholder = "Also classify the same images with other runs"
     return (
@@ -66,23 +70,31 @@ def beside(runs: list[Run], chosen: Run) -> list[Run]:
 
 
 def presentation_link(run: Run) -> None:
+    """Draw the address of the presentation, with advice on phones and cameras."""
     address = (
         f"{(st.context.url or '').split('?')[0]}?{urlencode({'present': 1, 'run': run.run_id})}"
     )
     with st.expander("Share", icon=":material/co_present:"):
         st.markdown(
-            "A page with this network and nothing else, for a big screen or a phone. Anyone who can reach this server can open it:"
+            "A page with this network and nothing else, for a big screen or a phone. Anyone who "
+            "can reach this server can open it:"
         )
         st.code(address, language=None, wrap_lines=True)
         st.link_button("Open the presentation", address, icon=":material/open_in_new:")
         st.caption(
-            "A phone cannot open an address with localhost or 127.0.0.1: start the server with --server.address 0.0.0.0 and use this machine's "
-            "name instead. A browser gives its camera only to localhost and https; elsewhere a phone's own file chooser takes the photo."
+            "A phone cannot open an address with localhost or 127.0.0.1: start the server with "
+            "--server.address 0.0.0.0 and use this machine's name instead. A browser gives its "
+            "camera only to localhost and https; elsewhere a phone's own file chooser takes the "
+            "photo."
         )
 
 
 def inputs(kind: str) -> list[tuple[str, str, bytes]]:
-    """(key, name, content) of the images that this session has given."""
+    """Draw the input widget.
+
+    Returns:
+        ``(key, name, content)`` of each image that this session has given, the latest last.
+    """
     if kind == "camera":
         photo = st.camera_input("A photo", key="camera", label_visibility="collapsed")
         return [("photo", "Photo", photo.getvalue())] if photo else []
@@ -97,7 +109,7 @@ def inputs(kind: str) -> list[tuple[str, str, bytes]]:
 
 
 def present(runs: list[Run]) -> None:
-    """One run and what it takes images for, the latest first, nothing else."""
+    """Draw the presentation: one run and its predictions, the latest image first, nothing else."""
     st.set_page_config(page_title="Thaw", page_icon="❄️", layout="centered")
     gate()
     asked = st.query_params.get("run")
@@ -128,6 +140,7 @@ def present(runs: list[Run]) -> None:
 
 
 def try_out(runs: list[Run]) -> None:
+    """Draw the choice of runs and of input, and the predictions."""
     chosen = choose_run(runs, damaged)
     classifiers = loaded([chosen, *beside(runs, chosen)])
     if not classifiers or classifiers[0].run is not chosen:

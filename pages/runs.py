@@ -1,4 +1,4 @@
-"""Runs: all of them in one table, to be searched, compared, repeated and deleted, and the queue."""
+"""Runs: a table of all runs to search, compare, repeat and delete, and the queue."""
 
 import streamlit as st
 
@@ -30,7 +30,14 @@ page(
 
 
 def actions(chosen: list[Run], found: int) -> None:
-    """What can be done with the selected runs. All buttons are there at all times, so that none moves."""
+    """Draw the buttons for the selected runs.
+
+    All buttons are there at all times, so that none of them moves.
+
+    Args:
+        chosen: the selected runs.
+        found: number of runs in the table.
+    """
     judged = [run.run_id for run in chosen if run.judged]
     one = chosen[0] if len(chosen) == 1 else None
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -79,9 +86,9 @@ def in_context(run: Run) -> str:
 
 
 def delete(chosen: list[Run]) -> None:
-    """Asks first, with the number of runs and their titles."""
+    """Draw the button Delete, which asks first with the number of runs and their titles."""
     free = [run for run in chosen if may_change(run) and not run.active]
-    # Another one after each deletion: it is closed.
+    # A new key after each deletion closes the popover.
     times = st.session_state.get("deletions", 0)
     with st.popover("Delete", icon=":material/delete:", disabled=not chosen, key=f"delete-{times}"):
         left = len(chosen) - len(free)
@@ -107,13 +114,15 @@ def delete(chosen: list[Run]) -> None:
 
 
 def confirmed(run_ids: list[str]) -> None:
+    """Delete runs after the confirmation (a callback)."""
     to_trash(run_ids)
     st.session_state["deletions"] = st.session_state.get("deletions", 0) + 1
 
 
 def panel(was_active: bool) -> None:
+    """Draw the search, the table and the queue, refreshed while runs are active."""
     runs = store().runs()
-    # it has to stop refreshing itself, or to begin
+    # The fragment has to start or stop refreshing itself.
     if not runs or was_active != any(run.active for run in runs):
         st.rerun()
     words = search_box()

@@ -1,4 +1,4 @@
-"""Sign-in through Streamlit's own OpenID Connect, for servers whose secrets have an ``[auth]`` section."""
+"""Sign-in by Streamlit's OpenID Connect, for servers whose secrets have an ``[auth]`` section."""
 
 import logging
 import os
@@ -12,7 +12,8 @@ from streamlit.errors import StreamlitSecretNotFoundError
 
 from finetune_core.errors import FinetuneError
 
-if TYPE_CHECKING:  # it imports torch, and every page begins with its account
+if TYPE_CHECKING:
+    # Importing it imports torch, and every page starts with this module.
     from finetune_core.runs.store import Damaged, Run
 
 log = logging.getLogger(__name__)
@@ -22,16 +23,18 @@ _PROVIDER_KEYS = ("client_id", "client_secret", "server_metadata_url")
 
 
 class SignInError(FinetuneError):
-    """The settings of sign-in cannot be used. The message is for the operator, not for visitors."""
+    """Error in the sign-in settings. The message is for the operator, not for visitors."""
 
 
 @dataclass
 class Seen:
-    """State of this process. It is not in Streamlit's cache, which any browser can clear.
+    """State of this process.
+
+    The state is not in Streamlit's cache, because any browser can clear that cache.
 
     Attributes:
-        sign_in: whether there has been an ``[auth]`` section since the server was started.
-        problem: the last one that was logged.
+        sign_in: whether an ``[auth]`` section was there at any time since the server started.
+        problem: the last problem that was logged.
     """
 
     sign_in: bool = False
@@ -42,7 +45,7 @@ _SEEN = Seen()
 
 
 def sign_in_asked() -> bool:
-    """Return whether people have to sign in on this server: also while its settings cannot be used."""
+    """Return whether visitors have to sign in, even if the sign-in settings are unusable now."""
     try:
         return read_auth() is not None
     except SignInError:
@@ -53,8 +56,8 @@ def read_auth() -> Mapping[str, Any] | None:
     """Return the ``[auth]`` section of the server's secrets, or None on a server without sign-in.
 
     Raises:
-        SignInError: when secrets are there that cannot be read, the section is incomplete, or it
-            has gone since this server was started.
+        SignInError: if the secrets cannot be read, the section is incomplete, or the section has
+            been removed since this server started.
     """
     secrets = _read_secrets()
     if "auth" in secrets:
@@ -69,15 +72,15 @@ def read_auth() -> Mapping[str, Any] | None:
 
 
 def gate() -> None:
-    """Stop the page, with a way to sign in, for a visitor who has to and has not."""
+    """Stop the page and offer to sign in, if this visitor has to sign in and has not."""
     try:
         auth = read_auth()
     except SignInError as error:
         _log_once(str(error))
         st.title("Thaw", anchor=False)
         st.error(
-            "The sign-in settings of this server cannot be used. Nothing is shown until its operator has "
-            "corrected them. The server's log says what is wrong.",
+            "The sign-in settings of this server cannot be used. Nothing is shown until its "
+            "operator has corrected them. The server's log says what is wrong.",
             icon=":material/lock:",
         )
         st.stop()
@@ -100,7 +103,7 @@ def gate() -> None:
 
 
 def owner() -> str:
-    """Whose the runs are that this session starts; empty where nobody signs in."""
+    """Return the owner of the runs that this session starts; empty on a server without sign-in."""
     if not sign_in_asked():
         return ""
     claims = st.user.to_dict()
@@ -108,7 +111,10 @@ def owner() -> str:
 
 
 def may_change(run: "Run | Damaged") -> bool:
-    """Whether this session may stop, rename or delete a run: with sign-in, its owner only."""
+    """Return whether this session may stop, rename or delete a run.
+
+    On a server with sign-in, only the owner of a run may.
+    """
     return not sign_in_asked() or (run.owner != "" and run.owner == owner())
 
 
@@ -116,10 +122,10 @@ def _read_secrets() -> Mapping[str, Any]:
     places: list[str] = config.get_option("secrets.files")
     named = config.is_manually_set("secrets.files")
     for place in places:
-        # Streamlit passes over a file that is not there, and takes a dangling link for one.
+        # Streamlit ignores a missing file, and treats a dangling link as missing.
         if not os.path.exists(place) and (named or os.path.lexists(place)):
             raise SignInError(f"The secrets file {place} is not there. Put it back.")
-        # Streamlit would wait for a FIFO, with every page of the server.
+        # Streamlit would wait for a FIFO, and block every page of the server.
         if os.path.exists(place) and not (os.path.isfile(place) or os.path.isdir(place)):
             raise SignInError(f"The secrets file {place} is no regular file. Replace it by one.")
     try:
@@ -133,7 +139,7 @@ def _read_secrets() -> Mapping[str, Any]:
 
 
 def _is_there(place: str) -> bool:
-    """Return whether there is such a file; a place that cannot be looked into counts as one."""
+    """Return whether a path exists. A path that cannot be looked into counts as existing."""
     try:
         os.lstat(place)
     except (FileNotFoundError, NotADirectoryError):

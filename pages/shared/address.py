@@ -1,4 +1,4 @@
-"""What a page's address carries on every page: the data set that is chosen, and the settings of the next run."""
+"""Parameters of every page's address: the chosen data set, and the settings of the next run."""
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
@@ -6,12 +6,15 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from finetune_core.errors import ConfigError
 from pages.shared.configure import COMPARED, FIELD
 
-_MOST = 100  # letters of an id
+_MOST = 100  # characters of an id
 
 
 def sync() -> None:
-    """Bring this session and the address together. The address wins when a page is opened or reloaded, and when the browser goes
-    back or forth; else the session does: the browser may lag behind what was just chosen."""
+    """Synchronize this session with the page's address.
+
+    The address wins when a page is opened or reloaded, and when the browser goes back or forth.
+    Otherwise the session wins, because the browser may lag behind the latest choice.
+    """
     context = get_script_run_ctx()
     state = st.session_state
     if "address_read" not in state or getattr(context, "is_history_navigation", False):
@@ -29,7 +32,7 @@ def sync() -> None:
 
 
 def carried() -> dict[str, str]:
-    """What every link to a page takes along."""
+    """Return the query parameters that every link to a page takes along."""
     found = {
         "data": st.session_state.get("data_id"),
         "settings": st.session_state.get("settings_id"),
@@ -38,27 +41,35 @@ def carried() -> dict[str, str]:
 
 
 def settings_problem() -> str:
-    """Why the settings that the address named could not be taken, until some are chosen."""
+    """Return why the settings in the address were rejected; empty once settings are chosen."""
     return (
         "" if st.session_state.get("settings_id") else st.session_state.get("settings_problem", "")
     )
 
 
 def _keep() -> str:
-    """Keep the settings of this session; returns their id, empty where nothing is set yet."""
+    """Save the settings of this session.
+
+    Returns:
+        The id of the saved settings; empty if nothing is set yet.
+    """
     if not any(str(name).startswith((FIELD, COMPARED)) for name in st.session_state):
         return ""
-    # it imports torch, which takes seconds on a new server
+    # Importing it imports torch, which takes seconds on a new server.
     from pages.shared.configure import settings
 
     return settings.keep()
 
 
 def _restored(asked: str) -> str:
+    """Restore saved settings; return a problem in words, or an empty string."""
     from pages.shared.configure import settings
 
     try:
         settings.restore(asked)
     except ConfigError as error:
-        return f"The settings in this address cannot be used: {'; '.join(error.problems.values())}. These are the defaults."
+        return (
+            f"The settings in this address cannot be used: {'; '.join(error.problems.values())}. "
+            "These are the defaults."
+        )
     return ""

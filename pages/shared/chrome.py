@@ -1,4 +1,4 @@
-"""The frame of every page: settings, links to the other pages, title, and the way on."""
+"""Frame of every page: settings, links to other pages, title, and the button to the next page."""
 
 import re
 from collections.abc import Sequence
@@ -22,18 +22,20 @@ PAGES = (
     ("pages/predict.py", "Predict", ":material/image_search:"),
 )
 
-# Streamlit writes white on the primary colour, which on dark pages is so light, to be read as text, that white cannot be read on it.
+# Streamlit writes white on the primary colour. On dark pages that colour is light, so that it can
+# be read as text, and white on it would be unreadable.
 _UNDER_WHITE = """<style>
-button[kind^="primary"]:enabled, [data-testid="stMultiSelect"] [data-tag] { background-color: #b53b0a; border-color: #b53b0a; }
+button[kind^="primary"]:enabled, [data-testid="stMultiSelect"] [data-tag] {
+  background-color: #b53b0a; border-color: #b53b0a; }
 button[kind^="primary"]:enabled:hover { background-color: #963006; border-color: #963006; }
 </style>"""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&])")
 
 
 def page(path: str, sentence: str) -> None:
-    """Start a page: its frame, its title, and one sentence on what it is for.
+    """Start a page: its frame, its title, and one sentence on its purpose.
 
-    A page that is opened by a deep link runs without app.py, so each calls this itself.
+    A page that is opened by a deep link runs without app.py, so each page calls this function.
     """
     _, title, icon = next(entry for entry in PAGES if entry[0] == path)
     st.set_page_config(page_title=f"{title} · Thaw", page_icon="❄️", layout="wide")
@@ -58,13 +60,14 @@ def page(path: str, sentence: str) -> None:
         "Thaw" if path == "app.py" else title, icon=None if path == "app.py" else icon, anchor=False
     )
     st.markdown(sentence)
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if problem := settings_problem():
             st.warning(plain(problem), icon=":material/link_off:")
 
 
 def next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:
-    """The one button that leads on."""
+    """Draw the one button that leads to the next page."""
     st.space("small")
     if st.button(
         label,
@@ -76,7 +79,13 @@ def next_step(path: str, label: str, *, primary: bool = True, run: str | None = 
 
 
 def go(path: str, run: str | None = None, runs: Sequence[str] = ()) -> None:
-    """Switch to another page, taking along what is chosen, and a run, or several that are compared."""
+    """Switch to another page, and take along the session's choices.
+
+    Args:
+        path: path of the page.
+        run: id of the run to show there.
+        runs: ids of several runs to compare there.
+    """
     named: dict[str, str | list[str]] = {}
     if run:
         named["run"] = run
@@ -86,5 +95,5 @@ def go(path: str, run: str | None = None, runs: Sequence[str] = ()) -> None:
 
 
 def plain(text: str) -> str:
-    """Text that a person or a folder supplied, for places where Streamlit reads Markdown: shown as it is."""
+    """Escape text from a person or a folder, so that Streamlit's Markdown shows it literally."""
     return _MARKDOWN.sub(r"\\\1", text.replace("\n", " "))

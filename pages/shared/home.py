@@ -1,4 +1,4 @@
-"""Home: a comparison to start, the latest runs and data sets, and what the machine trains with."""
+"""Home: a comparison to start, the latest runs and data sets, and the machine's device."""
 
 from collections.abc import Sequence
 
@@ -38,9 +38,9 @@ def _machine() -> None:
     st.markdown(
         f":material/memory: {plain(device)} · {found.device.precision} · "
         f"{size(found.free_memory)} of {size(found.memory)} memory free",
-        help=f"{plain(found.device.label)}; {found.cores} CPU cores. {found.device.precision} is the "
-        "number format of the arithmetic: bf16 takes half the memory of fp32, and is used only where "
-        "the hardware has it; fp16, with a loss scale, on NVIDIA GPUs without bf16.",
+        help=f"{plain(found.device.label)}; {found.cores} CPU cores. {found.device.precision} is "
+        "the number format of the arithmetic: bf16 takes half the memory of fp32, and is used "
+        "only where the hardware has it; fp16, with a loss scale, on NVIDIA GPUs without bf16.",
     )
 
 

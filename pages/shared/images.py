@@ -1,4 +1,4 @@
-"""Small pictures, made once, shown a page at a time."""
+"""Galleries of thumbnails. Thumbnails are cached, and shown one page at a time."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,22 +20,31 @@ from pages.shared.data.chosen import key_for_data, readable_roots
 
 _SIDE = 160
 _OPENED_SIDE = 640  # pixels of an image in the dialog
-# The button below an image that can be opened has its name, and takes clicks on the image, too.
+# The button below an image carries the image's name, and takes clicks on the image, too.
 _OPENED_BY_IMAGE = """<style>
 [class*="st-key-opens-"] { position: relative; }
-[class*="st-key-opens-"] [class*="st-key-open-"], [class*="st-key-opens-"] [class*="st-key-open-"] * { position: static; }
-[class*="st-key-opens-"] [class*="st-key-open-"] button::after { content: ""; position: absolute; inset: 0; }
+[class*="st-key-opens-"] [class*="st-key-open-"],
+[class*="st-key-opens-"] [class*="st-key-open-"] * { position: static; }
+[class*="st-key-opens-"] [class*="st-key-open-"] button::after {
+  content: ""; position: absolute; inset: 0; }
 [class*="st-key-opens-"] [class*="st-key-open-"] p { overflow-wrap: anywhere; white-space: normal; }
 </style>"""
-# pixels, at least: of a cell, of one with two images, of an image in it
+# Least widths in pixels: of a cell, of a cell with two images, and of an image in that.
 _WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = (120, 300, 40)
 _MOST_COLUMNS, _MOST_PAIRS = 8, 3
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a gallery: its file, or why it may not be shown; a caption, what a screen reader says, and, where it can be selected
-    or opened, its id; ``beside`` is what it is to be compared with."""
+    """Image of a gallery.
+
+    Attributes:
+        path: file of the image, or the reason why the image may not be shown.
+        caption: text below the image.
+        alt: text for screen readers.
+        id: id of the image, if the image can be selected or opened.
+        beside: image to compare this one with.
+    """
 
     path: Path | DataError
     caption: str
@@ -45,12 +54,15 @@ class Picture:
 
 
 def run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
-    """One of a run's images, as ``data_picture`` shows it."""
+    """Return the picture of one of a run's images; see ``data_picture``."""
     return data_picture(run.config.data, sample, caption, alt)
 
 
 def data_picture(data: str, sample: str, caption: str, alt: str) -> Picture:
-    """An image of a data set that a run's folder names, unless it lies outside the folders that this server may read."""
+    """Return the picture of an image of the data set that a run names.
+
+    Images outside the folders that this server may read get a reason instead of a file.
+    """
     try:
         return Picture(data_image(data, sample, readable_roots()), caption, alt, sample)
     except DataError as error:
@@ -66,10 +78,18 @@ def gallery(
     can_open: bool = False,
     width: int = _WIDTH,
 ) -> str | None:
-    """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only.
+    """Draw a grid of labelled thumbnails, one page at a time.
+
+    Args:
+        count: number of images.
+        picture: returns the picture of an index. Called only for the images on show.
+        key: key of the gallery.
+        per_page: images on a page.
+        can_open: whether a click opens an image.
+        width: least width of an image in pixels.
 
     Returns:
-        The id of the image that was clicked, where they can be opened.
+        The id of the image that was clicked, if images can be opened.
     """
     asked = [picture(index) for index in page_of(count, key, per_page)]
     for reason in dict.fromkeys(str(one.path) for one in asked if not isinstance(one.path, Path)):
@@ -88,7 +108,11 @@ def gallery(
 def picture_gallery(
     count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24, width: int = _WIDTH
 ) -> None:
-    """A gallery of a few images, at least ``width`` pixels wide, each of which a click opens."""
+    """Draw a gallery of a few images. A click opens an image.
+
+    Args:
+        width: least width of an image in pixels.
+    """
     opened = gallery(count, picture, key, per_page, can_open=True, width=width)
     if opened is not None:
         open_picture(next(item for item in map(picture, range(count)) if item.id == opened))
@@ -101,15 +125,21 @@ def chooser(
     per_page: int = 24,
     partners: Mapping[str, str] = MappingProxyType({}),
 ) -> set[str]:
-    """A gallery in which images can be selected: one by one, all that are shown, or none. A click
-    on an image opens it.
+    """Draw a gallery in which images can be selected: one by one, all on show, or none.
+
+    A click on an image opens it. Selected images on other pages of the gallery are shown below the
+    gallery. Selected images that are not in ``ids``, because a filter hides them, are not counted,
+    and the page says so. Such images are selected again once the filter shows them.
 
     Args:
-        partners: id -> that of the image beside it, where that one can be selected, too.
+        ids: ids of the images.
+        picture: returns the picture of an index.
+        key: key of the gallery.
+        per_page: images on a page.
+        partners: id -> id of the image beside it, for images beside it that can be selected, too.
 
     Returns:
-        The selected ones among ``ids`` and partners. Those on other pages of the gallery are shown below it. What is selected, but is not among the
-        ids (a filter has taken it out), is not counted, and the page says so; it is selected again once it is back.
+        The selected ids among ``ids`` and the partners.
     """
     chosen = _chosen(key)
     visible = [picture(index) for index in page_of(len(ids), key, per_page)]
@@ -157,7 +187,7 @@ def chooser(
 
 
 def open_picture(item: Picture) -> None:
-    """Open a dialog with an image, large, under its file name, and with the one beside it."""
+    """Open a dialog with a large image under its file name, and the image beside it."""
     st.dialog(plain(Path(item.id).name), width="large")(_opened_picture)(item)
 
 
@@ -178,14 +208,25 @@ def _opened_picture(item: Picture) -> None:
 
 
 def page_of(count: int, key: str, per_page: int) -> range:
-    """The indices on show of so many things, with the numbers of the pages above them."""
+    """Draw the page numbers of a list, and return the indices on the current page.
+
+    Args:
+        count: length of the list.
+        key: key of the widget.
+        per_page: entries on a page.
+    """
     pages = -(-count // per_page)
     at = st.pagination(pages, key=key) if pages > 1 else 1
     return range((at - 1) * per_page, min(count, at * per_page))
 
 
 def unselect(key: str, ids: Iterable[str]) -> None:
-    """Take images out of the selection of the gallery with that key (may be a callback)."""
+    """Remove images from the selection of a gallery (may be a callback).
+
+    Args:
+        key: key of the gallery.
+        ids: ids of the images.
+    """
     _chosen(key).difference_update(ids)
 
 
@@ -203,10 +244,13 @@ def _grid(
     can_open: bool = False,
     width: int = _WIDTH,
 ) -> str | None:
-    """The images, in columns that a full page fills to the last row; with boxes to tick where there is a selection.
+    """Draw the images in columns that divide a full page evenly.
+
+    Args:
+        chosen: ids of the selected images. If given, each image has a checkbox.
 
     Returns:
-        The id of the one that was clicked, where they can be opened.
+        The id of the image that was clicked, if images can be opened.
     """
     opened = None
     pairs = any(item.beside for item in visible)
@@ -235,7 +279,7 @@ def _cell(
 ) -> bool:
     """Draw an image and the one beside it; return whether the image was clicked.
 
-    Boxes to tick stand outside of the container that takes the clicks.
+    The checkboxes stand outside of the container that takes the clicks.
     """
     can_open = can_open and isinstance(smalls[0], bytes)
     sides = _sides(item)
@@ -282,7 +326,7 @@ def _sides(picture: Picture) -> list[Picture]:
 
 
 def picture_bytes(path: Path, side: int = _SIDE) -> bytes | str:
-    """A file's thumbnail as a JPEG of ``side × side`` pixels, or why there is none."""
+    """Return the thumbnail of a file, a JPEG of ``side × side`` pixels, or a reason in words."""
     try:
         status = path.stat()
         return _thumbnail(path, (status.st_mtime_ns, status.st_size, status.st_ino), side)
@@ -295,7 +339,7 @@ def picture_bytes(path: Path, side: int = _SIDE) -> bytes | str:
 def picture_url(picture: bytes, place: str) -> str:
     """Return an address at which this server hands out a JPEG.
 
-    It holds until the page is drawn anew without it, or another image takes its place.
+    The address holds until the page is redrawn without the image, or another image takes the place.
 
     Args:
         place: names a place for an image within the session.
