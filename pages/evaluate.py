@@ -19,11 +19,11 @@ from finetune_core.formatting import SPLIT_WORDS, accuracy_name, percent, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.data.chosen import readable_roots
-from pages.shared.evaluation.confusion import confusions
-from pages.shared.evaluation.export import export_buttons
-from pages.shared.evaluation.numbers import reference_metric, share_metric
-from pages.shared.evaluation.reliability import reliability
-from pages.shared.evaluation.tabs import metrics
+from pages.shared.evaluation.confusion import draw_confusions
+from pages.shared.evaluation.export import draw_export_buttons
+from pages.shared.evaluation.numbers import draw_share, draw_value
+from pages.shared.evaluation.reliability import draw_reliability
+from pages.shared.evaluation.tabs import draw_metrics
 from pages.shared.jobs import offer
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
@@ -43,24 +43,24 @@ page(
 )
 
 
-def headline(run: Run, result: Evaluation) -> None:
+def draw_headline(run: Run, result: Evaluation) -> None:
     """Draw the accuracy beside its reference points, and what to know about its images."""
     name = accuracy_name(result.split)
     with st.container(horizontal=True):
         meaning = "Interval: Wilson's, for all such images. More images make it narrower."
-        share_metric(name, result.accuracy, result.low, result.high, meaning)
-        for label, one in reference_points(run, found, result.split).items().items():
-            how = plain(one.title) if one.title.lower() != label.lower() else ""
-            reference_metric(label, percent(one.value), how, REFERENCES[label])
-    provenance(run, result)
+        draw_share(name, result.accuracy, result.low, result.high, meaning)
+        for label, reference in reference_points(run, found, result.split).items().items():
+            title = plain(reference.title) if reference.title.lower() != label.lower() else ""
+            draw_value(label, percent(reference.value), title, REFERENCES[label])
+    draw_provenance(run, result)
     warn_undertrained(run)
     if note := precision_note(run):
         st.warning(note, icon=":material/info:")
         if can_be_evaluated(run):
-            in_fp32(run)
+            offer_fp32(run)
 
 
-def provenance(run: Run, result: Evaluation) -> None:
+def draw_provenance(run: Run, result: Evaluation) -> None:
     """Say how many images were evaluated, and whether anything was chosen on them."""
     images = things(result.images, f"{SPLIT_WORDS[result.split].lower()} image")
     if is_held_out(run, result.split):
@@ -75,7 +75,7 @@ def provenance(run: Run, result: Evaluation) -> None:
         st.warning(f"{optimistic}. There are no test images.", icon=":material/info:")
 
 
-def in_fp32(run: Run) -> None:
+def offer_fp32(run: Run) -> None:
     """Offer to evaluate again in fp32, the precision in which the network is used."""
     offer(
         "Evaluate in fp32",
@@ -112,8 +112,8 @@ try:
             persist_state="session",
         )
     judged = evaluation(chosen, split)
-    headline(chosen, judged)
-    bodies = {"Mistakes": confusions, "Metrics": metrics, "Reliability": reliability}
+    draw_headline(chosen, judged)
+    bodies = {"Mistakes": draw_confusions, "Metrics": draw_metrics, "Reliability": draw_reliability}
     for tab, body in zip(
         st.tabs(list(bodies), on_change="rerun", key="evaluate_view"), bodies.values(), strict=True
     ):
@@ -124,6 +124,6 @@ except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
     damaged_runs(damaged)
     st.stop()
-export_buttons(chosen)
+draw_export_buttons(chosen)
 damaged_runs(damaged)
 next_step("pages/compare.py", "Compare with other runs")

@@ -8,16 +8,16 @@ from finetune_core.data.decode import EXTENSIONS
 from finetune_core.errors import FinetuneError
 from finetune_core.formatting import things
 from finetune_core.runs.store import Run
-from pages.shared.account import gate
+from pages.shared.account import require_sign_in
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.evaluation.export import export_buttons
-from pages.shared.evaluation.live import fine_tune, live
+from pages.shared.evaluation.export import draw_export_buttons
+from pages.shared.evaluation.live import draw_live, offer_fine_tuning
 from pages.shared.evaluation.prediction import (
     Classifier,
+    draw_archive,
+    draw_image,
     load_classifier,
-    many,
     offer_neighbours,
-    show_image,
 )
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
@@ -36,15 +36,18 @@ INPUTS = {
 }
 
 
-def classes_text(one: Classifier) -> str:
+def describe_classes(classifier: Classifier) -> str:
     """Return the classes that a network distinguishes, in words."""
-    names = ", ".join(one.classes[:MOST_CLASSES]) + (
-        ", …" if len(one.classes) > MOST_CLASSES else ""
+    names = ", ".join(classifier.classes[:MOST_CLASSES]) + (
+        ", …" if len(classifier.classes) > MOST_CLASSES else ""
     )
-    return f"This network distinguishes {things(len(one.classes), 'class', 'classes')}: {names}."
+    return (
+        f"This network distinguishes {things(len(classifier.classes), 'class', 'classes')}: "
+        f"{names}."
+    )
 
 
-def loaded(runs: list[Run]) -> list[Classifier]:
+def load_classifiers(runs: list[Run]) -> list[Classifier]:
     """Load the networks of some runs; show an error for each one that cannot be loaded."""
     found = []
     for run in runs:
@@ -55,7 +58,7 @@ def loaded(runs: list[Run]) -> list[Classifier]:
     return found
 
 
-def beside(runs: list[Run], chosen: Run) -> list[Run]:
+def choose_beside(runs: list[Run], chosen: Run) -> list[Run]:
     """Draw the box that chooses further runs to classify the same image.
 
     The choice is in the address, as ``beside``.
@@ -69,7 +72,7 @@ def beside(runs: list[Run], chosen: Run) -> list[Run]:
     )
 
 
-def presentation_link(run: Run) -> None:
+def draw_presentation_link(run: Run) -> None:
     """Draw the address of the presentation, with advice on phones and cameras."""
     address = (
         f"{(st.context.url or '').split('?')[0]}?{urlencode({'present': 1, 'run': run.run_id})}"
@@ -89,7 +92,7 @@ def presentation_link(run: Run) -> None:
         )
 
 
-def inputs(kind: str) -> list[tuple[str, str, bytes]]:
+def read_images(kind: str) -> list[tuple[str, str, bytes]]:
     """Draw the input widget.
 
     Returns:
@@ -111,15 +114,15 @@ def inputs(kind: str) -> list[tuple[str, str, bytes]]:
 def present(runs: list[Run]) -> None:
     """Draw the presentation: one run and its predictions, the latest image first, nothing else."""
     st.set_page_config(page_title="Thaw", page_icon="❄️", layout="centered")
-    gate()
-    asked = st.query_params.get("run")
-    run = next((run for run in runs if run.run_id == asked), None)
+    require_sign_in()
+    requested = st.query_params.get("run")
+    run = next((run for run in runs if run.run_id == requested), None)
     if run is None:
         st.title("Network not found", anchor=False)
         st.markdown("The run in this address has not finished an epoch, or no longer exists.")
         st.stop()
     st.title(plain(run.name) if run.name else "Which class is this?", anchor=False)
-    classifiers = loaded([run])
+    classifiers = load_classifiers([run])
     if not classifiers:
         st.stop()
     kind = st.segmented_control(
@@ -131,18 +134,18 @@ def present(runs: list[Run]) -> None:
         label_visibility="collapsed",
     )
     if kind == "live":
-        live(classifiers)
-    given = [] if kind == "live" else inputs(kind)
-    for key, name, image in reversed(given):
-        show_image(key, name, image, classifiers, brief=True, heading=len(given) > 1)
-    st.caption(plain(classes_text(classifiers[0])))
+        draw_live(classifiers)
+    images = [] if kind == "live" else read_images(kind)
+    for key, name, image in reversed(images):
+        draw_image(key, name, image, classifiers, brief=True, heading=len(images) > 1)
+    st.caption(plain(describe_classes(classifiers[0])))
     st.stop()
 
 
 def try_out(runs: list[Run]) -> None:
     """Draw the choice of runs and of input, and the predictions."""
     chosen = choose_run(runs, damaged)
-    classifiers = loaded([chosen, *beside(runs, chosen)])
+    classifiers = load_classifiers([chosen, *choose_beside(runs, chosen)])
     if not classifiers or classifiers[0].run is not chosen:
         if len(runs) > 1:
             st.markdown("Another run can be chosen above.")
@@ -158,28 +161,29 @@ def try_out(runs: list[Run]) -> None:
         label_visibility="collapsed",
     )
     if kind == "live":
-        live(classifiers)
+        draw_live(classifiers)
         offer_neighbours(classifiers, "Flag what is unlike the training images")
         if chosen.history.fitted:
-            fine_tune(chosen)
+            offer_fine_tuning(chosen)
     else:
         offer_neighbours(classifiers)
     if kind == "many":
-        many(classifiers)
+        draw_archive(classifiers)
     elif kind != "live":
-        given = inputs(kind)
-        if not given:
+        images = read_images(kind)
+        if not images:
             st.info(
-                plain(f"Upload an image. {classes_text(classifiers[0])}"), icon=":material/upload:"
+                plain(f"Upload an image. {describe_classes(classifiers[0])}"),
+                icon=":material/upload:",
             )
-        for key, name, image in given:
-            show_image(key, name, image, classifiers)
-        if not all(one.near for one in classifiers):
+        for key, name, image in images:
+            draw_image(key, name, image, classifiers)
+        if not all(one.neighbourhood for one in classifiers):
             st.caption(
                 "A network always predicts one of its classes, even for an image of something else."
             )
-    presentation_link(chosen)
-    export_buttons(chosen)
+    draw_presentation_link(chosen)
+    draw_export_buttons(chosen)
 
 
 found, damaged = store().all()

@@ -27,7 +27,7 @@ class SignInError(FinetuneError):
 
 
 @dataclass
-class Seen:
+class ProcessState:
     """State of this process.
 
     The state is not in Streamlit's cache, because any browser can clear that cache.
@@ -41,10 +41,10 @@ class Seen:
     problem: str = ""
 
 
-_SEEN = Seen()
+_STATE = ProcessState()
 
 
-def sign_in_asked() -> bool:
+def is_sign_in_required() -> bool:
     """Return whether visitors have to sign in, even if the sign-in settings are unusable now."""
     try:
         return read_auth() is not None
@@ -61,9 +61,9 @@ def read_auth() -> Mapping[str, Any] | None:
     """
     secrets = _read_secrets()
     if "auth" in secrets:
-        _SEEN.sign_in = True
+        _STATE.sign_in = True
         return _check_auth(secrets["auth"])
-    if _SEEN.sign_in:
+    if _STATE.sign_in:
         raise SignInError(
             "The [auth] section of the secrets has gone while the server was running. "
             "Put it back, or restart the server to run it without sign-in."
@@ -71,7 +71,7 @@ def read_auth() -> Mapping[str, Any] | None:
     return None
 
 
-def gate() -> None:
+def require_sign_in() -> None:
     """Stop the page and offer to sign in, if this visitor has to sign in and has not."""
     try:
         auth = read_auth()
@@ -84,16 +84,16 @@ def gate() -> None:
             icon=":material/lock:",
         )
         st.stop()
-    _SEEN.problem = ""
+    _STATE.problem = ""
     if auth is None or st.user.is_logged_in:
         return
     st.title("Thaw", anchor=False)
     st.markdown("Fine-tune pretrained image classifiers. Sign in to continue.")
-    names: list[str | None] = [*_providers(auth)]
+    names: list[str | None] = [*_list_providers(auth)]
     for name in names or [None]:
-        words = f"Sign in with {name.capitalize()}" if name else "Sign in"
+        text = f"Sign in with {name.capitalize()}" if name else "Sign in"
         st.button(
-            words,
+            text,
             type="primary",
             icon=":material/login:",
             on_click=st.login,
@@ -104,7 +104,7 @@ def gate() -> None:
 
 def owner() -> str:
     """Return the owner of the runs that this session starts; empty on a server without sign-in."""
-    if not sign_in_asked():
+    if not is_sign_in_required():
         return ""
     claims = st.user.to_dict()
     return str(claims.get("email") or claims.get("sub") or claims.get("name") or "")
@@ -115,33 +115,33 @@ def may_change(run: "Run | Damaged") -> bool:
 
     On a server with sign-in, only the owner of a run may.
     """
-    return not sign_in_asked() or (run.owner != "" and run.owner == owner())
+    return not is_sign_in_required() or (run.owner != "" and run.owner == owner())
 
 
 def _read_secrets() -> Mapping[str, Any]:
-    places: list[str] = config.get_option("secrets.files")
-    named = config.is_manually_set("secrets.files")
-    for place in places:
+    files: list[str] = config.get_option("secrets.files")
+    is_configured = config.is_manually_set("secrets.files")
+    for file in files:
         # Streamlit ignores a missing file, and treats a dangling link as missing.
-        if not os.path.exists(place) and (named or os.path.lexists(place)):
-            raise SignInError(f"The secrets file {place} is not there. Put it back.")
+        if not os.path.exists(file) and (is_configured or os.path.lexists(file)):
+            raise SignInError(f"The secrets file {file} is not there. Put it back.")
         # Streamlit would wait for a FIFO, and block every page of the server.
-        if os.path.exists(place) and not (os.path.isfile(place) or os.path.isdir(place)):
-            raise SignInError(f"The secrets file {place} is no regular file. Replace it by one.")
+        if os.path.exists(file) and not (os.path.isfile(file) or os.path.isdir(file)):
+            raise SignInError(f"The secrets file {file} is no regular file. Replace it by one.")
     try:
         return st.secrets.to_dict()
     except (StreamlitSecretNotFoundError, OSError, ValueError, RecursionError) as error:
         # Streamlit has one exception for "no file anywhere" and "a file that cannot be parsed".
-        if isinstance(error, StreamlitSecretNotFoundError) and not any(map(_is_there, places)):
+        if isinstance(error, StreamlitSecretNotFoundError) and not any(map(_exists, files)):
             return {}
         reason = " ".join(str(error).split())[:300]
         raise SignInError(f"The server's secrets cannot be read: {reason}. Correct them.") from None
 
 
-def _is_there(place: str) -> bool:
+def _exists(path: str) -> bool:
     """Return whether a path exists. A path that cannot be looked into counts as existing."""
     try:
-        os.lstat(place)
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
@@ -154,7 +154,7 @@ def _check_auth(auth: Any) -> Mapping[str, Any]:
         raise SignInError(
             "auth in the secrets is no section. Write it as [auth], with its keys below."
         )
-    providers = {f"auth.{name}": auth[name] for name in _providers(auth)} or {"auth": auth}
+    providers = {f"auth.{name}": auth[name] for name in _list_providers(auth)} or {"auth": auth}
     missing = [f"auth.{key}" for key in _SHARED_KEYS if not _is_given(auth, key)]
     for name, section in providers.items():
         missing += [f"{name}.{key}" for key in _PROVIDER_KEYS if not _is_given(section, key)]
@@ -163,7 +163,7 @@ def _check_auth(auth: Any) -> Mapping[str, Any]:
     return auth
 
 
-def _providers(auth: Mapping[str, Any]) -> list[str]:
+def _list_providers(auth: Mapping[str, Any]) -> list[str]:
     return [
         name for name, part in auth.items() if isinstance(part, Mapping) and name != "client_kwargs"
     ]
@@ -177,6 +177,6 @@ def _is_given(section: Mapping[str, Any], key: str) -> bool:
 
 def _log_once(problem: str) -> None:
     """Log a problem when it is new, so that visitors cannot fill the log."""
-    if problem != _SEEN.problem:
-        _SEEN.problem = problem
+    if problem != _STATE.problem:
+        _STATE.problem = problem
         log.error("%s Until then no page is shown.", problem)

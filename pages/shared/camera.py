@@ -54,7 +54,7 @@ _CAMERA = st.components.v2.component(
 )
 
 
-def camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], None]) -> None:
+def draw_camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], None]) -> None:
     """Draw the camera.
 
     The browser sends nothing more until the page acknowledges the last batch. Frames that could not
@@ -68,34 +68,34 @@ def camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], None]) -
         on_frames: called with each batch before the page is drawn. The page shows a
             ``FinetuneError`` that it raises.
     """
-    answered, unstored, problem = f"{key}-answered", f"{key}-unstored", f"{key}-problem"
+    answered_key, unstored_key, problem_key = f"{key}-answered", f"{key}-unstored", f"{key}-problem"
 
-    def arrived() -> None:
+    def receive() -> None:
         # The page has just been left: the browser keeps the frames that are not acknowledged.
         if key not in st.session_state:
             return
-        sent = st.session_state[key].frames
-        for name in (unstored, problem):
+        batch = st.session_state[key].frames
+        for name in (unstored_key, problem_key):
             st.session_state.pop(name, None)
-        if isinstance(sent, dict) and isinstance(sent.get("id"), str):
+        if isinstance(batch, dict) and isinstance(batch.get("id"), str):
             # Acknowledge a refused batch, too: otherwise it would be sent again.
-            st.session_state[answered] = sent["id"][:100]
+            st.session_state[answered_key] = batch["id"][:100]
         try:
-            on_frames(read_batch(sent))
+            on_frames(read_batch(batch))
         except NotStored as error:
-            st.session_state[unstored], st.session_state[problem] = (
-                st.session_state.pop(answered),
+            st.session_state[unstored_key], st.session_state[problem_key] = (
+                st.session_state.pop(answered_key),
                 str(error),
             )
         except FinetuneError as error:
-            st.session_state[problem] = str(error)
+            st.session_state[problem_key] = str(error)
 
     with st.container():
         # Always there: otherwise the camera would be drawn anew.
-        if words := st.session_state.get(problem):
-            st.error(plain(words), icon=":material/error:")
-    known = {
-        "answered": st.session_state.get(answered, ""),
-        "unstored": st.session_state.get(unstored, ""),
+        if text := st.session_state.get(problem_key):
+            st.error(plain(text), icon=":material/error:")
+    state = {
+        "answered": st.session_state.get(answered_key, ""),
+        "unstored": st.session_state.get(unstored_key, ""),
     }
-    _CAMERA(data=data | known, key=key, on_frames_change=arrived)
+    _CAMERA(data=data | state, key=key, on_frames_change=receive)

@@ -6,8 +6,8 @@ from typing import Literal
 
 import streamlit as st
 
-from pages.shared.account import gate, owner
-from pages.shared.address import carried, settings_problem, sync
+from pages.shared.account import owner, require_sign_in
+from pages.shared.address import link_parameters, settings_problem, sync_address
 
 Color = Literal["red", "orange", "blue", "green", "violet", "gray"]  # of a badge
 
@@ -40,12 +40,14 @@ def page(path: str, sentence: str) -> None:
     _, title, icon = next(entry for entry in PAGES if entry[0] == path)
     st.set_page_config(page_title=f"{title} · Thaw", page_icon="❄️", layout="wide")
     st.html(_UNDER_WHITE)
-    gate()
-    sync()
+    require_sign_in()
+    sync_address()
     with st.container(horizontal=True, wrap=False, gap="small", key="navigation"):
         for target, label, symbol in PAGES:
-            words = f"**{label}**" if target == path else label
-            st.page_link(target, label=words, icon=symbol, width="content", query_params=carried())
+            text = f"**{label}**" if target == path else label
+            st.page_link(
+                target, label=text, icon=symbol, width="content", query_params=link_parameters()
+            )
         if name := owner():
             help_ = f"Signed in as {plain(name)}"
             st.button(
@@ -91,7 +93,7 @@ def go(path: str, run: str | None = None, runs: Sequence[str] = ()) -> None:
         named["run"] = run
     if runs:
         named["runs"] = list(runs)
-    st.switch_page(path, query_params={**named, **carried()})
+    st.switch_page(path, query_params={**named, **link_parameters()})
 
 
 def plain(text: str) -> str:

@@ -91,12 +91,12 @@ def gallery(
     Returns:
         The id of the image that was clicked, if images can be opened.
     """
-    asked = [picture(index) for index in page_of(count, key, per_page)]
+    asked = [picture(index) for index in choose_page(count, key, per_page)]
     for reason in dict.fromkeys(str(one.path) for one in asked if not isinstance(one.path, Path)):
         st.warning(plain(reason), icon=":material/lock:")
     if can_open:
         st.html(_OPENED_BY_IMAGE)
-    return _grid(
+    return _draw_grid(
         [one for one in asked if isinstance(one.path, Path)],
         per_page,
         key=key,
@@ -105,7 +105,7 @@ def gallery(
     )
 
 
-def picture_gallery(
+def draw_picture_gallery(
     count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24, width: int = _WIDTH
 ) -> None:
     """Draw a gallery of a few images. A click opens an image.
@@ -118,7 +118,7 @@ def picture_gallery(
         open_picture(next(item for item in map(picture, range(count)) if item.id == opened))
 
 
-def chooser(
+def choose_images(
     ids: Sequence[str],
     picture: Callable[[int], Picture],
     key: str,
@@ -141,28 +141,28 @@ def chooser(
     Returns:
         The selected ids among ``ids`` and the partners.
     """
-    chosen = _chosen(key)
-    visible = [picture(index) for index in page_of(len(ids), key, per_page)]
+    chosen = _get_selection(key)
+    visible = [picture(index) for index in choose_page(len(ids), key, per_page)]
     head = st.container(horizontal=True, vertical_alignment="center")
     st.html(_OPENED_BY_IMAGE)
-    opened = _grid(visible, per_page, chosen, key, can_open=True)
+    opened = _draw_grid(visible, per_page, chosen, key, can_open=True)
     counted = chosen.intersection([*ids, *partners.values()]) if chosen else set()
-    here = {side.id for item in visible for side in _sides(item) if side.id}
-    away = counted - here
-    elsewhere = (
-        [index for index, sample in enumerate(ids) if away & {sample, partners.get(sample)}]
-        if away
+    shown = {side.id for item in visible for side in _list_sides(item) if side.id}
+    hidden_ids = counted - shown
+    others_index = (
+        [index for index, sample in enumerate(ids) if hidden_ids & {sample, partners.get(sample)}]
+        if hidden_ids
         else []
     )
     with head:
-        everything = here <= chosen
+        is_all_chosen = shown <= chosen
         st.button(
             "Select all shown",
             key=f"all-{key}",
             type="tertiary",
-            disabled=everything,
+            disabled=is_all_chosen,
             on_click=chosen.update,
-            args=(here,),
+            args=(shown,),
         )
         st.button(
             "Clear selection",
@@ -172,14 +172,18 @@ def chooser(
             on_click=chosen.clear,
         )
         if chosen:
-            hidden = len(chosen) - len(counted)
-            left_out = f" {number(hidden)} more, hidden by the filter, left out." if hidden else ""
+            num_hidden = len(chosen) - len(counted)
+            left_out = (
+                f" {number(num_hidden)} more, hidden by the filter, left out." if num_hidden else ""
+            )
             st.caption(f"{number(len(counted))} selected.{left_out}")
-    if elsewhere:
-        more = f", {per_page} of {number(len(elsewhere))}" if len(elsewhere) > per_page else ""
+    if others_index:
+        more = (
+            f", {per_page} of {number(len(others_index))}" if len(others_index) > per_page else ""
+        )
         st.caption(f"Selected on other pages{more}:")
-        others = [picture(index) for index in elsewhere[:per_page]]
-        opened = _grid(others, per_page, chosen, key, can_open=True) or opened
+        others = [picture(index) for index in others_index[:per_page]]
+        opened = _draw_grid(others, per_page, chosen, key, can_open=True) or opened
         visible += others
     if opened is not None:
         open_picture(next(item for item in visible if item.id == opened))
@@ -188,11 +192,11 @@ def chooser(
 
 def open_picture(item: Picture) -> None:
     """Open a dialog with a large image under its file name, and the image beside it."""
-    st.dialog(plain(Path(item.id).name), width="large")(_opened_picture)(item)
+    st.dialog(plain(Path(item.id).name), width="large")(_draw_opened)(item)
 
 
-def _opened_picture(item: Picture) -> None:
-    sides = _sides(item)
+def _draw_opened(item: Picture) -> None:
+    sides = _list_sides(item)
     with st.grid(len(sides), min_column_width=_PAIR_WIDTH):
         for side in sides:
             if isinstance(side.path, Path):
@@ -207,7 +211,7 @@ def _opened_picture(item: Picture) -> None:
                 )
 
 
-def page_of(count: int, key: str, per_page: int) -> range:
+def choose_page(count: int, key: str, per_page: int) -> range:
     """Draw the page numbers of a list, and return the indices on the current page.
 
     Args:
@@ -215,9 +219,9 @@ def page_of(count: int, key: str, per_page: int) -> range:
         key: key of the widget.
         per_page: entries on a page.
     """
-    pages = -(-count // per_page)
-    at = st.pagination(pages, key=key) if pages > 1 else 1
-    return range((at - 1) * per_page, min(count, at * per_page))
+    num_pages = -(-count // per_page)
+    page = st.pagination(num_pages, key=key) if num_pages > 1 else 1
+    return range((page - 1) * per_page, min(count, page * per_page))
 
 
 def unselect(key: str, ids: Iterable[str]) -> None:
@@ -227,15 +231,15 @@ def unselect(key: str, ids: Iterable[str]) -> None:
         key: key of the gallery.
         ids: ids of the images.
     """
-    _chosen(key).difference_update(ids)
+    _get_selection(key).difference_update(ids)
 
 
-def _chosen(key: str) -> set[str]:
+def _get_selection(key: str) -> set[str]:
     chosen: set[str] = st.session_state.setdefault(key_for_data(f"chosen-{key}"), set())
     return chosen
 
 
-def _grid(
+def _draw_grid(
     visible: Sequence[Picture],
     per_page: int,
     chosen: set[str] | None = None,
@@ -253,15 +257,15 @@ def _grid(
         The id of the image that was clicked, if images can be opened.
     """
     opened = None
-    pairs = any(item.beside for item in visible)
-    most = _MOST_PAIRS if pairs else _MOST_COLUMNS
+    has_pairs = any(item.beside for item in visible)
+    most = _MOST_PAIRS if has_pairs else _MOST_COLUMNS
     columns = next(count for count in range(most, 0, -1) if per_page % count == 0)
-    with st.grid(columns, min_column_width=_PAIR_WIDTH if pairs else width, gap="small"):
-        for item, smalls in in_threads(_smalls, visible):
-            with st.container(gap="xxsmall", border=pairs):
-                if _cell(item, smalls, chosen is not None, key, can_open=can_open):
+    with st.grid(columns, min_column_width=_PAIR_WIDTH if has_pairs else width, gap="small"):
+        for item, thumbnails in in_threads(_make_thumbnails, visible):
+            with st.container(gap="xxsmall", border=has_pairs):
+                if _draw_cell(item, thumbnails, chosen is not None, key, can_open=can_open):
                     opened = item.id
-                for side in _sides(item):
+                for side in _list_sides(item):
                     if chosen is not None and side.id:
                         box = f"choose-{key}-{side.id}"
                         st.session_state[box] = side.id in chosen
@@ -274,24 +278,29 @@ def _grid(
     return opened
 
 
-def _cell(
-    item: Picture, smalls: Sequence[bytes | str], ticked: bool, key: str, *, can_open: bool
+def _draw_cell(
+    item: Picture,
+    thumbnails: Sequence[bytes | str],
+    has_checkbox: bool,
+    key: str,
+    *,
+    can_open: bool,
 ) -> bool:
     """Draw an image and the one beside it; return whether the image was clicked.
 
     The checkboxes stand outside of the container that takes the clicks.
     """
-    can_open = can_open and isinstance(smalls[0], bytes)
-    sides = _sides(item)
+    can_open = can_open and isinstance(thumbnails[0], bytes)
+    sides = _list_sides(item)
     with st.container(gap="xxsmall", key=f"opens-{key}-{item.id}" if can_open else None):
         with st.grid(len(sides), min_column_width=_SIDE_WIDTH, wrap=False, gap="xsmall"):
-            for side, small in zip(sides, smalls, strict=True):
+            for side, side_thumbnail in zip(sides, thumbnails, strict=True):
                 with st.container():
-                    _draw(side, small, captioned=not (ticked and side.id))
-        return can_open and _open_button(item, key)
+                    _draw_side(side, side_thumbnail, captioned=not (has_checkbox and side.id))
+        return can_open and _draw_open_button(item, key)
 
 
-def _open_button(item: Picture, key: str) -> bool:
+def _draw_open_button(item: Picture, key: str) -> bool:
     return st.button(
         plain(Path(item.id).name),
         key=f"open-{key}-{item.id}",
@@ -301,27 +310,27 @@ def _open_button(item: Picture, key: str) -> bool:
     )
 
 
-def _draw(item: Picture, small: bytes | str, *, captioned: bool) -> None:
-    if isinstance(small, bytes):
+def _draw_side(item: Picture, image: bytes | str, *, captioned: bool) -> None:
+    if isinstance(image, bytes):
         st.image(
-            small, caption=plain(item.caption) if captioned else None, alt=item.alt, width="stretch"
+            image, caption=plain(item.caption) if captioned else None, alt=item.alt, width="stretch"
         )
     else:
-        st.caption(plain(small))
+        st.caption(plain(image))
 
 
 def _toggle(chosen: set[str], sample: str, box: str) -> None:
     (chosen.add if st.session_state[box] else chosen.discard)(sample)
 
 
-def _smalls(picture: Picture) -> list[bytes | str]:
+def _make_thumbnails(picture: Picture) -> list[bytes | str]:
     return [
         picture_bytes(one.path) if isinstance(one.path, Path) else str(one.path)
-        for one in _sides(picture)
+        for one in _list_sides(picture)
     ]
 
 
-def _sides(picture: Picture) -> list[Picture]:
+def _list_sides(picture: Picture) -> list[Picture]:
     return [picture, picture.beside] if picture.beside else [picture]
 
 

@@ -37,13 +37,13 @@ def begin(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = Tr
             Streamlit.
         kept: whether partial results remain useful after a stop.
     """
-    watched = _watched()
+    watched = _watched_jobs()
     for old in [other for other, job in watched.items() if not job.working][:-_MOST_KEPT]:
         del watched[old]
     watched[key] = jobs().start(key, text, make, kept=kept)
 
 
-def outcome(key: str) -> Any:
+def take_outcome(key: str) -> Any:
     """Return the result of work that this session has started or watched.
 
     While this work, or earlier work of the same kind, goes on, its progress bar is drawn. The page
@@ -58,7 +58,7 @@ def outcome(key: str) -> Any:
     Raises:
         Exception: any exception that the work raised, until the work is started again.
     """
-    watched, kind = _watched(), key.partition(":")[0]
+    watched, kind = _watched_jobs(), key.partition(":")[0]
     if job := jobs().find(key):
         watched[key] = job
     with st.container():
@@ -66,13 +66,13 @@ def outcome(key: str) -> Any:
             if job.working and other.partition(":")[0] == kind:
                 st.fragment(_watch, run_every=REFRESH)(other, job)
     job = watched.get(key)
-    return None if job is None or job.working else _result(job)
+    return None if job is None or job.working else _get_result(job)
 
 
-def shown_outcome(key: str) -> Any:
-    """Return ``outcome``, but show a ``FinetuneError`` on the page and return None instead."""
+def show_outcome(key: str) -> Any:
+    """Return ``take_outcome``, but show a ``FinetuneError`` on the page and return None instead."""
     try:
-        return outcome(key)
+        return take_outcome(key)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return None
@@ -98,7 +98,7 @@ def offer(
         button: further arguments of ``st.button``. ``button_key`` is the key of the button.
 
     Returns:
-        The result, as from ``shown_outcome``.
+        The result, as from ``show_outcome``.
     """
     button["disabled"] = bool(button.get("disabled")) or jobs().find(key) is not None
     st.button(
@@ -109,7 +109,7 @@ def offer(
         kwargs={"kept": kept},
         **button,
     )
-    return shown_outcome(key)
+    return show_outcome(key)
 
 
 def wait_for(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True) -> Any:
@@ -128,19 +128,19 @@ def wait_for(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool =
     Raises:
         Exception: any exception that the work raised.
     """
-    job = _watched().get(key)
+    job = _watched_jobs().get(key)
     if job is None or not (job.working or job.stopping):
         begin(key, text, make, kept=kept)
-        job = _watched()[key]
+        job = _watched_jobs()[key]
     place = st.empty()
     with place:
-        bar = _bar(key, job)
+        bar = _draw_bar(key, job)
     while not job.wait(_STEP):
-        bar.progress(*_progress(job))
+        bar.progress(*_describe_progress(job))
     place.empty()
     if not job.stopping:
         forget(key)
-    return _result(job)
+    return _get_result(job)
 
 
 def wait_for_whole(key: str, text: str, make: Callable[[], Work[Any]]) -> Any:
@@ -161,16 +161,16 @@ def wait_for_whole(key: str, text: str, make: Callable[[], Work[Any]]) -> Any:
 
 def forget(key: str) -> None:
     """Drop the result of some work, so that the work can start again (may be a callback)."""
-    _watched().pop(key, None)
+    _watched_jobs().pop(key, None)
 
 
-def _watched() -> dict[str, Job]:
+def _watched_jobs() -> dict[str, Job]:
     """Return the jobs that this session has started or watched, by key."""
     watched: dict[str, Job] = st.session_state.setdefault("jobs", {})
     return watched
 
 
-def _result(job: Job) -> Any:
+def _get_result(job: Job) -> Any:
     if job.error:
         raise job.error.with_traceback(None)
     return job.result
@@ -179,17 +179,17 @@ def _result(job: Job) -> Any:
 def _watch(key: str, job: Job) -> None:
     if not job.working:
         st.rerun()
-    _bar(key, job)
+    _draw_bar(key, job)
 
 
-def _bar(key: str, job: Job) -> DeltaGenerator:
+def _draw_bar(key: str, job: Job) -> DeltaGenerator:
     """Draw the progress bar of a job with its Stop button; return the bar."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        bar = st.progress(*_progress(job))
+        bar = st.progress(*_describe_progress(job))
         note = "What was done so far is kept." if job.kept else "Nothing of it is kept."
-        words = "Stopping…" if job.stopping else "Stop"
+        text = "Stopping…" if job.stopping else "Stop"
         st.button(
-            words,
+            text,
             icon=":material/stop:",
             key=f"stop-{key}",
             help=note,
@@ -199,12 +199,12 @@ def _bar(key: str, job: Job) -> DeltaGenerator:
     return bar
 
 
-def _progress(job: Job) -> tuple[float, str]:
+def _describe_progress(job: Job) -> tuple[float, str]:
     done, total, phase, subject = job.progress
     total = total or 0
     text = f"{subject}: " * bool(subject) + PHASE_WORDS.get(phase, job.text)
     spent = time.monotonic() - job.since
-    left = f", {time_left(spent / done * (total - done))}" if done and spent > 2 else ""
+    time_text = f", {time_left(spent / done * (total - done))}" if done and spent > 2 else ""
     return min(
         1.0, done / max(1, total)
-    ), f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"
+    ), f"{text}: {done:,} of {total:,}{time_text}" if total > 1 else f"{text} …"

@@ -8,7 +8,7 @@ import streamlit as st
 T = TypeVar("T")
 
 
-def section(label: str, key: str, icon: str, draw: Callable[[], T]) -> T | None:
+def draw_section(label: str, key: str, icon: str, draw: Callable[[], T]) -> T | None:
     """Draw a folded section.
 
     Args:

@@ -58,7 +58,7 @@ def _end_runs():
 @pytest.fixture(autouse=True)
 def fresh_process_state(components_found_once, strict_harness, monkeypatch):
     """What the pages hold once a process belongs to another test's folder."""
-    monkeypatch.setattr(account, "_SEEN", account.Seen())
+    monkeypatch.setattr(account, "_STATE", account.ProcessState())
     st.cache_resource.clear()
     st.cache_data.clear()
     yield

@@ -124,7 +124,7 @@ def test_sign_in_that_was_there_stays_while_the_server_runs(secrets, run, conten
     secrets(content)
     st.cache_resource.clear()  # as a browser can ask for
     assert_nothing_but_a_message(open_page("runs", run=named), named)
-    assert account.sign_in_asked()
+    assert account.is_sign_in_required()
     secrets(AUTH)
     assert labels(open_page("runs")) == ["Sign in"]
 
@@ -140,9 +140,9 @@ def test_the_operator_is_told_once_what_is_wrong_and_visitors_are_not(secrets, c
 
 def test_without_secrets_nobody_is_asked(secrets):
     secrets(None)
-    assert not account.sign_in_asked()
+    assert not account.is_sign_in_required()
     secrets("[other]\nkey = 1\n")
-    assert not account.sign_in_asked()
+    assert not account.is_sign_in_required()
 
 
 def assert_nothing_but_a_message(at, named):

@@ -22,7 +22,7 @@ from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.work import Step
-from pages.shared.configure.choices import Known
+from pages.shared.configure.choices import ChoiceContext
 from pages.shared.jobs import jobs
 from tests.deadline import wait_until
 from tests.factories import TINY_BACKBONE, image_folder, tiny_config, trained_run
@@ -201,10 +201,10 @@ def test_a_forecast_is_computed_once_and_none_where_the_strategy_does_not_fit(mo
         return "some time"
 
     monkeypatch.setattr("pages.shared.configure.choices.expected", forecast)
-    known = Known(dataset=object(), timed=True, best={})
+    known = ChoiceContext(dataset=object(), timed=True, best={})
     config = make_config({"data": "any", "strategy": "custom", "cut": "block5"})
     for one in (config, config.model_copy(update={"backbone": "resnet18"})) * 2:
-        assert known.expects(one) == (None if one.backbone == "resnet18" else "some time")
+        assert known.forecast(one) == (None if one.backbone == "resnet18" else "some time")
     assert asked == [config.backbone, "resnet18"]
 
 

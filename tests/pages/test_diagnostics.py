@@ -32,12 +32,12 @@ def two(tmp_path, monkeypatch):
 
 
 def sections():
-    from pages.shared.evaluation.diagnostics import disagreements, what_moved
+    from pages.shared.evaluation.diagnostics import draw_disagreements, draw_layer_diagnostics
     from pages.shared.runs.backend import store
 
     compared = sorted(store().runs(), key=lambda run: run.config.strategy)
-    what_moved(compared)
-    disagreements(compared)
+    draw_layer_diagnostics(compared)
+    draw_disagreements(compared)
 
 
 def drawn(**state):

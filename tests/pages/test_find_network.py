@@ -8,7 +8,7 @@ import timm
 from safetensors.torch import save_file
 
 from finetune_core.models import timm_networks
-from pages.shared.configure.networks import offered
+from pages.shared.configure.networks import list_networks
 from tests.factories import shared_images
 from tests.pages.harness import open_page, unescaped
 
@@ -97,7 +97,7 @@ def test_a_folder_outside_those_that_a_server_may_read_is_refused(configure, fol
 
 
 def test_the_list_of_the_form_is_short_and_holds_what_is_chosen():
-    names = offered("timm/test_vit.r160_in1k")
+    names = list_networks("timm/test_vit.r160_in1k")
     assert len(names) < 150
     assert {"efficientnet_lite0", "resnet18", "timm/test_vit.r160_in1k"} <= set(names)
 

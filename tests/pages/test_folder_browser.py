@@ -149,7 +149,7 @@ def test_where_people_sign_in_an_address_opens_ones_own_upload_only(uploads):
 
 
 def test_where_people_sign_in_no_run_predicts_anothers_upload(uploads):
-    work = other_data._predicted([], str(uploads["ann"]), [paths.data_dir()], BEN["email"])
+    work = other_data._predict([], str(uploads["ann"]), [paths.data_dir()], BEN["email"])
     with pytest.raises(DataError, match="not shown to people who sign in"):
         finish(work)
 

@@ -9,7 +9,7 @@ from finetune_core import paths
 from finetune_core.runs.executors import InProcess, Machine
 from finetune_core.runs.record import append_event, create_run
 from finetune_core.training.events import Progress, RunPlaced, event_of
-from pages.shared.configure.comparison_form import _total
+from pages.shared.configure.comparison_form import _describe_total
 from tests.factories import tiny_config, trained_run
 from tests.pages.harness import ANN, open_page, unescaped
 
@@ -106,9 +106,9 @@ def test_a_forecast_for_several_machines_says_what_is_saved(monkeypatch):
         "pages.shared.configure.comparison_form.worker",
         lambda: type("W", (), {"executor": executor}),
     )
-    assert _total([[100, 40, 40]]) == (
+    assert _describe_total([[100, 40, 40]]) == (
         "about 2 min 20 s, 2 runs at a time on 2 machines. "
         "Runs that find the frozen stages' output on their machine save 1 min 0 s of work"
     )
     monkeypatch.setattr(executor, "machines", lambda: [1])
-    assert _total([[100, 40, 40]]) == "about 3 min 0 s"
+    assert _describe_total([[100, 40, 40]]) == "about 3 min 0 s"

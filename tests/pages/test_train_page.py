@@ -104,7 +104,7 @@ def live_memory(run_id):
 
     from finetune_core import paths
     from finetune_core.runs.store import RunStore
-    from pages.shared.runs.live import _engine, numbers
+    from pages.shared.runs.live import _draw_timing, numbers
 
     run = RunStore(paths.runs_dir()).run(run_id)
     expected = {
@@ -117,10 +117,10 @@ def live_memory(run_id):
     run.history.started["forecast"] = expected
     run.history.epochs[-1] |= {"memory_bytes": 5 * 10**8, "device_bytes": 6 * 10**9}
     numbers(replace(run, status="running"))
-    _engine(run)
+    _draw_timing(run)
     run.history.epochs[-1]["device_bytes"] = None
     numbers(replace(run, status="running"))
-    _engine(run)
+    _draw_timing(run)
 
 
 def test_a_gpus_memory_is_shown_apart_from_the_programs(runs):

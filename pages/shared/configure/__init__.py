@@ -1,3 +1,3 @@
 """Widgets for the settings of the next runs."""
 
-FIELD, COMPARED = "form_", "compare"  # prefixes of widget keys
+FIELD_PREFIX, COMPARISON_PREFIX = "form_", "compare"  # prefixes of widget keys

@@ -94,7 +94,7 @@ class Card:
         line: short description.
         facts: numbers, in short.
         before: best result with this option so far.
-        strip: look of each stage with this option, input to head (``stages.look``).
+        strip: look of each stage with this option, input to head (``stages.stage_look``).
         tip: tooltip.
     """
 
@@ -121,9 +121,9 @@ def choose_card(
         key: key of the component.
     """
 
-    def picked() -> None:
+    def notify() -> None:
         if value := st.session_state[key].chosen:
             on_choice(value)
 
     data = {"label": label, "cards": [asdict(card) for card in cards], "chosen": chosen}
-    _CARDS(data=data, key=key, on_chosen_change=picked)
+    _CARDS(data=data, key=key, on_chosen_change=notify)

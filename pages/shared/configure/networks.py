@@ -25,7 +25,7 @@ from finetune_core.models.timm_networks import FOLDER, HUB, is_described, is_tim
 from finetune_core.models.weights import fetch_description
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
-from pages.shared.data.chosen import check_open
+from pages.shared.data.chosen import check_access
 from pages.shared.jobs import offer
 
 OPEN, _SEARCH, _FILTERS, _NAMED = (
@@ -39,36 +39,36 @@ _SIZES = {"Any size": None, "Up to 10 M": 1e7, "Up to 30 M": 3e7, "Up to 100 M":
 _RESEARCH_ONLY = "Research only: the licence of these weights rules commercial use out."
 
 
-def offered(*chosen: str) -> list[str]:
+def list_networks(*chosen: str) -> list[str]:
     """Return the networks that lists offer.
 
     These are the packaged networks, torchvision's, timm's networks that are on this machine, and
     the chosen ones.
     """
-    listed = [name for name in backbone_names() if not is_timm_name(name)]
-    return list(dict.fromkeys([*listed, *ready_backbones(), *chosen]))
+    names = [name for name in backbone_names() if not is_timm_name(name)]
+    return list(dict.fromkeys([*names, *ready_backbones(), *chosen]))
 
 
-def name_and_size(name: str) -> str:
+def format_name_and_size(name: str) -> str:
     """Return a network's name and its size in millions of parameters.
 
     The size is left out if it is not known without looking at the network, which may be gone.
     """
-    count = None
+    num_parameters = None
     with suppress(FinetuneError):
-        count = known_parameters(name)
-    return f"{name} · {count / 1e6:.1f} M" if count else name
+        num_parameters = known_parameters(name)
+    return f"{name} · {num_parameters / 1e6:.1f} M" if num_parameters else name
 
 
-def _chosen_network() -> None:
+def _draw_chosen_network() -> None:
     """Draw the list of networks, and describe the weights of the chosen one."""
     chosen = st.session_state[settings.key("backbone")]
     # The options do not say whether weights are on this machine, because that may change while
     # the list is open.
     st.selectbox(
         setting_of("backbone").label,
-        offered(chosen),
-        format_func=name_and_size,
+        list_networks(chosen),
+        format_func=format_name_and_size,
         key=settings.key("backbone"),
         help=setting_of("backbone").help,
         persist_state="session",
@@ -77,10 +77,10 @@ def _chosen_network() -> None:
     )
     with suppress(FinetuneError):
         # Its problems are shown above.
-        _about_network(backbone_info(chosen))
+        _describe_network(backbone_info(chosen))
 
 
-def _about_network(info: BackboneInfo) -> None:
+def _describe_network(info: BackboneInfo) -> None:
     """Describe the weights of a network: input, licence, and source."""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
@@ -96,26 +96,26 @@ def _about_network(info: BackboneInfo) -> None:
     )
 
 
-def warn_of_licence(info: BackboneInfo) -> None:
+def warn_about_licence(info: BackboneInfo) -> None:
     """Warn if the licence of a network's weights rules commercial use out."""
     if info.research_only:
         st.warning(_RESEARCH_ONLY, icon=":material/gavel:")
 
 
-def network_finder() -> None:
+def draw_network_finder() -> None:
     """Draw a list, a table, and a field for other networks, only while the box is open."""
     with st.expander("Find a network", icon=":material/search:", key=OPEN, on_change="rerun"):
         if st.session_state.get(OPEN):
-            _chosen_network()
-            _table()
-            _by_name()
+            _draw_chosen_network()
+            _draw_table()
+            _draw_name_field()
 
 
-def _table() -> None:
-    word, filters, largest = _wanted()
+def _draw_table() -> None:
+    query, filters, size_limit = _draw_filters()
     ready = set(ready_backbones())
-    found = [name for name in found_backbones(word) if name in ready or _READY not in filters]
-    infos = [info for info in map(listed, found) if _fits(info, filters, largest)]
+    found = [name for name in found_backbones(query) if name in ready or _READY not in filters]
+    infos = [info for info in map(listed, found) if _matches(info, filters, size_limit)]
     shown = st.dataframe(
         {
             "Network": [info.name for info in infos],
@@ -126,7 +126,9 @@ def _table() -> None:
             "Million parameters": [(info.known_parameters or 0) / 1e6 or None for info in infos],
             "Pixels": [info.image_size for info in infos],
             "ImageNet accuracy": [info.top1 for info in infos],
-            "Download": [None if info.name in ready else _megabytes(info) for info in infos],
+            "Download": [
+                None if info.name in ready else _download_megabytes(info) for info in infos
+            ],
             "Ready": [info.name in ready for info in infos],
         },
         column_config={
@@ -143,7 +145,7 @@ def _table() -> None:
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
-        key=f"networks:{word}:{filters}:{largest}",  # a selection belongs to these rows
+        key=f"networks:{query}:{filters}:{size_limit}",  # a selection belongs to these rows
     )
     rows = shown["selection"]["rows"]
     chosen = infos[rows[0]].name if rows and rows[0] < len(infos) else None
@@ -156,20 +158,20 @@ def _table() -> None:
     )
 
 
-def _megabytes(info: BackboneInfo) -> float | None:
+def _download_megabytes(info: BackboneInfo) -> float | None:
     """Return the size of a download in MB; None if it is not known."""
     return download_bytes(info.known_parameters) / 1e6 if info.known_parameters else None
 
 
-def _wanted() -> tuple[str, list[str], str]:
+def _draw_filters() -> tuple[str, list[str], str]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        word = st.text_input(
+        query = st.text_input(
             "Search",
             key=_SEARCH,
             placeholder="dinov3, convnext, mobilenetv4, …",
             persist_state="session",
         )
-        largest = st.selectbox(
+        size_limit = st.selectbox(
             "Size", list(_SIZES), key="networks_size", persist_state="session", width=150
         )
     filters = st.pills(
@@ -180,18 +182,18 @@ def _wanted() -> tuple[str, list[str], str]:
         persist_state="session",
         label_visibility="collapsed",
     )
-    return word.strip(), list(filters), largest
+    return query.strip(), list(filters), size_limit
 
 
-def _fits(info: BackboneInfo, filters: list[str], largest: str) -> bool:
-    most = _SIZES[largest]
+def _matches(info: BackboneInfo, filters: list[str], size_limit: str) -> bool:
+    most = _SIZES[size_limit]
     if most and (info.known_parameters or 0) > most:
         # A network of unknown size may fit.
         return False
     return not (_COMMERCIAL in filters and info.research_only)
 
 
-def _by_name() -> None:
+def _draw_name_field() -> None:
     """Draw a field for a repository of the Hub or a folder: look the network up, then use it."""
     name = st.text_input(
         "Another network",
@@ -205,9 +207,9 @@ def _by_name() -> None:
     try:
         check_backbone_name(name)
         if name.startswith(FOLDER):
-            check_open(name.removeprefix(FOLDER))
+            check_access(name.removeprefix(FOLDER))
         if not is_described(name):
-            look_up(name, "named")
+            offer_look_up(name, "named")
         elif network_stages(name):
             st.button(
                 f"Use {plain(name)}",
@@ -219,7 +221,7 @@ def _by_name() -> None:
         st.error(plain(str(error)), icon=":material/error:")
 
 
-def look_up(name: str, place: str) -> None:
+def offer_look_up(name: str, place: str) -> None:
     """Draw a button that fetches a network's description from the Hub.
 
     Args:

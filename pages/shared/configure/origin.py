@@ -13,14 +13,14 @@ from pages.shared.data.chosen import data_name
 _DATA = "settings_for"
 
 
-def say_whose_settings(data: str | None) -> None:
+def warn_of_other_data(data: str | None) -> None:
     """Say that the form was filled in for another data set, and offer the defaults.
 
     Args:
         data: folder of the current data set; None if none can be read.
     """
     before = st.session_state.get(_DATA)
-    changed = settings.changed_names()
+    changed = settings.list_changed()
     if data is None:
         return
     if before in (None, data) or not changed:
@@ -49,9 +49,9 @@ def say_whose_settings(data: str | None) -> None:
         )
 
 
-def set_for(data: str, values: Mapping[str, Any]) -> None:
+def set_fields_for(data: str, values: Mapping[str, Any]) -> None:
     """Set some of the form's fields for a data set (a callback)."""
-    if not settings.changed_names():
+    if not settings.list_changed():
         _keep(data)
     settings.set_fields(values)
 

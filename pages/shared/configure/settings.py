@@ -32,7 +32,7 @@ from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.saved_settings import save_settings, saved_settings
 from finetune_core.training.strategies import BASELINE, STRATEGIES
-from pages.shared.configure import COMPARED, FIELD
+from pages.shared.configure import COMPARISON_PREFIX, FIELD_PREFIX
 
 FROM_STAGE, EVERY_STAGE = "From one stage on", "A rate for each stage"
 MOST_SEEDS = 20
@@ -66,14 +66,14 @@ _MOST_DEVICES = 10_000  # far more than any machine has
 _SEEN = "stages_seen"
 
 
-def defaults() -> dict[str, Any]:
+def default_values() -> dict[str, Any]:
     """Return the defaults of all settings that have one."""
     return {name: one.default for name, one in all_settings().items() if not one.required}
 
 
 def key(name: str) -> str:
     """Return the key of a field's widget."""
-    return f"{FIELD}{name}"
+    return f"{FIELD_PREFIX}{name}"
 
 
 def rate_key(stage: str) -> str:
@@ -83,12 +83,12 @@ def rate_key(stage: str) -> str:
 
 def comparison_key(name: str) -> str:
     """Return the key of a widget of ``COMPARISON``, and set its usual value if it has none."""
-    widget = f"{COMPARED}_{name}"
-    st.session_state.setdefault(widget, COMPARISON[name])
-    return widget
+    widget_key = f"{COMPARISON_PREFIX}_{name}"
+    st.session_state.setdefault(widget_key, COMPARISON[name])
+    return widget_key
 
 
-def devices() -> int:
+def get_devices() -> int:
     """Return the number of devices that the next runs train on, as set in the form.
 
     The number is no setting of a run, because the result does not depend on it.
@@ -96,7 +96,7 @@ def devices() -> int:
     return int(st.session_state.get(key("devices")) or 1)
 
 
-def comparison_box() -> str:
+def comparison_box_key() -> str:
     """Return the key of the box that starts the next comparison.
 
     Each comparison has its own key, so that the box is closed once a comparison is started.
@@ -107,7 +107,7 @@ def comparison_box() -> str:
 def propose_comparison(strategies: Sequence[str]) -> None:
     """Tick strategies in the comparison form, and open it (a callback of another page)."""
     st.session_state[comparison_key("strategies")] = list(strategies)
-    st.session_state[comparison_box()] = True
+    st.session_state[comparison_box_key()] = True
 
 
 def apply_recipe(recipe: dict[str, Any]) -> None:
@@ -115,15 +115,21 @@ def apply_recipe(recipe: dict[str, Any]) -> None:
 
     A callback, before the widgets are drawn.
     """
-    kept = (*names_in(SPLIT, HARDWARE), *NO_WIDGETS, "seed")
-    set_fields({name: value for name, value in (defaults() | recipe).items() if name not in kept})
+    unchanged = (*names_in(SPLIT, HARDWARE), *NO_WIDGETS, "seed")
+    set_fields(
+        {
+            name: value
+            for name, value in (default_values() | recipe).items()
+            if name not in unchanged
+        }
+    )
     st.session_state["weights_from"] = PRETRAINED_WEIGHTS
 
 
 def set_fields(values: Mapping[str, Any]) -> None:
     """Set some of the form's fields (a callback)."""
     for name, value in values.items():
-        st.session_state[key(name)] = _as_widget(name, value)
+        st.session_state[key(name)] = _to_widget_value(name, value)
 
 
 def use_defaults() -> None:
@@ -135,20 +141,20 @@ def use_defaults() -> None:
     apply_recipe(usual | dict.fromkeys(following_names()))
 
 
-def changed_names() -> list[str]:
+def list_changed() -> list[str]:
     """Return the settings that ``use_defaults`` would change, in the order of their fields."""
-    config = as_set()
-    usual = defaults()
+    config = read_config()
+    default = default_values()
     with suppress(FinetuneError):
-        usual["image_size"] = usual_image_size(config.backbone)
+        default["image_size"] = usual_image_size(config.backbone)
     left_out = {"backbone", "strategy", "seed", *names_in(SPLIT, HARDWARE), *NO_WIDGETS}
     changed = {
         name
-        for name, value in usual.items()
+        for name, value in default.items()
         if name not in left_out and name not in config.auto and getattr(config, name) != value
     }
     changed |= set(following_names()) - set(config.auto)
-    changed |= {name for name in ("weights", "from_run") if getattr(config, name) != usual[name]}
+    changed |= {name for name in ("weights", "from_run") if getattr(config, name) != default[name]}
     return [name for name in all_settings() if name in changed]
 
 
@@ -168,7 +174,7 @@ def use_backbone(name: str, before: str | None = None) -> None:
         before: name of the network that it replaces. None: the one in the form.
     """
     before = before or st.session_state[key("backbone")]
-    set_fields(for_backbone(name, before, st.session_state.get(key("image_size"))))
+    set_fields(backbone_fields(name, before, st.session_state.get(key("image_size"))))
 
 
 def follow_backbone(before: str) -> None:
@@ -176,7 +182,7 @@ def follow_backbone(before: str) -> None:
     use_backbone(st.session_state[key("backbone")], before)
 
 
-def for_backbone(name: str, before: str, image_size: int | None) -> dict[str, Any]:
+def backbone_fields(name: str, before: str, image_size: int | None) -> dict[str, Any]:
     """Return the fields that change when a network replaces another one.
 
     The image size follows if it was the earlier network's usual one and both networks are known.
@@ -201,21 +207,21 @@ def start_from(config: RunConfig) -> None:
     set_fields({"backbone": config.backbone} | config.input_settings)
 
 
-def fill_in() -> None:
+def set_missing_defaults() -> None:
     """Set every field that has no value yet to its default."""
-    usual = defaults() | dict.fromkeys(following_names()) | {"backbone": default_backbone()}
+    usual = default_values() | dict.fromkeys(following_names()) | {"backbone": default_backbone()}
     for name, default in usual.items():
         if name not in NO_WIDGETS:
-            st.session_state.setdefault(key(name), _as_widget(name, default))
+            st.session_state.setdefault(key(name), _to_widget_value(name, default))
 
 
-def values(data: str, edits: Sequence[Edit]) -> dict[str, Any]:
+def read_values(data: str, edits: Sequence[Edit]) -> dict[str, Any]:
     """Return the settings in the form, unchecked, for data with these changes.
 
     Raises:
         DataError: if the saved split of the data set is damaged.
     """
-    return _widgets() | load_split(data) | {"data": data, "edits": edits}
+    return _read_widgets() | load_split(data) | {"data": data, "edits": edits}
 
 
 def set_strategy(name: str, cut: str, backbone: str) -> None:
@@ -237,29 +243,29 @@ def toggle_stage(name: str, stages: Sequence[Mapping[str, Any]]) -> None:
         stage["name"]: (stage["rate"] or 1.0) if stage["trains"] != (stage["name"] == name) else 0.0
         for stage in stages
     }
-    st.session_state[key("strategy")] = _strategy_of(rates) or "custom"
+    st.session_state[key("strategy")] = _find_strategy(rates) or "custom"
     st.session_state["custom_how"] = EVERY_STAGE
     for stage_name, rate in rates.items():
         st.session_state[rate_key(stage_name)] = rate
 
 
-def _strategy_of(rates: Mapping[str, float]) -> str | None:
+def _find_strategy(rates: Mapping[str, float]) -> str | None:
     """Return the classic strategy with these rates by stage; None if there is none."""
-    config, names = as_set(), list(rates)
-    for strategy, one in STRATEGIES.items():
-        if one.classic and not one.fits:
-            rules = one.rules(config, names)
+    config, names = read_config(), list(rates)
+    for strategy, definition in STRATEGIES.items():
+        if definition.classic and not definition.fits:
+            rules = definition.rules(config, names)
             if [rule.rate for rule in rules] == list(rates.values()):
                 return strategy
     return None
 
 
-def as_set() -> RunConfig:
+def read_config() -> RunConfig:
     """Return the config in the form, without invalid settings."""
-    return valid_config(_widgets())
+    return make_valid_config(_read_widgets())
 
 
-def image_size() -> int | None:
+def read_image_size() -> int | None:
     """Return the image size in the form, in pixels; None if it is invalid."""
     with suppress(ConfigError):
         return make_config(
@@ -268,44 +274,48 @@ def image_size() -> int | None:
     return None
 
 
-def stage_names() -> list[str]:
+def list_stage_names() -> list[str]:
     """Return the stages of the backbone in the form, for images of the size in the form.
 
     If the backbone cannot be read (its folder is gone, say), its earlier stages are returned.
     Without those, the stages that the settings name are returned, with the head.
     """
     backbone = st.session_state[key("backbone")]
-    seen: dict[str, list[str]] = st.session_state.setdefault(_SEEN, {})
-    for size in (image_size(), None):
+    known_stages: dict[str, list[str]] = st.session_state.setdefault(_SEEN, {})
+    for size in (read_image_size(), None):
         # If the network cannot have that size, the form says so.
         with suppress(FinetuneError):
-            seen[backbone] = [stage.name for stage in network_stages(backbone, image_size=size)]
+            known_stages[backbone] = [
+                stage.name for stage in network_stages(backbone, image_size=size)
+            ]
             break
-    return seen.get(backbone, ["head"])
+    return known_stages.get(backbone, ["head"])
 
 
-def valid_config(found: Mapping[str, Any]) -> RunConfig:
+def make_valid_config(values: Mapping[str, Any]) -> RunConfig:
     """Return a config of the valid settings among some.
 
     Invalid settings get their defaults. Those that can follow from data set and strategy become
     auto.
     """
-    left = {name: value for name, value in found.items() if name not in _NOT_KEPT} | {"data": "any"}
+    remaining = {name: value for name, value in values.items() if name not in _NOT_KEPT} | {
+        "data": "any"
+    }
     while True:
         try:
-            return make_config(left)
+            return make_config(remaining)
         except ConfigError as error:
-            bad = (
-                (error.problems.keys() & left.keys())
-                or ({"cut", "stage_rates"} & left.keys())
-                or left.keys() - {"data"}
+            invalid = (
+                (error.problems.keys() & remaining.keys())
+                or ({"cut", "stage_rates"} & remaining.keys())
+                or remaining.keys() - {"data"}
             )
-            left = {name: value for name, value in left.items() if name not in bad}
-            if "auto" in left:
-                left["auto"] = [*left["auto"], *bad.intersection(following_names())]
+            remaining = {name: value for name, value in remaining.items() if name not in invalid}
+            if "auto" in remaining:
+                remaining["auto"] = [*remaining["auto"], *invalid.intersection(following_names())]
 
 
-def keep() -> str:
+def save() -> str:
     """Save the valid settings of this session.
 
     Returns:
@@ -315,15 +325,15 @@ def keep() -> str:
     comparison = {name: chosen for name, chosen in comparison.items() if chosen != COMPARISON[name]}
     if rates := st.session_state.get("compared_rates"):
         comparison["rates"] = dict(rates)
-    touched = any(str(name).startswith(FIELD) for name in st.session_state)
-    settings = _kept(as_set()) if touched else _at_first()
-    on = {} if devices() == 1 else {"devices": devices()}
-    if settings == _at_first() and not comparison and not on:
+    is_touched = any(str(name).startswith(FIELD_PREFIX) for name in st.session_state)
+    settings = _dump_config(read_config()) if is_touched else _dump_initial()
+    device_entry = {} if get_devices() == 1 else {"devices": get_devices()}
+    if settings == _dump_initial() and not comparison and not device_entry:
         return ""
-    return save_settings({"settings": settings, "comparison": comparison, **on})
+    return save_settings({"settings": settings, "comparison": comparison, **device_entry})
 
 
-def restore(wanted: str) -> None:
+def restore(settings_id: str) -> None:
     """Put saved settings into the form.
 
     Args:
@@ -334,47 +344,49 @@ def restore(wanted: str) -> None:
             initial settings.
     """
     try:
-        saved = saved_settings(wanted)
+        saved = saved_settings(settings_id)
         settings, comparison = saved.get("settings"), saved.get("comparison")
         if not isinstance(settings, dict) or not isinstance(comparison, dict):
-            raise ConfigError({"settings": f"what was saved under “{wanted}” are no settings"})
+            raise ConfigError({"settings": f"what was saved under “{settings_id}” are no settings"})
         config = make_config(
             {name: value for name, value in settings.items() if name not in _NOT_KEPT}
             | {"data": "any"}
         )
-        _check_could_be(config.backbone)
+        _check_can_exist(config.backbone)
     except ConfigError:
-        _show(make_config({"data": "any"} | _at_first()), {})
+        _set_widgets(make_config({"data": "any"} | _dump_initial()), {})
         raise
-    _show(config, comparison)
-    on = saved.get("devices")
-    st.session_state[key("devices")] = on if isinstance(on, int) and 1 <= on <= _MOST_DEVICES else 1
+    _set_widgets(config, comparison)
+    num_devices = saved.get("devices")
+    st.session_state[key("devices")] = (
+        num_devices if isinstance(num_devices, int) and 1 <= num_devices <= _MOST_DEVICES else 1
+    )
 
 
-def use(config: RunConfig) -> None:
+def use_config(config: RunConfig) -> None:
     """Put a run's settings into the form, before its widgets are drawn.
 
     The settings of the comparison stay as they are.
     """
     comparison = {name: st.session_state[comparison_key(name)] for name in COMPARISON}
-    _show(config, comparison | {"rates": st.session_state.get("compared_rates", {})})
-    st.session_state["settings_id"] = keep()
+    _set_widgets(config, comparison | {"rates": st.session_state.get("compared_rates", {})})
+    st.session_state["settings_id"] = save()
 
 
-def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
+def _set_widgets(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     """Set all widgets."""
-    shown = _kept(config) | dict.fromkeys(config.auto)
-    set_fields({name: value for name, value in shown.items() if name not in NO_WIDGETS})
-    known = {PRETRAINED: PRETRAINED_WEIGHTS, RANDOM: RANDOM_WEIGHTS}
+    values = _dump_config(config) | dict.fromkeys(config.auto)
+    set_fields({name: value for name, value in values.items() if name not in NO_WIDGETS})
+    kinds = {PRETRAINED: PRETRAINED_WEIGHTS, RANDOM: RANDOM_WEIGHTS}
     st.session_state["weights_from"] = (
-        EARLIER_RUN if config.from_run else known.get(config.weights, FILE_OF_WEIGHTS)
+        EARLIER_RUN if config.from_run else kinds.get(config.weights, FILE_OF_WEIGHTS)
     )
-    st.session_state["weights_file"] = "" if config.weights in known else config.weights
+    st.session_state["weights_file"] = "" if config.weights in kinds else config.weights
     st.session_state["weights_run"] = config.from_run
     st.session_state["custom_how"] = EVERY_STAGE if config.stage_rates is not None else FROM_STAGE
-    st.session_state.setdefault(_SEEN, {}).setdefault(config.backbone, _named_stages(config))
-    names = stage_names()
-    st.session_state["custom_cut"] = config.cut if config.cut in names else last_block(names)
+    st.session_state.setdefault(_SEEN, {}).setdefault(config.backbone, _list_named_stages(config))
+    names = list_stage_names()
+    st.session_state["custom_cut"] = config.cut if config.cut in names else find_last_block(names)
     for setting in ("features_from", "lora_from"):
         stage = getattr(config, setting)
         st.session_state[setting] = stage if stage in names else None
@@ -384,7 +396,7 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
         )
     for name, options in {
         "strategies": list(STRATEGIES),
-        "backbones": [one for one in comparison.get("backbones") or [] if _can_be(one)],
+        "backbones": [one for one in comparison.get("backbones") or [] if _can_exist(one)],
         "fractions": FRACTIONS,
         "cuts": names[1:-1] if is_known(config.backbone) else comparison.get("cuts") or [],
     }.items():
@@ -402,31 +414,33 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     }
 
 
-def _widgets() -> dict[str, Any]:
+def _read_widgets() -> dict[str, Any]:
     """Return the values of the form's widgets, as fields of the config."""
-    fill_in()
-    found = {name: st.session_state.get(key(name)) for name in defaults() if name not in NO_WIDGETS}
-    auto = [name for name in following_names() if found[name] in (None, "", AUTO)]
-    usual = defaults()
-    found |= _weights() | {"auto": auto} | {name: usual[name] for name in auto}
+    set_missing_defaults()
+    values = {
+        name: st.session_state.get(key(name)) for name in default_values() if name not in NO_WIDGETS
+    }
+    auto = [name for name in following_names() if values[name] in (None, "", AUTO)]
+    usual = default_values()
+    values |= _read_weights() | {"auto": auto} | {name: usual[name] for name in auto}
     if (
-        found["strategy"] in FITTED
-        and (last := st.session_state.get("features_from")) in stage_names()
+        values["strategy"] in FITTED
+        and (last := st.session_state.get("features_from")) in list_stage_names()
     ):
-        found["features_from"] = last
+        values["features_from"] = last
     if (
-        found["strategy"] == "lora"
-        and (first := st.session_state.get("lora_from")) in stage_names()
+        values["strategy"] == "lora"
+        and (first := st.session_state.get("lora_from")) in list_stage_names()
     ):
-        found["lora_from"] = first
-    return found | _custom_strategy() if found["strategy"] == "custom" else found
+        values["lora_from"] = first
+    return values | _read_custom_strategy() if values["strategy"] == "custom" else values
 
 
-def _custom_strategy() -> dict[str, Any]:
-    names = stage_names()
+def _read_custom_strategy() -> dict[str, Any]:
+    names = list_stage_names()
     if st.session_state.get("custom_how", FROM_STAGE) == FROM_STAGE:
         cut = st.session_state.get("custom_cut")
-        return {"cut": cut if cut in names else last_block(names)}
+        return {"cut": cut if cut in names else find_last_block(names)}
     return {
         "stage_rates": {
             name: st.session_state.get(rate_key(name), float(name == "head")) for name in names
@@ -434,12 +448,12 @@ def _custom_strategy() -> dict[str, Any]:
     }
 
 
-def last_block(names: Sequence[str]) -> str:
+def find_last_block(names: Sequence[str]) -> str:
     """Return the stage before the head, or the only stage."""
     return names[-2:][0]
 
 
-def _named_stages(config: RunConfig) -> list[str]:
+def _list_named_stages(config: RunConfig) -> list[str]:
     """Return the stages that a config names, input to head."""
     if config.stage_rates:
         return list(config.stage_rates)
@@ -447,16 +461,16 @@ def _named_stages(config: RunConfig) -> list[str]:
     return [*dict.fromkeys(name for name in named if name and name != "head"), "head"]
 
 
-def _can_be(backbone: object) -> bool:
+def _can_exist(backbone: object) -> bool:
     """Return whether a backbone can have that name, on this machine or elsewhere."""
     try:
-        _check_could_be(str(backbone))
+        _check_can_exist(str(backbone))
     except ConfigError:
         return False
     return isinstance(backbone, str)
 
 
-def _check_could_be(backbone: str) -> None:
+def _check_can_exist(backbone: str) -> None:
     """Check that a backbone can have that name.
 
     In contrast to ``check_backbone_name``, any name in timm's catalogue passes. Another version of
@@ -466,7 +480,7 @@ def _check_could_be(backbone: str) -> None:
         check_backbone_name(backbone)
 
 
-def _weights() -> dict[str, str]:
+def _read_weights() -> dict[str, str]:
     chosen = st.session_state.get("weights_from", PRETRAINED_WEIGHTS)
     if chosen == FILE_OF_WEIGHTS:
         return {"weights": str(st.session_state.get("weights_file", "")).strip()}
@@ -475,16 +489,16 @@ def _weights() -> dict[str, str]:
     return {"weights": RANDOM if chosen == RANDOM_WEIGHTS else PRETRAINED}
 
 
-def _kept(config: RunConfig) -> dict[str, Any]:
+def _dump_config(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=_NOT_KEPT)
 
 
-def _at_first() -> dict[str, Any]:
+def _dump_initial() -> dict[str, Any]:
     first = {"data": "any", "backbone": default_backbone(), "auto": following_names()}
-    return _kept(make_config(first))
+    return _dump_config(make_config(first))
 
 
-def _as_widget(name: str, value: Any) -> Any:
+def _to_widget_value(name: str, value: Any) -> Any:
     """Return a value as its widget holds it. Fields that are typed as text hold text."""
     if value is None:
         kind = all_settings()[name].kind

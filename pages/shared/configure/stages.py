@@ -174,7 +174,7 @@ def draw_stages(
             on_click(name, [dict(stage) for stage in stages])
 
     tiles = [
-        _tile(stage, index == len(stages) - 1, learning_rate, fits)
+        _make_tile(stage, index == len(stages) - 1, learning_rate, fits)
         for index, stage in enumerate(stages)
     ]
     _ROW(
@@ -215,24 +215,24 @@ def draw_passing(config: RunConfig, first: str) -> None:
     stages = stages_of(config)
     strategy = plan(config, stages)
     tiles = [
-        _tile(
+        _make_tile(
             stage, index == len(stages) - 1, config.learning_rate, STRATEGIES[config.strategy].fits
         )
         for index, stage in enumerate(describe(strategy, stages))
     ]
     names = [tile["name"] for tile in tiles]
-    passing = range(names.index(first) if first in names else 0, cut_index(strategy))
+    computing = range(names.index(first) if first in names else 0, cut_index(strategy))
     for index, tile in enumerate(tiles):
-        if index in passing:
+        if index in computing:
             tile |= {"look": "passing", "word": "computing"}
-        elif index < passing.start:
+        elif index < computing.start:
             tile["word"] = "computed"
     # The number of classes is not known yet.
     tiles[-1]["size"] = ""
     _ROW(data={"tiles": tiles, "clickable": False}, key="drawn_stages")
 
 
-def look(stage: Mapping[str, Any], is_head: bool) -> str:
+def stage_look(stage: Mapping[str, Any], is_head: bool) -> str:
     """Return the look of a stage.
 
     Returns:
@@ -254,13 +254,13 @@ def look(stage: Mapping[str, Any], is_head: bool) -> str:
     )
 
 
-def _tile(
+def _make_tile(
     stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None
 ) -> dict[str, str]:
-    style = look(stage, is_head)
+    style = stage_look(stage, is_head)
     # The parameters of an unused stage are not counted.
     share = stage.get("trained", 0) / (stage["parameters"] or 1)
-    words = {
+    text = {
         "unused": "not used",
         "frozen": "frozen",
         "tinted": f"LoRA {percent(share, 1)}",
@@ -271,7 +271,7 @@ def _tile(
     return {
         "name": stage["name"],
         "size": "" if style == "unused" else short_number(stage["parameters"]),
-        "word": words[style],
+        "word": text[style],
         "rate": "left out"
         if style == "unused"
         else ""

@@ -17,7 +17,7 @@ from pages.shared.chrome import plain
 from pages.shared.jobs import offer
 
 
-def parameters_of(info: BackboneInfo) -> int | None:
+def count_parameters(info: BackboneInfo) -> int | None:
     """Return the number of parameters of a published network.
 
     Returns:
@@ -28,13 +28,13 @@ def parameters_of(info: BackboneInfo) -> int | None:
     return None
 
 
-def download_size(infos: Iterable[BackboneInfo]) -> str:
+def format_download_size(infos: Iterable[BackboneInfo]) -> str:
     """Return the approximate size of some backbones' weights in words.
 
     Returns:
         An empty string if the size of one of them is not known.
     """
-    counts = [parameters_of(info) or 0 for info in infos]
+    counts = [count_parameters(info) or 0 for info in infos]
     return size(download_bytes(sum(counts))) if all(counts) else ""
 
 
@@ -53,20 +53,20 @@ def offer_weights(configs: Sequence[RunConfig]) -> str | None:
         return None
     if not missing:
         return None
-    nowhere = [reason for info in missing if (reason := why_no_download(info))]
-    for reason in nowhere:
+    reasons = [reason for info in missing if (reason := why_no_download(info))]
+    for reason in reasons:
         st.warning(plain(reason), icon=":material/folder_off:")
-    if nowhere:
-        return plain(nowhere[0])
+    if reasons:
+        return plain(reasons[0])
     names = ", ".join(info.name for info in missing)
     st.info(
         f"The pretrained weights of {names} are not on this machine yet. Offline, use {PACKAGED} "
         "or a file of weights (*More settings* on the Configure page).",
         icon=":material/download:",
     )
-    about = download_size(missing)
+    download = format_download_size(missing)
     offer(
-        f"Download the weights (about {about})" if about else "Download the weights",
+        f"Download the weights (about {download})" if download else "Download the weights",
         f"weights:{names}",
         f"Downloading the weights of {names}",
         partial(fetch_weights, missing),

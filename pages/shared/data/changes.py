@@ -13,8 +13,8 @@ from finetune_core.data.findings import KINDS
 from finetune_core.data.splits import SPLITS
 from finetune_core.formatting import SPLIT_WORDS, number, things
 from pages.shared.chrome import plain
-from pages.shared.data.datasets import answered, change, undo
-from pages.shared.images import page_of, unselect
+from pages.shared.data.datasets import attempt_change, change, undo
+from pages.shared.images import choose_page, unselect
 
 _SHOWN = 3  # edits of one change
 _LISTED = 20  # changes at a time
@@ -30,33 +30,33 @@ def change_undoably(*edits: Edit) -> None:
         unselect(f"finding-{edit.kind}", edit.paths)
 
 
-def last_change(edits: Sequence[Edit]) -> None:
+def draw_last_change(edits: Sequence[Edit]) -> None:
     """Draw the latest change with *Undo* at the foot of the window, while it is in effect."""
-    last = st.session_state.get("last_change", ())
-    if not last or not set(last) <= set(edits):
+    latest = st.session_state.get("last_change", ())
+    if not latest or not set(latest) <= set(edits):
         return
-    words = plain(
-        "; ".join(edit_in_words(edit) for edit in last[:_SHOWN])
-        + (", …" if len(last) > _SHOWN else "")
+    text = plain(
+        "; ".join(edit_in_words(edit) for edit in latest[:_SHOWN])
+        + (", …" if len(latest) > _SHOWN else "")
     )
     if st.session_state.pop("change_is_new", False):
-        st.toast(f"{words}. *Undo* is at the foot of the window.", icon=":material/check:")
+        st.toast(f"{text}. *Undo* is at the foot of the window.", icon=":material/check:")
     with st.bottom, st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f":material/check: {words}", width="content")
-        st.button("Undo", key="undo-last", icon=":material/undo:", on_click=undo, args=(last,))
+        st.markdown(f":material/check: {text}", width="content")
+        st.button("Undo", key="undo-last", icon=":material/undo:", on_click=undo, args=(latest,))
 
 
-def changes(edits: Sequence[Edit]) -> None:
+def draw_changes(edits: Sequence[Edit]) -> None:
     """List all changes, the latest first, each with *Undo*."""
     if not edits:
         return
     summary = edits_in_words(edits)
-    words = (
+    text = (
         f"Changes to this data set: {summary}"
         if summary
         else f"{things(len(edits), 'finding')} dismissed"
     )
-    st.markdown(f":material/edit_note: {plain(words)}")
+    st.markdown(f":material/edit_note: {plain(text)}")
     # The numbers stand above, because a label that changes with each undone change would close the
     # box.
     box = st.expander("All changes", key="changes_box", on_change="rerun")
@@ -65,11 +65,11 @@ def changes(edits: Sequence[Edit]) -> None:
     with box:
         st.caption("The files stay as they are. Every run records the changes it was trained with.")
         listed = list(dict.fromkeys(reversed(edits)))
-        for edit in (listed[index] for index in page_of(len(listed), "changes-page", _LISTED)):
+        for edit in (listed[index] for index in choose_page(len(listed), "changes-page", _LISTED)):
             mark = hashlib.sha256(edit.model_dump_json().encode()).hexdigest()[:16]
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(
-                    plain(edit_in_words(edit) + _reason(edit) + _list_paths(edit)),
+                    plain(edit_in_words(edit) + _format_reason(edit) + _list_paths(edit)),
                     width="stretch",
                 )
                 st.button(
@@ -82,7 +82,7 @@ def changes(edits: Sequence[Edit]) -> None:
         st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(tuple(edits),))
 
 
-def _reason(edit: Edit) -> str:
+def _format_reason(edit: Edit) -> str:
     return f" ({KINDS[edit.kind].title.lower()})" if edit.kind in KINDS else ""
 
 
@@ -90,7 +90,7 @@ def _list_paths(edit: Edit) -> str:
     return f": {some(edit.paths)}" if edit.paths else ""
 
 
-def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
+def draw_tools(dataset: Dataset, chosen: set[str], key: str) -> None:
     """Draw the buttons that change the selected images of a gallery.
 
     Args:
@@ -103,7 +103,7 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
         return
     paths = tuple(sorted(chosen))
 
-    def act(action: str, widget: str | None = None) -> None:
+    def change_images(action: str, widget: str | None = None) -> None:
         to = str(st.session_state[widget] or "").strip() if widget else ""
         if to or not widget:
             change_undoably(Edit(action=action, paths=paths, to=to))
@@ -117,11 +117,11 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
         st.button(
             f"Exclude {things(len(paths), 'image')}",
             key=f"{key}-exclude",
-            on_click=act,
+            on_click=change_images,
             args=("exclude",),
         )
         st.selectbox("Split", SPLITS, key=split, format_func=SPLIT_WORDS.__getitem__, width=140)
-        st.button("Move there", key=f"{key}-move", on_click=act, args=("move", split))
+        st.button("Move there", key=f"{key}-move", on_click=change_images, args=("move", split))
         st.selectbox(
             "Class",
             dataset.classes,
@@ -134,13 +134,13 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
         st.button(
             "Relabel",
             key=f"{key}-relabel",
-            on_click=act,
+            on_click=change_images,
             args=("relabel", name),
             disabled=not st.session_state[name],
         )
 
 
-def rename_class(dataset: Dataset) -> None:
+def draw_rename_form(dataset: Dataset) -> None:
     """Draw the form that renames a class. With another class's name, the two are merged."""
     st.header("Rename or merge classes", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -151,14 +151,12 @@ def rename_class(dataset: Dataset) -> None:
             "stay as they are."
         )
         to = st.text_input("New name", key=key, width=240, help=help_).strip()
-        merging = to != name and to in dataset.classes
-        words, icon = (
-            (f"Merge into {to}", ":material/merge:") if merging else ("Rename", ":material/edit:")
+        is_merge = to != name and to in dataset.classes
+        text, icon = (
+            (f"Merge into {to}", ":material/merge:") if is_merge else ("Rename", ":material/edit:")
         )
-        st.button(
-            plain(words), icon=icon, key="rename", on_click=_rename, args=(dataset, name, key)
-        )
-    if merging:
+        st.button(plain(text), icon=icon, key="rename", on_click=_rename, args=(dataset, name, key))
+    if is_merge:
         counts = dataset.table["class"].value_counts()
         st.caption(
             plain(
@@ -172,4 +170,6 @@ def _rename(dataset: Dataset, name: str, key: str) -> None:
 
     It reads the text box itself, because the same click may have filled the box in.
     """
-    answered(lambda: change_undoably(relabelled_class(dataset.table, name, st.session_state[key])))
+    attempt_change(
+        lambda: change_undoably(relabelled_class(dataset.table, name, st.session_state[key]))
+    )

@@ -16,7 +16,7 @@ from finetune_core.data.recent import (
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.data.sources import check_roots, data_roots
 from finetune_core.errors import DataError
-from pages.shared.account import owner, sign_in_asked
+from pages.shared.account import is_sign_in_required, owner
 from pages.shared.chrome import go, plain
 
 MOST_RECENT = 5
@@ -27,17 +27,17 @@ def readable_roots() -> tuple[Path, ...]:
 
     The home folder of the server's owner is among them only on a server without sign-in.
     """
-    return data_roots(home_too=not sign_in_asked())
+    return data_roots(home_too=not is_sign_in_required())
 
 
-def check_open(path: str | Path) -> None:
+def check_access(path: str | Path) -> None:
     """Check that this session's person may open a path, by any way of naming it.
 
     Raises:
         DataError: if the path lies outside the readable folders, or another person has brought it.
     """
     check_roots(path, readable_roots())
-    if sign_in_asked():
+    if is_sign_in_required():
         check_private(path, owner())
 
 
@@ -47,14 +47,14 @@ def chosen_data() -> str:
     Raises:
         DataError: if the data set is not known, or may not be read.
     """
-    wanted = st.session_state.get("data_id")
-    if not wanted:
+    chosen_id = st.session_state.get("data_id")
+    if not chosen_id:
         return ""
     # The path is kept beside its id, so that it is there even if nothing can be written to disk.
-    held = st.session_state.get("data_path")
-    path = held[1] if held and held[0] == wanted else source_of(wanted)
-    check_open(path)
-    st.session_state["data_path"] = (wanted, path)
+    cached = st.session_state.get("data_path")
+    path = cached[1] if cached and cached[0] == chosen_id else source_of(chosen_id)
+    check_access(path)
+    st.session_state["data_path"] = (chosen_id, path)
     return path
 
 
@@ -72,14 +72,14 @@ def choose_data(data: str) -> None:
     Raises:
         DataError: if it may not be read.
     """
-    check_open(data)
+    check_access(data)
     st.session_state["data_id"] = remember(data, owner())
     st.session_state["data_path"] = (st.session_state["data_id"], data)
 
 
-def choose_id(wanted: str) -> None:
+def choose_id(chosen_id: str) -> None:
     """Choose a known data set (a callback)."""
-    st.session_state["data_id"] = wanted
+    st.session_state["data_id"] = chosen_id
 
 
 def key_for_data(name: str) -> str:
@@ -94,12 +94,12 @@ def data_name(data: str) -> str:
 
 def recent_data() -> Sequence[Source]:
     """Return the data sets opened lately; on a server with sign-in, those opened by this person."""
-    return recent_sources(readable_roots(), MOST_RECENT, owner() if sign_in_asked() else None)
+    return recent_sources(readable_roots(), MOST_RECENT, owner() if is_sign_in_required() else None)
 
 
 def offer_data() -> None:
     """Offer recent data sets and the sample."""
-    recent_list(recent_data())
+    draw_recent(recent_data())
     with st.container(horizontal=True):
         st.button(
             "Use the sample",
@@ -111,7 +111,7 @@ def offer_data() -> None:
         )
 
 
-def recent_list(sources: Sequence[Source], *, lead_to: str | None = None) -> None:
+def draw_recent(sources: Sequence[Source], *, lead_to: str | None = None) -> None:
     """Draw one line per data set, each with a button that opens it.
 
     Args:

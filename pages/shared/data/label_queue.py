@@ -29,9 +29,9 @@ class SessionQueue:
         self.labelling = labelling
         self._ranking: Ranking | None = None
         self._job: Job | None = None  # computes the next ranking
-        self._wanted = ("", "")  # order of the next ranking
-        self._pictures: dict[int, tuple[str, bytes]] = {}  # row -> place, JPEG
-        self._made = 0
+        self._wanted_order = ("", "")  # order of the next ranking
+        self._thumbnails: dict[int, tuple[str, bytes]] = {}  # row -> place, JPEG
+        self._num_made = 0
 
     @property
     def probe(self) -> Probe:
@@ -53,19 +53,22 @@ class SessionQueue:
         """
         self._take()
         latest = self._ranking
-        fits = latest is not None and (latest.order, latest.of) == (order, of)
-        if self._job is not None and self._wanted != (order, of):
+        is_same_order = latest is not None and (latest.order, latest.of) == (order, of)
+        if self._job is not None and self._wanted_order != (order, of):
             # The job ends by itself, and its result is ignored.
             self._job = None
-        if self._job is None and not (fits and _is_recent(self._latest.labels, labels)):
+        if self._job is None and not (is_same_order and _is_recent(self._latest.labels, labels)):
             key = f"rank:{id(self.labelling)}:{labels.count}:{labels.waiting.sum()}:{order}:{of}"
             work = partial(self.labelling.rank, labels, order, of)
-            self._job, self._wanted = jobs().start(key, "Ordering the images", work), (order, of)
-        if self._job is not None and not fits:
+            self._job, self._wanted_order = (
+                jobs().start(key, "Ordering the images", work),
+                (order, of),
+            )
+        if self._job is not None and not is_same_order:
             self._job.wait()
             self._take()
 
-    def draw(self, labels: Labels) -> dict[str, Any]:
+    def next_images(self, labels: Labels) -> dict[str, Any]:
         """Return the next images in the form that the browser needs.
 
         Returns:
@@ -74,19 +77,19 @@ class SessionQueue:
         """
         rows = self._latest.rows
         rows = rows[labels.waiting[rows]][:_AHEAD].tolist()
-        lacking = [row for row in rows if row not in self._pictures]
-        made = dict(in_threads(self._picture, lacking[:_MADE_AT_ONCE]))
-        for row, picture in made.items():
-            self._pictures[row] = (f"label-{self._made % _PLACES}", picture)
-            self._made += 1
-        self._pictures = {row: self._pictures[row] for row in rows if row in self._pictures}
-        ready = [row for row, (_, picture) in self._pictures.items() if picture]
+        missing = [row for row in rows if row not in self._thumbnails]
+        thumbnails = dict(in_threads(self._make_thumbnail, missing[:_MADE_AT_ONCE]))
+        for row, picture in thumbnails.items():
+            self._thumbnails[row] = (f"label-{self._num_made % _PLACES}", picture)
+            self._num_made += 1
+        self._thumbnails = {row: self._thumbnails[row] for row in rows if row in self._thumbnails}
+        ready = [row for row, (_, picture) in self._thumbnails.items() if picture]
         names, shares = self.labelling.proposals(self.probe, ready)
         images = [
-            self._image(row, name, share)
+            self._describe_image(row, name, share)
             for row, name, share in zip(ready, names, shares, strict=True)
         ]
-        return {"images": images, "more": len(lacking) > len(made) or self._job is not None}
+        return {"images": images, "more": len(missing) > len(thumbnails) or self._job is not None}
 
     @property
     def _latest(self) -> Ranking:
@@ -101,20 +104,22 @@ class SessionQueue:
             raise job.error.with_traceback(None)
         self._ranking = job.result or self._ranking
 
-    def _picture(self, row: int) -> bytes:
+    def _make_thumbnail(self, row: int) -> bytes:
         """Return the thumbnail of an image; empty if the image cannot be read."""
-        made = picture_bytes(self.labelling.root / str(self.labelling.pool["id"].iat[row]), _SIDE)
-        return made if isinstance(made, bytes) else b""
+        thumbnail = picture_bytes(
+            self.labelling.root / str(self.labelling.pool["id"].iat[row]), _SIDE
+        )
+        return thumbnail if isinstance(thumbnail, bytes) else b""
 
-    def _image(self, row: int, name: str | None, share: float | None) -> dict[str, str]:
+    def _describe_image(self, row: int, name: str | None, share: float | None) -> dict[str, str]:
         sample = str(self.labelling.pool["id"].iat[row])
-        testing = self.labelling.pool["split"].iat[row] == TEST
-        note = "Test image, drawn at random: there is no proposal." if testing else ""
+        is_test = self.labelling.pool["split"].iat[row] == TEST
+        note = "Test image, drawn at random: there is no proposal." if is_test else ""
         if name is not None and share is not None:
             note = f"Proposed: {name}, {percent(share, 0)}"
         return {
             "id": sample,
-            "src": picture_url(self._pictures[row][1], self._pictures[row][0]),
+            "src": picture_url(self._thumbnails[row][1], self._thumbnails[row][0]),
             "alt": sample.rpartition("/")[2],
             "note": note,
             "proposal": name or "",

@@ -23,20 +23,20 @@ _FITTED = {
 }
 
 
-def fed_to_network(dataset: Dataset) -> None:
+def draw_preprocessing(dataset: Dataset) -> None:
     """Draw an image beside the network's input, and its augmented versions."""
     backbone, size = backbone_and_size()
-    info = input_info(settings.as_set().model_copy(update={"backbone": backbone}))
-    some = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
+    info = input_info(settings.read_config().model_copy(update={"backbone": backbone}))
+    samples = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
     chosen = st.selectbox(
         "Image",
-        some,
+        samples,
         key=key_for_data("preprocessed"),
         persist_state="session",
         help="Three images of each class to choose from.",
     )
     try:
-        fed = network_input(dataset.root / chosen, info, size)
+        network_image = network_input(dataset.root / chosen, info, size)
     except FinetuneError as error:
         st.error(plain(str(error)))
         return
@@ -53,31 +53,32 @@ def fed_to_network(dataset: Dataset) -> None:
         else:
             st.caption(plain(original), width=_SIDE)
         st.image(
-            fed.image,
+            network_image.image,
             caption=f"Network input: {size} × {size} pixels",
             width=_SIDE,
             alt=f"{chosen}, network input",
         )
         st.markdown(
             f"{_FITTED[info.fit].format(info.interpolation)}: **{size} × {size} pixels, 3 "
-            f"channels**. Then each channel is shifted by its mean ({_listed(info.mean)}) and "
-            f"divided by its standard deviation ({_listed(info.std)}); the numbers here go from "
-            f"**{fed.low:.2f}** to **{fed.high:.2f}**. The image is those numbers turned back "
-            "into colours. Backbone, size and the rest are set on the Configure page.",
+            f"channels**. Then each channel is shifted by its mean ({_format_values(info.mean)}) "
+            f"and divided by its standard deviation ({_format_values(info.std)}); the numbers "
+            f"here go from **{network_image.low:.2f}** to **{network_image.high:.2f}**. The image "
+            "is those numbers turned back into colours. Backbone, size and the rest are set on "
+            "the Configure page.",
             width=420,
         )
-    _augmentations(dataset, chosen, info, size)
+    _draw_augmentations(dataset, chosen, info, size)
 
 
-def _listed(values: Iterable[float]) -> str:
+def _format_values(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _augmentations(dataset: Dataset, chosen: str, info: BackboneInfo, size: int) -> None:
+def _draw_augmentations(dataset: Dataset, chosen: str, info: BackboneInfo, size: int) -> None:
     st.header("Augmentation", anchor=False)
-    settings.fill_in()
+    settings.set_missing_defaults()
     with st.container(width=320):
-        form.setting_field("augmentation", {})
+        form.draw_setting("augmentation", {})
     kind = st.session_state["form_augmentation"]
     if kind == "none":
         st.caption("Training images are not augmented. Choose another augmentation to see it.")

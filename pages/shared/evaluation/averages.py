@@ -57,7 +57,7 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
     Returns:
         The id of the run that was queued; None without one.
     """
-    trained, answering = _runs_with_epochs(runs), _single_networks(runs)
+    trained, single = _runs_with_epochs(runs), _single_networks(runs)
     st.caption(
         "One run from several, without training: it takes a moment. A soup predicts as fast as "
         "one of its networks, and takes runs that began with the same head: give *Seed of the "
@@ -74,16 +74,18 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
         persist_state="session",
         help=_HELP,
     )
-    offered = (
-        _single(trained) if how == "wise" else _several(answering if how == "ensemble" else trained)
+    options = (
+        _group_single(trained)
+        if how == "wise"
+        else _group_by_arm(single if how == "ensemble" else trained)
     )
-    if not offered:
+    if not options:
         st.caption(_TOO_FEW.get(how, "A soup takes two runs or more."))
         return None
-    chosen = st.selectbox("Of", list(offered), key=f"average_of_{how}")
+    chosen = st.selectbox("Of", list(options), key=f"average_of_{how}")
     pressed = st.button(_BUTTONS.get(how, "Average their weights"), key="average")
     with st.container():
-        return _queued(how, offered[chosen]) if pressed else None
+        return _queue_average(how, options[chosen]) if pressed else None
 
 
 def _runs_with_epochs(runs: Sequence[Run]) -> list[Run]:
@@ -94,7 +96,7 @@ def _single_networks(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if not run.config.is_ensemble]
 
 
-def _queued(how: How, runs: Sequence[Run]) -> str | None:
+def _queue_average(how: How, runs: Sequence[Run]) -> str | None:
     """Queue a run that averages some runs.
 
     Returns:
@@ -112,19 +114,19 @@ def _queued(how: How, runs: Sequence[Run]) -> str | None:
         return None
 
 
-def _single(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def _group_single(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return {title: [run] for title, run in zip(run_titles(runs), runs, strict=True)}
 
 
-def _several(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def _group_by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return the runs of each arm that has several, and all runs if there are several arms."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
         arms.setdefault(arm_of(run.config), []).append(run)
-    titles = arm_titles([some[0].config for some in arms.values()])
+    titles = arm_titles([arm_runs[0].config for arm_runs in arms.values()])
     found = {
-        f"{title} ({things(len(some), 'run')})": some
-        for title, some in zip(titles, arms.values(), strict=True)
-        if len(some) > 1
+        f"{title} ({things(len(arm_runs), 'run')})": arm_runs
+        for title, arm_runs in zip(titles, arms.values(), strict=True)
+        if len(arm_runs) > 1
     }
     return found | ({_ALL: list(runs)} if len(arms) > 1 else {})

@@ -12,7 +12,7 @@ from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.figures.calibration import coverage_figure, reliability_diagram
 from finetune_core.formatting import interval_text, number, percent, things
 from finetune_core.runs.store import Run
-from pages.shared.evaluation.numbers import share_metric
+from pages.shared.evaluation.numbers import draw_share
 
 _BINNINGS: dict[Binning, str] = {
     "width": f"{BINS} of equal width",
@@ -25,7 +25,7 @@ _ECE = (
 )
 
 
-def calibration(run: Run, result: Evaluation) -> None:
+def draw_calibration(run: Run, result: Evaluation) -> None:
     """Draw calibration and selective prediction."""
     if len(result.classes) < 2:
         st.info(
@@ -38,16 +38,16 @@ def calibration(run: Run, result: Evaluation) -> None:
         help="Of the predictions with 80 % confidence, 80 % should be correct. Points below the "
         "dotted line: overconfident.",
     )
-    _reliability(run, result)
+    _draw_reliability(run, result)
     st.markdown(
         "**Selective prediction**",
         help="Predictions of low confidence are deferred to a person: the lower the coverage, the "
         "higher the accuracy of the rest.",
     )
-    _coverage(result)
+    _draw_coverage(result)
 
 
-def _reliability(run: Run, result: Evaluation) -> None:
+def _draw_reliability(run: Run, result: Evaluation) -> None:
     binning = st.segmented_control(
         "Bins",
         list(_BINNINGS),
@@ -59,8 +59,8 @@ def _reliability(run: Run, result: Evaluation) -> None:
         help="Images are binned by the confidence of their prediction.",
     )
     found = calibrated(run, result.split, binning)
-    before, scaled, after = found.before, found.scaling, found.after
-    _numbers(before, scaled, after)
+    before, scaling, after = found.before, found.scaling, found.after
+    _draw_numbers(before, scaling, after)
     st.plotly_chart(
         reliability_diagram({"unscaled": before.bins} | ({"scaled": after.bins} if after else {})),
         key="reliability",
@@ -70,7 +70,7 @@ def _reliability(run: Run, result: Evaluation) -> None:
         "Bars: 95 % intervals (Wilson) of the unscaled points; of the ECE: bootstrap, corrected "
         "for its bias. "
     )
-    caption += _scaling_in_words(scaled)
+    caption += _describe_scaling(scaling)
     if result.images < BINS * _PER_BIN:
         caption += (
             " With so few images, the calibration error is overestimated: chance alone moves "
@@ -79,18 +79,18 @@ def _reliability(run: Run, result: Evaluation) -> None:
     st.caption(caption)
 
 
-def _numbers(before: Calibration, scaled: Scaling | None, after: Calibration | None) -> None:
+def _draw_numbers(before: Calibration, scaling: Scaling | None, after: Calibration | None) -> None:
     """Draw calibration errors before and after temperature scaling, and the temperature if any."""
     with st.container(horizontal=True):
-        _error("ECE", before, _ECE)
-        if after and scaled:
-            _error("ECE, scaled", after, f"{_ECE} After temperature scaling.")
-            words = " and ".join(f"{one:.2f}" for one in scaled.temperatures)
+        _draw_error("ECE", before, _ECE)
+        if after and scaling:
+            _draw_error("ECE, scaled", after, f"{_ECE} After temperature scaling.")
+            text = " and ".join(f"{one:.2f}" for one in scaling.temperatures)
             note = (
                 "What logits are divided by (Guo et al. 2017). Above 1: the network was "
                 "overconfident. The predicted classes stay the same."
             )
-            st.metric("Temperature", words, help=note, border=True, height="stretch")
+            st.metric("Temperature", text, help=note, border=True, height="stretch")
             st.metric(
                 "Loss, scaled",
                 f"{after.loss:.3f}",
@@ -102,29 +102,29 @@ def _numbers(before: Calibration, scaled: Scaling | None, after: Calibration | N
             )
 
 
-def _error(label: str, found: Calibration, meaning: str) -> None:
+def _draw_error(label: str, calibration: Calibration, meaning: str) -> None:
     """Draw a calibration error with its interval."""
-    share_metric(label, found.ece, found.ece_low, found.ece_high, meaning)
+    draw_share(label, calibration.ece, calibration.ece_low, calibration.ece_high, meaning)
 
 
-def _scaling_in_words(scaled: Scaling | None) -> str:
-    if scaled is None:
+def _describe_scaling(scaling: Scaling | None) -> str:
+    if scaling is None:
         return (
             f"Too few images to fit a temperature on: it takes {FEWEST} other than those it is "
             "evaluated on."
         )
-    if scaled.source == "val":
+    if scaling.source == "val":
         text = (
-            f"The temperature was fitted on the {number(scaled.images[0])} validation images, "
+            f"The temperature was fitted on the {number(scaling.images[0])} validation images, "
             "none of which are in this figure."
         )
     else:
         text = (
             "A temperature must not be evaluated on the images it was fitted on, so each half of "
-            f"these was scaled with the temperature of the other half ({number(scaled.images[0])} "
-            f"and {number(scaled.images[1])} images)."
+            f"these was scaled with the temperature of the other half ({number(scaling.images[0])} "
+            f"and {number(scaling.images[1])} images)."
         )
-    if scaled.at_limit:
+    if scaling.at_limit:
         text += (
             " Those images do not determine it (nearly all are classified correctly, or the "
             "logits carry no information): it is at the end of its range."
@@ -132,8 +132,8 @@ def _scaling_in_words(scaled: Scaling | None) -> str:
     return text
 
 
-def _coverage(result: Evaluation) -> None:
-    least = st.slider(
+def _draw_coverage(result: Evaluation) -> None:
+    threshold = st.slider(
         "Confidence threshold",
         0,
         100,
@@ -143,7 +143,7 @@ def _coverage(result: Evaluation) -> None:
         persist_state="session",
         help="Predictions below it are deferred to a person.",
     )
-    selected = selective_prediction(result, least / 100)
+    selected = selective_prediction(result, threshold / 100)
     with st.container(horizontal=True):
         st.metric(
             "Coverage",

@@ -13,7 +13,7 @@ from pages.shared.evaluation.opened import open_image
 from pages.shared.images import Picture, data_picture, gallery
 
 
-def mistakes(run: Run, result: Evaluation) -> None:
+def draw_mistakes(run: Run, result: Evaluation) -> None:
     """Draw the mistakes of an evaluation, on the run's own images or on another data set's."""
     by = st.segmented_control(
         "Show",
@@ -32,12 +32,12 @@ def mistakes(run: Run, result: Evaluation) -> None:
     source = result.shift.fingerprint if isinstance(result, ShiftedEvaluation) else result.split
     mark = f"{run.run_id}-{source}"
     if by == "loss":
-        pictures(
+        draw_predictions(
             run,
             result,
             result.top_losses,
             f"losses-{mark}",
-            lambda row: f"{_named(result, row)}, loss {row['loss']:.2f}",
+            lambda row: f"{_name_classes(result, row)}, loss {row['loss']:.2f}",
         )
         return
     wrong = result.mistakes
@@ -45,10 +45,10 @@ def mistakes(run: Run, result: Evaluation) -> None:
         st.success("No mistakes on these images.", icon=":material/check_circle:")
         return
     st.caption(f"{things(len(wrong), 'mistake')}. A confident mistake is often a label error.")
-    pictures(run, result, wrong, f"mistakes-{mark}")
+    draw_predictions(run, result, wrong, f"mistakes-{mark}")
 
 
-def pictures(
+def draw_predictions(
     run: Run,
     result: Evaluation,
     rows: pd.DataFrame,
@@ -66,12 +66,15 @@ def pictures(
         caption: returns the caption of a row. None: true class, predicted class and confidence.
         per_page: images on a page.
     """
-    caption = caption or (lambda row: _in_words(result, row))
+    caption = caption or (lambda row: _describe_prediction(result, row))
 
     def picture(index: int) -> Picture:
         row = rows.iloc[index]
         return data_picture(
-            data_of(run, result), row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}"
+            data_of(run, result),
+            row["id"],
+            caption(row),
+            f"{row['id']}: {_describe_prediction(result, row)}",
         )
 
     st.caption("Click an image to see it large, with its probabilities and Grad-CAM.")
@@ -80,10 +83,10 @@ def pictures(
         open_image(run, result, rows.loc[rows["id"] == opened].iloc[0])
 
 
-def _named(result: Evaluation, row: pd.Series) -> str:
+def _name_classes(result: Evaluation, row: pd.Series) -> str:
     true = result.classes[row["label"]]
     return true if row["correct"] else f"{true}, predicted {result.classes[row['predicted']]}"
 
 
-def _in_words(result: Evaluation, row: pd.Series) -> str:
-    return f"{_named(result, row)} ({percent(row['confidence'], 0)})"
+def _describe_prediction(result: Evaluation, row: pd.Series) -> str:
+    return f"{_name_classes(result, row)} ({percent(row['confidence'], 0)})"

@@ -9,10 +9,10 @@ from finetune_core.data.frames import Batch
 from finetune_core.evaluation.prediction.live import Answer, answer
 from finetune_core.formatting import number, percent
 from finetune_core.runs.store import Run
-from pages.shared.camera import camera
+from pages.shared.camera import draw_camera
 from pages.shared.chrome import go, plain
 from pages.shared.configure import settings
-from pages.shared.evaluation.networks import predictor
+from pages.shared.evaluation.networks import get_predictor
 from pages.shared.evaluation.prediction import Classifier
 from pages.shared.runs.again import use_again
 
@@ -27,7 +27,7 @@ def show_live(run: Run) -> None:
         go("pages/predict.py", run.run_id)
 
 
-def fine_tune(run: Run) -> None:
+def offer_fine_tuning(run: Run) -> None:
     """Draw the button that compares a classifier on frozen features with fine-tuning.
 
     The comparison uses the same images.
@@ -45,53 +45,56 @@ def fine_tune(run: Run) -> None:
 
 
 @st.fragment
-def live(classifiers: Sequence[Classifier]) -> None:
+def draw_live(classifiers: Sequence[Classifier]) -> None:
     """Draw the camera, and the networks' predictions for its latest frame."""
-    asked = tuple(one.run.run_id for one in classifiers)
+    run_ids = tuple(classifier.run.run_id for classifier in classifiers)
 
-    def arrived(batch: Batch) -> None:
+    def classify(batch: Batch) -> None:
         st.session_state[f"{_KEY}-answers"] = (
-            asked,
-            [answer(predictor(one.run), one.known, batch.frames[-1]) for one in classifiers],
+            run_ids,
+            [
+                answer(get_predictor(classifier.run), classifier.known, batch.frames[-1])
+                for classifier in classifiers
+            ],
         )
 
     # In this order, a narrow screen shows both.
     bars, picture = st.columns([4, 5], gap="medium")
-    of, answers = st.session_state.get(f"{_KEY}-answers", ((), []))
+    answered_ids, answers = st.session_state.get(f"{_KEY}-answers", ((), []))
     with picture:
-        camera(_KEY, {"mode": "live"}, arrived)
+        draw_camera(_KEY, {"mode": "live"}, classify)
         st.caption(
             "Frames are sent only to the machine that Thaw runs on, which computes on its "
             "processor and keeps none of them."
         )
     with bars:
-        if of != asked:
+        if answered_ids != run_ids:
             st.info("Turn on the camera, and hold something up.", icon=":material/videocam:")
             return
-        for one, found in zip(classifiers, answers, strict=True):
+        for classifier, prediction in zip(classifiers, answers, strict=True):
             if len(classifiers) > 1:
-                st.caption(plain(one.title))
-            _bars(one, found)
+                st.caption(plain(classifier.title))
+            _draw_bars(classifier, prediction)
 
 
-def _bars(one: Classifier, found: Answer) -> None:
+def _draw_bars(classifier: Classifier, prediction: Answer) -> None:
     """Draw one bar per class in the order of the classes, so that no bar jumps.
 
     Of many classes the likeliest have bars, and the rest share one.
     """
-    shares = found.probabilities
+    shares = prediction.probabilities
     shown = np.sort(shares.argsort()[::-1][:_MOST_BARS])
     best = int(shares.argmax())
     for index in shown:
-        name, share = plain(one.classes[index]), float(shares[index])
-        words = f"{name} · {percent(share, 0)}"
-        st.progress(min(1.0, max(0.0, share)), text=f"**{words}**" if index == best else words)
-    if (folded := len(shares) - len(shown)) > 0:
+        name, share = plain(classifier.classes[index]), float(shares[index])
+        text = f"{name} · {percent(share, 0)}"
+        st.progress(min(1.0, max(0.0, share)), text=f"**{text}**" if index == best else text)
+    if (num_others := len(shares) - len(shown)) > 0:
         rest = min(1.0, max(0.0, 1 - float(shares[shown].sum())))
-        st.progress(rest, text=f"{number(folded)} other classes · {percent(rest, 0)}")
+        st.progress(rest, text=f"{number(num_others)} other classes · {percent(rest, 0)}")
     with st.container():
         # Always there: otherwise everything below would be drawn anew.
-        if found.unlike:
+        if prediction.unlike:
             st.warning(
                 "Unlike anything in training: do not trust this prediction.",
                 icon=":material/travel_explore:",

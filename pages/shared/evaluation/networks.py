@@ -11,16 +11,16 @@ from pages.shared.data.chosen import readable_roots
 from pages.shared.runs.backend import store
 
 
-def predictor(run: Run) -> Predictor:
+def get_predictor(run: Run) -> Predictor:
     """Return the best network of a run.
 
     Raises:
         FinetuneError: if there is none, or its backbone has changed.
     """
-    return _predictor(run.run_id, predictions_changed(run.run_dir))
+    return _load_predictor(run.run_id, predictions_changed(run.run_dir))
 
 
-def explanation(
+def get_explanation(
     run: Run,
     sample: str,
     classes: tuple[int, ...],
@@ -40,7 +40,7 @@ def explanation(
         FinetuneError: if the image is gone, damaged or may not be read, or the backbone or stage
             has no spatial feature map.
     """
-    return _explanation(
+    return _compute_explanation(
         run.run_id,
         predictions_changed(run.run_dir),
         data or run.config.data,
@@ -53,13 +53,13 @@ def explanation(
 # Further training changes the weights of a run but not its id. ``changed`` tells them apart,
 # because the predictions are written anew.
 @st.cache_resource(max_entries=4, show_spinner="Loading the network")
-def _predictor(run_id: str, changed: int) -> Predictor:
+def _load_predictor(run_id: str, changed: int) -> Predictor:
     return load_predictor(store().run(run_id))
 
 
 @st.cache_data(max_entries=100, show_spinner="Computing Grad-CAM")
-def _explanation(
+def _compute_explanation(
     run_id: str, changed: int, data: str, sample: str, classes: tuple[int, ...], layer: str | None
 ) -> Explanation:
     image = data_image(data, sample, readable_roots())
-    return explain(predictor(store().run(run_id)), image, classes, layer)
+    return explain(get_predictor(store().run(run_id)), image, classes, layer)

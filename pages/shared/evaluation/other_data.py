@@ -14,10 +14,10 @@ from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import read_shift
 from finetune_core.runs.store import Run
 from finetune_core.work import Work
-from pages.shared.account import owner, sign_in_asked
+from pages.shared.account import is_sign_in_required, owner
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots, recent_data
-from pages.shared.jobs import begin, forget, jobs, outcome
+from pages.shared.jobs import begin, forget, jobs, take_outcome
 
 PARAMETER = "shifted"  # parameter of the page's address: fingerprint of the data set on show
 _FIELD = "other_data"
@@ -29,10 +29,10 @@ _HELP = (
 )
 
 
-def evaluate_on_other(runs: Sequence[Run]) -> None:
+def draw_other_data(runs: Sequence[Run]) -> None:
     """Draw the box that names another data set, and the button that has the runs predict it.
 
-    ``taken`` draws the progress and takes the result.
+    ``take_result`` draws the progress and takes the result.
     """
     st.text_input(
         "Other folder, archive or manifest",
@@ -41,8 +41,8 @@ def evaluate_on_other(runs: Sequence[Run]) -> None:
         placeholder="~/other-pictures",
         help=_HELP,
     )
-    own = {os.path.abspath(run.config.data) for run in runs}
-    others = [source.path for source in recent_data() if source.path not in own]
+    own_data = {os.path.abspath(run.config.data) for run in runs}
+    others = [source.path for source in recent_data() if source.path not in own_data]
     if others:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption("Recent:", width="content")
@@ -52,20 +52,20 @@ def evaluate_on_other(runs: Sequence[Run]) -> None:
                     key=f"other-{path}",
                     type="tertiary",
                     help=plain(path),
-                    on_click=_name,
+                    on_click=_fill_in,
                     args=(path,),
                 )
     st.button(
         "Evaluate on these images",
         icon=":material/photo_library:",
         key="evaluate_on_other",
-        on_click=_ask,
+        on_click=_predict_typed,
         args=(runs,),
-        disabled=going_on(runs),
+        disabled=is_predicting(runs),
     )
 
 
-def ask(runs: Sequence[Run], data: str) -> None:
+def begin_prediction(runs: Sequence[Run], data: str) -> None:
     """Have runs predict another data set (a callback).
 
     Runs that have predicted it as it is now are left out.
@@ -75,12 +75,12 @@ def ask(runs: Sequence[Run], data: str) -> None:
     begin(
         key,
         "Predicting other images",
-        partial(_predicted, runs, data, readable_roots(), owner() if sign_in_asked() else None),
+        partial(_predict, runs, data, readable_roots(), owner() if is_sign_in_required() else None),
         kept=len(runs) > 1,
     )
 
 
-def _predicted(
+def _predict(
     runs: Sequence[Run], data: str, roots: Sequence[Path], person: str | None
 ) -> Work[str]:
     if person is not None and (path := whole_path(data)).exists():
@@ -88,12 +88,12 @@ def _predicted(
     return (yield from predict_shifted(runs, data, roots))
 
 
-def going_on(runs: Sequence[Run]) -> bool:
+def is_predicting(runs: Sequence[Run]) -> bool:
     """Return whether these runs are predicting another data set on behalf of this session."""
     return jobs().find(st.session_state.get(_mark(runs), "")) is not None
 
 
-def taken(runs: Sequence[Run]) -> None:
+def take_result(runs: Sequence[Run]) -> None:
     """Draw progress or error of the work that was asked for, or show its data set from now on."""
     mark = _mark(runs)
     with st.container():
@@ -102,7 +102,7 @@ def taken(runs: Sequence[Run]) -> None:
         if not key:
             return
         try:
-            fingerprint = outcome(key)
+            fingerprint = take_outcome(key)
             if fingerprint is None:
                 return
             remember(read_shift(runs[0], fingerprint).data, owner())
@@ -114,7 +114,7 @@ def taken(runs: Sequence[Run]) -> None:
         st.query_params[PARAMETER] = fingerprint
 
 
-def chosen_shift(titles: Mapping[str, str]) -> str:
+def choose_shift(titles: Mapping[str, str]) -> str:
     """Draw the choice of the shifted data to show. The choice is in the page's address.
 
     Args:
@@ -123,22 +123,22 @@ def chosen_shift(titles: Mapping[str, str]) -> str:
     Returns:
         The fingerprint of the chosen shift.
     """
-    asked = st.query_params.get(PARAMETER)
+    requested = st.query_params.get(PARAMETER)
     # The address wins, so that links, reloads and the back button show what they name.
-    st.session_state["shift_box"] = asked if asked in titles else next(iter(titles))
+    st.session_state["shift_box"] = requested if requested in titles else next(iter(titles))
     chosen = st.selectbox(
         "Shifted data",
         list(titles),
         format_func=titles.__getitem__,
         key="shift_box",
-        on_change=_to_address,
+        on_change=_write_to_address,
     )
-    if asked != chosen:
+    if requested != chosen:
         st.query_params[PARAMETER] = chosen
     return chosen
 
 
-def named_apart(names: Mapping[str, str]) -> dict[str, str]:
+def make_unique(names: Mapping[str, str]) -> dict[str, str]:
     """Make the names of data sets unique.
 
     Args:
@@ -148,18 +148,18 @@ def named_apart(names: Mapping[str, str]) -> dict[str, str]:
         Fingerprint -> name. Names that occur several times are followed by a part of the
         fingerprint.
     """
-    several = [name for name in names.values() if list(names.values()).count(name) > 1]
+    repeated = [name for name in names.values() if list(names.values()).count(name) > 1]
     return {
-        mark: f"{name} ({mark[:6]})" if name in several else name for mark, name in names.items()
+        mark: f"{name} ({mark[:6]})" if name in repeated else name for mark, name in names.items()
     }
 
 
-def _ask(runs: Sequence[Run]) -> None:
-    if named := st.session_state[_FIELD].strip():
-        ask(runs, named)
+def _predict_typed(runs: Sequence[Run]) -> None:
+    if text := st.session_state[_FIELD].strip():
+        begin_prediction(runs, text)
 
 
-def _name(path: str) -> None:
+def _fill_in(path: str) -> None:
     st.session_state[_FIELD] = path
 
 
@@ -168,5 +168,5 @@ def _mark(runs: Sequence[Run]) -> str:
     return f"shift-{','.join(run.run_id for run in runs)}"
 
 
-def _to_address() -> None:
+def _write_to_address() -> None:
     st.query_params[PARAMETER] = st.session_state["shift_box"]

@@ -72,14 +72,14 @@ _CURVES_AT_FIRST, _MOST_CURVES = 3, 12
 _MOST_ROWS = 12  # rows of a table that is shown in full
 
 
-def metrics(run: Run, result: Evaluation) -> None:
+def draw_metrics(run: Run, result: Evaluation) -> None:
     """Draw all metrics, the metrics by class, and, unfolded, the curves."""
     left, right = st.columns([5, 4], gap="medium")
     with left:
         st.header("All metrics", anchor=False)
-        _all_scores(run, result)
+        _draw_all_scores(run, result)
     with right:
-        _per_class(result)
+        _draw_per_class(result)
     box = st.expander(
         "ROC and precision-recall curves",
         icon=":material/show_chart:",
@@ -88,10 +88,10 @@ def metrics(run: Run, result: Evaluation) -> None:
     )
     if box.open:
         with box:
-            _curves(run, result)
+            _draw_curves(run, result)
 
 
-def _all_scores(run: Run, result: Evaluation) -> None:
+def _draw_all_scores(run: Run, result: Evaluation) -> None:
     with st.spinner("Bootstrapping the intervals"):
         found = scores(run, result.split)
     rows = [
@@ -121,7 +121,7 @@ def _all_scores(run: Run, result: Evaluation) -> None:
     )
 
 
-def _per_class(result: Evaluation) -> None:
+def _draw_per_class(result: Evaluation) -> None:
     st.header("By class", anchor=False, help="The least recalled class comes first.")
     found = result.hardest
     table = found[["class", "recall", "precision", "f1", "images"]]
@@ -169,7 +169,7 @@ def _per_class(result: Evaluation) -> None:
         )
 
 
-def _curves(run: Run, result: Evaluation) -> None:
+def _draw_curves(run: Run, result: Evaluation) -> None:
     """Draw ROC and precision-recall curves, one class against the others."""
     defined = result.per_class.dropna(subset=["roc_auc", "average_precision"])
     if defined.empty:
@@ -183,7 +183,7 @@ def _curves(run: Run, result: Evaluation) -> None:
         "Classes",
         hardest,
         default=hardest[:_CURVES_AT_FIRST],
-        format_func=lambda one: result.classes[one],
+        format_func=lambda label: result.classes[label],
         key=f"curves-{_mark(run, result)}",
         persist_state="session",
         help="One-vs-rest. The hardest come first.",
@@ -193,11 +193,13 @@ def _curves(run: Run, result: Evaluation) -> None:
         st.caption("Choose a class.")
         return
     with st.spinner("Bootstrapping the intervals"):
-        drawn = {one: curve for one in chosen if (curve := class_curves(run, result.split, one))}
+        drawn = {
+            label: curve for label in chosen if (curve := class_curves(run, result.split, label))
+        }
         areas = scores(run, result.split)
-    _two_curves({result.classes[one]: curve for one, curve in drawn.items()})
+    _draw_two_curves({result.classes[label]: curve for label, curve in drawn.items()})
     st.dataframe(
-        _areas(result, areas),
+        _make_area_table(result, areas),
         hide_index=True,
         height="content" if len(hardest) <= _MOST_CURVES else 320,
     )
@@ -205,13 +207,13 @@ def _curves(run: Run, result: Evaluation) -> None:
         "Shaded: pointwise 95 % intervals (percentile bootstrap within classes, "
         f"{number(BAND_RESAMPLES)} resamples)."
     )
-    few = [result.classes[one] for one in drawn if result.per_class["images"].loc[one] < FEW]
+    few = [result.classes[label] for label in drawn if result.per_class["images"].loc[label] < FEW]
     if few:
         text += f" Few images of {', '.join(few)}: even the intervals are rough."
     st.caption(plain(text))
 
 
-def _two_curves(drawn: dict[str, OneVsRest]) -> None:
+def _draw_two_curves(drawn: dict[str, OneVsRest]) -> None:
     """Draw both kinds of curves side by side.
 
     Args:
@@ -239,7 +241,7 @@ def _two_curves(drawn: dict[str, OneVsRest]) -> None:
         )
 
 
-def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
+def _make_area_table(result: Evaluation, found: Scores) -> pd.DataFrame:
     """Return the areas under both curves by class, the hardest class first."""
     rows = found.classes.assign(
         Class=result.classes, Images=result.per_class["images"]
@@ -253,7 +255,7 @@ def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
     return table
 
 
-def by_slice(run: Run, result: Evaluation) -> None:
+def draw_slices(run: Run, result: Evaluation) -> None:
     """Draw the accuracy by slice of the images' metadata."""
     facts, table = sliced(run, result.split)
     if table.empty:
@@ -263,19 +265,19 @@ def by_slice(run: Run, result: Evaluation) -> None:
             icon=":material/info:",
         )
         return
-    clear, name = table[table["verdict"].isin(_VERDICTS)], accuracy_name(result.split)
-    for row in clear.to_dict("records"):
+    significant, name = table[table["verdict"].isin(_VERDICTS)], accuracy_name(result.split)
+    for row in significant.to_dict("records"):
         st.markdown(
             f"- {plain(row['by'])} **{plain(row['slice'])}**: "
             f"{name.lower()} {percent(row['accuracy'])}, "
             f"{_VERDICTS[row['verdict']]} "
             f"({things(row['images'], 'image')})"
         )
-    if clear.empty:
+    if significant.empty:
         st.markdown("No slice is clearly better or worse than the rest.")
     by = st.selectbox(
         f"{name} by",
-        list(dict.fromkeys([*clear["by"], *facts.own, *table["by"]])),
+        list(dict.fromkeys([*significant["by"], *facts.own, *table["by"]])),
         key=f"by-{_mark(run, result)}",
         persist_state="session",
         help="Metadata of each image, and the columns of a manifest. Numbers are binned by "
@@ -287,17 +289,17 @@ def by_slice(run: Run, result: Evaluation) -> None:
         key="slices",
         alt=f"{name} by {by}, with 95 % intervals",
     )
-    few = (visible["images"] < FEW).any()
+    has_few = (visible["images"] < FEW).any()
     st.caption(
         "The dotted line is the accuracy on all of these images; the number behind a name is how "
         "many there are. "
-        + (f"Slices with fewer than {FEW} images are shown, but not compared. " if few else "")
+        + (f"Slices with fewer than {FEW} images are shown, but not compared. " if has_few else "")
         + "Better and worse: significant by Fisher's exact test against the rest (false discovery "
         "rate 5 %)."
     )
 
 
-def robustness(run: Run, result: Evaluation) -> None:
+def draw_robustness(run: Run, result: Evaluation) -> None:
     """Draw the accuracy on corrupted images, measured on request."""
     st.markdown(
         "The same images, corrupted with increasing severity: blur, noise, JPEG, brightness, "
@@ -305,9 +307,9 @@ def robustness(run: Run, result: Evaluation) -> None:
     )
     known = known_robustness(run, result.split)
     images = min(MOST_IMAGES, result.images)
-    words = "Measure again" if known else f"Measure on {things(images, 'image')}"
+    text = "Measure again" if known else f"Measure on {things(images, 'image')}"
     offer(
-        words,
+        text,
         f"robustness:{_mark(run, result)}",
         "Predicting corrupted images",
         partial(measure_robustness, run, result.split, roots=readable_roots()),
@@ -318,12 +320,12 @@ def robustness(run: Run, result: Evaluation) -> None:
     )
     if known is None:
         return
-    right = known.rows.groupby("corruption")["accuracy"].min()
-    worst = str(right.drop(CLEAN).idxmin())
+    lowest = known.rows.groupby("corruption")["accuracy"].min()
+    worst = str(lowest.drop(CLEAN).idxmin())
     st.markdown(
-        f"Clean {accuracy_name(result.split).lower()}: {percent(right[CLEAN])}. Most harmful: "
+        f"Clean {accuracy_name(result.split).lower()}: {percent(lowest[CLEAN])}. Most harmful: "
         f"**{CORRUPTIONS[worst].title}**, down to "
-        f"{percent(right[worst])}."
+        f"{percent(lowest[worst])}."
     )
     st.plotly_chart(
         robustness_lines(

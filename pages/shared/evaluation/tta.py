@@ -14,7 +14,7 @@ from pages.shared.data.chosen import readable_roots
 from pages.shared.jobs import offer
 
 
-def flips_at_test_time(run: Run, _result: Evaluation) -> None:
+def draw_test_time_flips(run: Run, _result: Evaluation) -> None:
     """Draw the button that measures the effect of flips, and its result for both splits."""
     st.markdown(
         "The mean of the probabilities of each image and its mirror image, against those of the "

@@ -113,7 +113,7 @@ def draw_arms(comparison: Comparison) -> None:
         key=f"accuracies-{measure.name}",
         alt=f"{title} of each strategy with its interval, a small dot for each seed",
     )
-    _table(*arms_table(comparison), key="arms")
+    _draw_table(*arms_table(comparison), key="arms")
     for footnote in footnotes(comparison):
         st.caption(plain(footnote))
 
@@ -123,14 +123,14 @@ def draw_details(comparison: Comparison) -> None:
     for line in detail_lines(comparison):
         st.markdown(plain(line))
     if comparison.differing:
-        names = ", ".join(form.label(name).lower() for name in comparison.differing)
+        names = ", ".join(form.get_label(name).lower() for name in comparison.differing)
         st.markdown(f"Besides the strategy, these settings differ: {names}.")
-    _pairs(comparison)
+    _draw_pairs(comparison)
     with st.popover("Method", icon=":material/help:", type="tertiary"):
         st.markdown(_HOW)
 
 
-def _table(columns: list[str], rows: list[list[str]], key: str) -> None:
+def _draw_table(columns: list[str], rows: list[list[str]], key: str) -> None:
     st.dataframe(
         [dict(zip(columns, row, strict=True)) for row in rows],
         hide_index=True,
@@ -143,7 +143,7 @@ def _table(columns: list[str], rows: list[list[str]], key: str) -> None:
     )
 
 
-def _pairs(comparison: Comparison) -> None:
+def _draw_pairs(comparison: Comparison) -> None:
     """Describe each pair, or of many pairs those of the first arm, and list all in a table."""
     if not comparison.pairs:
         return
@@ -153,4 +153,4 @@ def _pairs(comparison: Comparison) -> None:
         drawn = [pair for pair in drawn if first in (pair.a, pair.b)]
     for pair in drawn:
         st.markdown(pair_markdown(comparison.arms, pair))
-    _table(*pairs_table(comparison), key="pairs")
+    _draw_table(*pairs_table(comparison), key="pairs")

@@ -27,11 +27,11 @@ def use_settings(config: RunConfig, page: str = "pages/configure.py") -> None:
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
-    settings.use(config)
+    settings.use_config(config)
     go(page)
 
 
-def differs_now(run: Run) -> str:
+def describe_differences(run: Run) -> str:
     """Say in words what has changed in a run's data set since; empty if nothing has.
 
     The split and the changes belong to the data set, so a new run would use the current ones.
@@ -40,9 +40,9 @@ def differs_now(run: Run) -> str:
         now = load_split(run.config.data), effective(load_edits(run.config.data))
     except FinetuneError as error:
         return str(error)
-    what = [
-        words
-        for words, then, current in zip(
+    changed = [
+        text
+        for text, then, current in zip(
             ("split", "changes to images"),
             (run.config.split_settings, run.config.edits),
             now,
@@ -51,7 +51,7 @@ def differs_now(run: Run) -> str:
         if then != current
     ]
     return (
-        f"Its data set has other settings now ({' and '.join(what)}): a new run uses those."
-        if what
+        f"Its data set has other settings now ({' and '.join(changed)}): a new run uses those."
+        if changed
         else ""
     )

@@ -28,7 +28,7 @@ STATUS_WORDS: dict[Status, tuple[str, Color, str]] = {
 _STARTING: tuple[str, Color, str] = ("Starting", "gray", ":material/hourglass_empty:")
 
 
-def status_words(run: Run) -> tuple[str, Color, str]:
+def describe_status(run: Run) -> tuple[str, Color, str]:
     """Return word, colour and icon of a run's status; it is queued only behind other runs."""
     return _STARTING if run.status == "queued" and not is_behind(run) else STATUS_WORDS[run.status]
 
@@ -59,8 +59,8 @@ def why_not_timed() -> str | None:
 
     Jobs that time something wait for the end of training runs by themselves.
     """
-    going = jobs().all()
-    return f"“{going[0].text}” is running: each would slow the other down." if going else None
+    running = jobs().all()
+    return f"“{running[0].text}” is running: each would slow the other down." if running else None
 
 
 def submit(config: RunConfig, devices: int = 1) -> str:

@@ -19,10 +19,10 @@ from finetune_core.runs.store import Run
 from pages.shared.account import may_change
 from pages.shared.chrome import plain
 from pages.shared.runs.backend import (
+    describe_status,
     devices_again,
     devices_before,
     is_behind,
-    status_words,
     worker,
 )
 
@@ -31,20 +31,20 @@ _WIDTH = 130  # pixels; the longest label fits
 
 def controls(run: Run) -> None:
     """Draw the row of buttons and status, and the error of the last click."""
-    mine, started = may_change(run), run.history.started
+    can_change, started = may_change(run), run.history.started
     with st.container(horizontal=True, vertical_alignment="center"):
-        if mine and run.active:
-            _stop_buttons(run)
-        elif mine and run.resumable:
-            _resume_button(run)
-        word, color, icon = status_words(run)
+        if can_change and run.active:
+            _draw_stop_buttons(run)
+        elif can_change and run.resumable:
+            _draw_resume_button(run)
+        word, color, icon = describe_status(run)
         st.badge(word, color=color, icon=icon)
-        if mine and run.active:
-            _place(run)
+        if can_change and run.active:
+            _draw_position(run)
         if where := run.history.where:
             known = [where, *([arithmetic(started)] if started else []), run.run_id]
             st.caption(plain(" · ".join(known)), width="stretch")
-        if not mine:
+        if not can_change:
             st.caption(
                 plain(f"started by {run.owner}" if run.owner else "started without signing in")
             )
@@ -56,7 +56,7 @@ _PAUSE = "Frees the device; resume at any time."
 _ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":material/resume:"}
 
 
-def _resume_button(run: Run) -> None:
+def _draw_resume_button(run: Run) -> None:
     before, devices = devices_before(run), devices_again(run)
     where = (
         f" On {things(devices, 'device')}, "
@@ -64,7 +64,7 @@ def _resume_button(run: Run) -> None:
         if before > 1
         else ""
     )
-    _button(
+    _draw_button(
         "Resume",
         "resume",
         "primary",
@@ -73,31 +73,31 @@ def _resume_button(run: Run) -> None:
     )
 
 
-def _stop_buttons(run: Run) -> None:
+def _draw_stop_buttons(run: Run) -> None:
     """Draw Pause and Stop.
 
     Both are there while a run is active in any way: queued, waiting, being prepared, or training.
     """
-    asked, run_id = requested_stop(run.run_dir), run.run_id
-    _button(
-        "Pausing…" if asked == "pause" else "Pause",
+    requested, run_id = requested_stop(run.run_dir), run.run_id
+    _draw_button(
+        "Pausing…" if requested == "pause" else "Pause",
         "pause",
         "secondary",
         lambda: worker().stop(run_id, pause=True),
         help=_PAUSE,
-        disabled=bool(asked),
+        disabled=bool(requested),
     )
     # A requested pause can still become a stop: that click may be on its way already.
-    _button(
-        "Stopping…" if asked == "stop" else "Stop",
+    _draw_button(
+        "Stopping…" if requested == "stop" else "Stop",
         "stop",
         "secondary",
         lambda: worker().stop(run_id),
-        disabled=asked == "stop",
+        disabled=requested == "stop",
     )
 
 
-def _button(
+def _draw_button(
     label: str,
     key: str,
     kind: Literal["primary", "secondary"],
@@ -118,13 +118,13 @@ def _button(
     )
 
 
-def _place(run: Run) -> None:
+def _draw_position(run: Run) -> None:
     """Draw a waiting run's position in this process's queue, and the button to move it forward."""
-    place = worker().waiting(run.run_id)
-    if place is None or not is_behind(run):
+    position = worker().waiting(run.run_id)
+    if position is None or not is_behind(run):
         return
-    st.caption(f"place {place[0]} of {place[1]}")
-    if place[0] > 1:
+    st.caption(f"place {position[0]} of {position[1]}")
+    if position[0] > 1:
         st.button(
             "Earlier",
             icon=":material/arrow_upward:",

@@ -35,7 +35,7 @@ def damaged_runs(damaged: Sequence[Damaged]) -> None:
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.badge("Damaged", color="red", icon=":material/folder_off:")
                 st.markdown(
-                    f"**{plain(_shortened(one.run_id))}**: {plain(one.reason)}", width="stretch"
+                    f"**{plain(_shorten(one.run_id))}**: {plain(one.reason)}", width="stretch"
                 )
                 if may_change(one):
                     st.button(
@@ -50,5 +50,5 @@ def damaged_runs(damaged: Sequence[Damaged]) -> None:
             st.caption(f"And {len(damaged) - _MOST:,} more.")
 
 
-def _shortened(run_id: str) -> str:
+def _shorten(run_id: str) -> str:
     return run_id if len(run_id) <= 80 else f"{run_id[:80]}…"

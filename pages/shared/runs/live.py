@@ -58,27 +58,30 @@ def bar(run: Run) -> None:
     # Read once, because another session may read on meanwhile.
     progress, steps = history.progress, history.steps
     if run.status == "queued":
-        words = "Waiting for the run before it" if is_behind(run) else PHASE_WORDS["prepare"]
-        st.progress(history.fraction, words)
+        text = "Waiting for the run before it" if is_behind(run) else PHASE_WORDS["prepare"]
+        st.progress(history.fraction, text)
     elif run.status == "waiting":
         st.progress(history.fraction, PHASE_WORDS[WAITING])
     elif progress and (not steps or progress["phase"] != "validate"):
         done, total = progress["done"], progress["total"]
         count = size if progress["phase"] == "download" else number
-        left = history.progress_seconds_left
-        words = PHASE_WORDS[progress["phase"]]
+        time_left_seconds = history.progress_seconds_left
+        text = PHASE_WORDS[progress["phase"]]
         if done or total:
-            words += f": {count(done)}" + (f" of {count(total)}" if total else "")
-        words += f", {time_left(left)}" if left is not None else ""
-        st.progress(done / total if total else 0.0, words)
+            text += f": {count(done)}" + (f" of {count(total)}" if total else "")
+        text += f", {time_left(time_left_seconds)}" if time_left_seconds is not None else ""
+        st.progress(done / total if total else 0.0, text)
     elif not steps:
         st.progress(0.0, PHASE_WORDS["prepare"])
     elif progress and history.fraction >= 1:
         st.progress(1.0, PHASE_WORDS[progress["phase"]])
     else:
-        left = history.seconds_left
+        time_left_seconds = history.seconds_left
         epoch = f"Epoch {steps[-1]['epoch']} of {run.started['epochs']}"
-        st.progress(history.fraction, epoch + (f", {time_left(left)}" if left is not None else ""))
+        st.progress(
+            history.fraction,
+            epoch + (f", {time_left(time_left_seconds)}" if time_left_seconds is not None else ""),
+        )
 
 
 def numbers(run: Run) -> None:
@@ -88,9 +91,12 @@ def numbers(run: Run) -> None:
     with st.container(horizontal=True):
         if history.steps:
             note = "Of the latest batches: a moving average, as in the curve."
-            st.metric("Training loss", f"{_latest(run, 'loss'):.3f}", help=note, border=True)
+            st.metric("Training loss", f"{_smooth_latest(run, 'loss'):.3f}", help=note, border=True)
             st.metric(
-                "Training accuracy", percent(_latest(run, "accuracy")), help=note, border=True
+                "Training accuracy",
+                percent(_smooth_latest(run, "accuracy")),
+                help=note,
+                border=True,
             )
         if last:
             st.metric(
@@ -149,7 +155,7 @@ def fit_chosen(run: Run) -> None:
         )
 
 
-def _latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
+def _smooth_latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
     started = run.started
     images, steps_per_epoch, epochs = (
         started["counts"]["train"],
@@ -191,11 +197,11 @@ def curves(run: Run) -> None:
     history = run.history
     if not history.steps:
         return
-    asked = st.session_state.get("curve", "accuracy")
-    kinds: tuple[Kind, ...] = ("loss", asked if asked in get_args(Kind) else "accuracy")
+    requested = st.session_state.get("curve", "accuracy")
+    kinds: tuple[Kind, ...] = ("loss", requested if requested in get_args(Kind) else "accuracy")
     for column, kind in zip(st.columns(2), kinds, strict=True):
         with column:
-            _training_curve(kind, run.run_id, run.status, run)
+            _draw_training_curve(kind, run.run_id, run.status, run)
     st.segmented_control(
         "Second curve",
         list(_NUMBERS),
@@ -214,7 +220,7 @@ def curves(run: Run) -> None:
 # Drawing takes time from the training in this process. So all sessions share a drawing for a few
 # seconds.
 @st.cache_data(ttl=6, max_entries=200, show_spinner=False)
-def _training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
+def _draw_training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
     started, history = _run.started, _run.history
     figure = training_curve(
         kind,
@@ -230,7 +236,7 @@ def _training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
 
 
 @st.cache_data(ttl=12, max_entries=200, show_spinner=False)
-def _stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> None:
+def _draw_stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> None:
     started = _run.started
     names = [stage["name"] for stage in started["stages"]]
     figure = stage_curve(
@@ -243,7 +249,7 @@ def details(run: Run) -> None:
     """Draw the box of details that answer questions about the curves."""
     if not run.history.started:
         return
-    views = {_STAGES: _stages, _FLIPS: _flips, _LOG: _log, _ENGINE: _engine}
+    views = {_STAGES: _draw_stages, _FLIPS: _draw_flips, _LOG: _draw_log, _ENGINE: _draw_timing}
     box = st.expander(
         "Stages, changed predictions, log, timing",
         icon=":material/query_stats:",
@@ -253,7 +259,7 @@ def details(run: Run) -> None:
     if not box.open:
         return
     with box:
-        open_now = st.segmented_control(
+        view = st.segmented_control(
             "Details",
             list(views),
             default=_STAGES,
@@ -262,10 +268,10 @@ def details(run: Run) -> None:
             persist_state="session",
             label_visibility="collapsed",
         )
-        views[open_now](run)
+        views[view](run)
 
 
-def _stages(run: Run) -> None:
+def _draw_stages(run: Run) -> None:
     """Draw gradient norm, update and learning rate of each stage."""
     history = run.history
     if not run.started["epochs"]:
@@ -276,11 +282,11 @@ def _stages(run: Run) -> None:
         return
     for column, (quantity, meaning) in zip(st.columns(3), _QUANTITIES.items(), strict=True):
         with column:
-            _stage_curve(quantity, run.run_id, run.status, run)
+            _draw_stage_curve(quantity, run.run_id, run.status, run)
             st.caption(meaning)
 
 
-def _flips(run: Run) -> None:
+def _draw_flips(run: Run) -> None:
     """Draw the validation images whose predicted class has changed."""
     if not run.started["epochs"]:
         st.caption(_NO_EPOCHS)
@@ -308,20 +314,20 @@ def _flips(run: Run) -> None:
 
     def picture(index: int) -> Picture:
         flip = changed[index]
-        words = _flip_in_words(flip, classes)
-        return run_picture(run, flip.id, words, f"{flip.id}: {words}")
+        text = _describe_flip(flip, classes)
+        return run_picture(run, flip.id, text, f"{flip.id}: {text}")
 
     gallery(len(changed), picture, f"flips-{run.run_id}", per_page=12)
 
 
-def _flip_in_words(flip: Flip, classes: list[str]) -> str:
+def _describe_flip(flip: Flip, classes: list[str]) -> str:
     turns = [classes[label] for label in flip.turns]
     listed = turns if len(turns) <= 4 else [turns[0], "…", *turns[-2:]]
     right = "correct now" if flip.predicted[-1] == flip.label else "wrong now"
     return f"{classes[flip.label]}: {' → '.join(listed)} (epoch {flip.last}, {right})"
 
 
-def _log(run: Run) -> None:
+def _draw_log(run: Run) -> None:
     lines = log_lines(run.history.notable)
     st.code(
         "\n".join(reversed(lines)) or "No events yet.",
@@ -331,7 +337,7 @@ def _log(run: Run) -> None:
     )
 
 
-def _engine(run: Run) -> None:
+def _draw_timing(run: Run) -> None:
     """Draw the time that each part took, and the use of the cache."""
     history = run.history
     cache, shares = run.started["cache"], history.time_shares()
@@ -349,7 +355,7 @@ def _engine(run: Run) -> None:
     if cache["where"] == "off":
         st.caption(plain(f"No cache: {cache['reason']}."))
     else:
-        place = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
+        location = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
         views = (
             f", {things(cache['views'], 'augmented version')} of each training image"
             if cache["views"]
@@ -361,7 +367,7 @@ def _engine(run: Run) -> None:
             if cache["found"]
             else "all of it computed for this run."
         )
-        text = f"Cache: {size(cache['bytes'])} {place}{views}; {found}"
+        text = f"Cache: {size(cache['bytes'])} {location}{views}; {found}"
         text += f" Frozen stages: {cache['compilation']}." if cache["compilation"] else ""
         st.caption(plain(text + (f" Saved so far: {duration(saved)}." if saved else "")))
     expected, end = run.started["forecast"], history.end
@@ -372,21 +378,21 @@ def _engine(run: Run) -> None:
         st.caption(
             f"Forecast and actual: {duration(expected['seconds'])}, {duration(end['seconds'])} in "
             f"total; {duration(expected['epoch_seconds'])}, {duration(epoch)} per epoch; "
-            f"{_compared('memory_bytes', expected, history.epochs)} of memory; "
+            f"{_compare_bytes('memory_bytes', expected, history.epochs)} of memory; "
             + (
                 f"{on_gpu} of GPU memory; "
-                if (on_gpu := _compared("device_bytes", expected, history.epochs))
+                if (on_gpu := _compare_bytes("device_bytes", expected, history.epochs))
                 else ""
             )
             + f"{size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
         )
 
 
-def _compared(name: str, expected: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
+def _compare_bytes(name: str, expected: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
     """Return the expected and the greatest number of bytes; empty if one of them is not known."""
-    taken = [row[name] for row in epochs if row[name] is not None]
+    measured = [row[name] for row in epochs if row[name] is not None]
     return (
-        f"{size(expected[name])}, {size(max(taken))}"
-        if taken and expected.get(name) is not None
+        f"{size(expected[name])}, {size(max(measured))}"
+        if measured and expected.get(name) is not None
         else ""
     )

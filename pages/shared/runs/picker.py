@@ -6,7 +6,7 @@ import streamlit as st
 
 from finetune_core.runs.store import Damaged, Run
 from pages.shared.chrome import plain
-from pages.shared.runs.labels import meant, run_labels
+from pages.shared.runs.labels import resolve_run_ids, run_labels
 
 
 def choose_run(
@@ -23,24 +23,25 @@ def choose_run(
             before.
     """
     by_id = {run.run_id: run for run in runs}
-    asked = st.query_params.get("run")
+    requested = st.query_params.get("run")
     # Always drawn: a click in a fragment is dropped if the fragment has become another element of
     # its page.
     with st.container():
-        if asked is not None and asked not in by_id:
+        if requested is not None and requested not in by_id:
             reason = next(
-                (f": it is damaged, {one.reason}" for one in damaged if one.run_id == asked), ""
+                (f": it is damaged, {one.reason}" for one in damaged if one.run_id == requested), ""
             )
             st.warning(
                 plain(
-                    f"There is no run {asked} to show here{reason}; this is the latest one instead."
+                    f"There is no run {requested} to show here{reason}; this is the latest one "
+                    "instead."
                 ),
                 icon=":material/link_off:",
             )
     active = (
         next((run.run_id for run in reversed(runs) if run.active), None) if prefer_active else None
     )
-    current = asked or active or st.session_state.get("selected_run")
+    current = requested or active or st.session_state.get("selected_run")
     # The address wins, so that links, reloads and the back button show what they name.
     st.session_state["run_box"] = current if current in by_id else runs[0].run_id
     labels = run_labels(runs)
@@ -49,11 +50,11 @@ def choose_run(
         list(labels),
         format_func=lambda run_id: labels.get(run_id, run_id),
         key="run_box",
-        on_change=_choice_to_address,
+        on_change=_write_to_address,
         label_visibility="collapsed",
     )
     st.session_state["selected_run"] = chosen
-    if asked != chosen:
+    if requested != chosen:
         st.query_params["run"] = chosen
     return by_id[chosen]
 
@@ -83,24 +84,24 @@ def choose_runs(
     # The address wins, as for a single run.
     st.session_state[key] = list(chosen)
 
-    def to_address() -> None:
-        st.query_params[parameter] = meant(st.session_state[key])
+    def write_to_address() -> None:
+        st.query_params[parameter] = resolve_run_ids(st.session_state[key])
 
     labels = run_labels(by_id.values())
-    picked = st.multiselect(
+    selected = st.multiselect(
         label,
         list(labels),
         format_func=lambda run_id: labels.get(run_id, run_id),
         max_selections=most,
         key=key,
-        on_change=to_address,
+        on_change=write_to_address,
         placeholder=placeholder,
         label_visibility="collapsed",
         disabled=not by_id,
     )
-    return [by_id[run_id] for run_id in picked]
+    return [by_id[run_id] for run_id in selected]
 
 
-def _choice_to_address() -> None:
-    for run_id in meant([st.session_state["run_box"]]):
+def _write_to_address() -> None:
+    for run_id in resolve_run_ids([st.session_state["run_box"]]):
         st.query_params["run"] = run_id

@@ -13,13 +13,13 @@ from finetune_core.runs.store import Run
 from finetune_core.training.strategies import epochs_of
 from pages.shared.chrome import plain
 from pages.shared.configure import form
-from pages.shared.runs.again import differs_now, use_again
+from pages.shared.runs.again import describe_differences, use_again
 
 
 def lineage(run: Run) -> None:
     """Name the earlier run that a run started from, if there is one."""
-    if words := lineage_in_words(run.history.started or {}):
-        st.caption(f":material/account_tree: {plain(words)}")
+    if text := lineage_in_words(run.history.started or {}):
+        st.caption(f":material/account_tree: {plain(text)}")
 
 
 def run_settings(run: Run) -> None:
@@ -27,12 +27,12 @@ def run_settings(run: Run) -> None:
     config = run.config
     auto = {name: setting_of(name) for name in config.auto if epochs_of(config)}
     changes = {
-        one.label: f"{form.value_text(one, value)} :gray[(default {_default_text(one)})]"
+        one.label: f"{form.format_value(one, value)} :gray[(default {_format_default(one)})]"
         for one, value in changed_settings(config)
         if one.name not in config.auto
     }
     chosen = {
-        one.label: f"{form.value_text(one, getattr(config, name))} :gray[(auto)]"
+        one.label: f"{form.format_value(one, getattr(config, name))} :gray[(auto)]"
         for name, one in auto.items()
     }
     with st.expander(f"{things(len(changes), 'setting')} changed", icon=":material/tune:"):
@@ -51,8 +51,8 @@ def run_settings(run: Run) -> None:
             help="The settings and the data set go to Configure.",
         ):
             use_again(run)
-        if words := differs_now(run):
-            st.caption(plain(words))
+        if message := describe_differences(run):
+            st.caption(plain(message))
         st.markdown("**Command line**")
         st.code(train_command(config, run.run_dir / CONFIG_FILE), language="bash", wrap_lines=True)
         if edits := edits_in_words(config.edits):
@@ -72,20 +72,20 @@ def run_settings(run: Run) -> None:
                 "start from."
             )
         with st.container(horizontal=True):
-            _everything(config)
+            _draw_all_settings(config)
         st.caption(plain(f"Run folder: {run.run_dir}"))
 
 
-def _default_text(one: Setting) -> str:
-    return "auto" if one.follows else form.value_text(one, one.default)
+def _format_default(one: Setting) -> str:
+    return "auto" if one.follows else form.format_value(one, one.default)
 
 
-def _everything(config: RunConfig) -> None:
+def _draw_all_settings(config: RunConfig) -> None:
     """Draw all settings, as a table and as JSON."""
     with st.popover("All settings", icon=":material/list:"):
         st.table(
             {
-                plain(one.label): form.value_text(one, getattr(config, name))
+                plain(one.label): form.format_value(one, getattr(config, name))
                 for name, one in all_settings().items()
                 if one.section
             },

@@ -5,7 +5,7 @@ from functools import partial
 
 import streamlit as st
 
-from pages.shared.account import owner, sign_in_asked
+from pages.shared.account import is_sign_in_required, owner
 from pages.shared.runs.backend import store
 from pages.shared.runs.controls import attempt
 
@@ -17,7 +17,7 @@ TRASH = (
 
 def to_trash(run_ids: Sequence[str]) -> None:
     """Move runs to the trash (may be a callback). The page that is drawn next shows errors."""
-    by = owner() if sign_in_asked() else None
+    by = owner() if is_sign_in_required() else None
     for run_id in run_ids:
         attempt(partial(store().delete, run_id, by))
     if "problem" not in st.session_state:
