@@ -1,4 +1,4 @@
-"""Sign-in: nothing before it, and whose a run is after it; browser tests have the provider."""
+"""Sign-in: pages show nothing before it, and runs have owners. Browser tests have the provider."""
 
 import os
 from pathlib import Path
@@ -45,7 +45,7 @@ UNUSABLE = {
 
 @pytest.fixture
 def run():
-    """``run(owner)``: the name of a run that belongs to somebody."""
+    """Return the name of a run that belongs to somebody: ``run(owner)``."""
 
     def owned_by(owner):
         run_dir = place_run(trained_run(), "owned").run_dir
@@ -70,9 +70,9 @@ def test_before_sign_in_every_page_shows_nothing_but_the_way_in(name, run):
 
 @pytest.fixture
 def secrets(tmp_path):
-    """``secrets(content)``: write the file that the server reads its secrets from.
+    """Write the server's secrets file, and return its path: ``secrets(content)``.
 
-    None deletes the file. Returns its path.
+    None deletes the file.
     """
     file, before = tmp_path / "secrets.toml", config.get_option("secrets.files")
 
@@ -146,7 +146,7 @@ def test_without_secrets_nobody_is_asked(secrets):
 
 
 def assert_nothing_but_a_message(at, named):
-    """A page shows that sign-in cannot be used, and nothing else."""
+    """Assert that a page says that sign-in is unusable, and shows nothing else."""
     [error] = at.error
     assert "sign-in settings of this server cannot be used" in error.value
     assert named not in words(at)

@@ -1,4 +1,4 @@
-"""Configure → Compare backbones: the question, the ranking, and the queue that follows from it."""
+"""Configure → Compare backbones: the options, the ranking, and the queue that follows."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def folder(monkeypatch):
 
 @pytest.fixture
 def configure(folder, known):
-    """``configure(…)``: the page with the box open, and other state of the session."""
+    """Open the page with the box open, and other state of the session: ``configure(…)``."""
 
     return lambda **state: open_page(
         "configure", data=known(folder), state={"advice_open": True} | state
@@ -39,10 +39,10 @@ def configure(folder, known):
 
 @pytest.fixture
 def probed(monkeypatch):
-    """(network, size of its images) of each whose features were computed.
+    """Return (network, image size) of each network whose features were computed.
 
-    They are made up: those of ``block1`` tell the classes apart, but for a few images more with
-    each network.
+    The features are made up. Those of ``block1`` tell the classes apart, but for a few images more
+    with each network.
     """
     asked = []
 
@@ -69,7 +69,7 @@ def probed(monkeypatch):
 
 @pytest.fixture
 def submitted(monkeypatch):
-    """The configs that were queued; nothing trains."""
+    """Return the configs that were queued; nothing trains."""
     found = []
 
     def submit(_worker, config, *_, **__):

@@ -1,4 +1,4 @@
-"""Averaged weights: the box on Compare that makes them, and what the run's own pages show."""
+"""Averaged weights: the box on Compare that averages runs, and the pages of such a run."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.pages.harness import open_page, place_run, press, unescaped
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Two seeds that began with the same head, and one that did not."""
+    """Copy two seeds that began with the same head, and one that did not."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(shared_images()))
     return [
         place_run(trained_run(epochs=1, seed=seed, head_seed=head), f"seed-{seed}")
@@ -31,7 +31,7 @@ def compared(runs):
 
 
 def wait_for_new():
-    """The run that was made of others, once it has finished."""
+    """Return the averaged run once it has finished."""
     store = RunStore(paths.runs_dir())
     [made] = [run for run in store.runs() if run.config.averaged]
     wait_until(lambda: not store.run(made.run_id).active)

@@ -1,4 +1,4 @@
-"""Dataset → Camera and Predict → Live camera, with what the component would send."""
+"""Dataset → Camera and Predict → Live camera, with batches as the component would send them."""
 
 import os
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ FINE_TUNING = {BASELINE, "feature_extraction", "last_block"}
 
 @pytest.fixture
 def component(monkeypatch):
-    """What the camera was drawn with last; ``sends`` arrives when the page is drawn next."""
+    """Return the camera's latest arguments; ``sends`` arrives with the next drawing of the page."""
     found = SimpleNamespace(data={}, sends=None)
 
     def drawn(*, data, key, on_frames_change):

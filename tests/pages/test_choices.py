@@ -1,4 +1,4 @@
-"""What a user has chosen is kept: data and settings in the address, the split with the data."""
+"""Choices of a user persist: data and settings in the address, the split with the data."""
 
 import json
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ def name_folder(at, folder, now=""):
 
 
 def reloaded(name, at):
-    """A new session at the same address."""
+    """Open a new session at the same address."""
     return open_page(name, **address(at))
 
 

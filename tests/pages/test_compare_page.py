@@ -1,4 +1,4 @@
-"""Compare: verdicts on runs, which runs, and the form that starts the next comparison."""
+"""Compare: verdicts on runs, the choice of runs, and the form that starts a comparison."""
 
 import json
 
@@ -35,7 +35,7 @@ SECTIONS = ("details", "cost", "curves", "disagree", "shift", "layers", "average
 
 @pytest.fixture
 def four_runs():
-    """Two strategies, two seeds each, in the app's own folder."""
+    """Copy two strategies with two seeds each into the app's own folder."""
     return [
         place_run(trained_run(epochs=1, strategy=strategy, seed=seed), f"{strategy}-{seed}")
         for strategy in ("feature_extraction", "last_block")
@@ -113,7 +113,7 @@ def test_beside_a_single_run_no_section_stands(four_runs):
 
 
 def test_the_page_follows_the_current_data_set(four_runs, readable, tmp_path, monkeypatch):
-    """Runs of another data set are compared only where the address names them."""
+    """Check that runs of another data set are compared only if the address names them."""
     folder = image_folder(tmp_path / "other", {"red": 8, "blue": 8})
     monkeypatch.setenv("THAW_DATA_ROOTS", f"{readable}:{tmp_path}")
     at = open_page("compare", data=remember(readable))
@@ -190,7 +190,7 @@ def test_one_strategy_alone_is_not_to_be_taken(four_runs):
 
 
 def form_for(data):
-    """Compare with nothing trained yet, the data chosen and the settings as quick as can be."""
+    """Open Compare before any training, with data chosen and the quickest settings."""
     form, state = tiny_form()
     return open_page("compare", data=remember(data), form=form, state=state)
 

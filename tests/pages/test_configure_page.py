@@ -45,7 +45,7 @@ INPUT_FIELDS = ("form_mean", "form_std", "form_crop_pct")
 
 @pytest.fixture
 def configure(folder, known):
-    """``configure(state, **form)``: the page with settings in its form."""
+    """Open the page with settings in its form: ``configure(state, **form)``."""
 
     def opened(state=None, **form):
         shown = ALL_STRATEGIES | (state or {})
@@ -96,7 +96,7 @@ def test_a_strategy_that_cannot_run_says_why_on_its_card(configure):
 
 @pytest.fixture
 def buttons_for_cards(monkeypatch):
-    """Each card is a button of its title: what JavaScript draws cannot be pressed here."""
+    """Replace each card by a button of its title, because JavaScript cannot be pressed here."""
 
     def drawn(_label, cards, _chosen, on_choice, key):
         for card in cards:
@@ -168,7 +168,7 @@ def test_the_forecast_is_on_every_card_and_can_be_measured_again(folder, known, 
 
 
 def timed(form):
-    """Strategy -> the config that its forecast times."""
+    """Return strategy -> config that its forecast times."""
     return {
         name: make_config(
             {"data": "any", "weights": "none", "strategy": name, "optimizer": "adamw"} | form
@@ -252,7 +252,7 @@ def test_a_timing_that_fails_is_not_tried_again(folder, known, finished, monkeyp
 
 @pytest.fixture
 def buttons_for_stages(monkeypatch):
-    """Each stage is a button: what JavaScript draws cannot be pressed here."""
+    """Replace each stage by a button, because JavaScript cannot be pressed here."""
 
     def draw(*, data, key, on_clicked_change):
         def click(name):

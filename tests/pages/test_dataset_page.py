@@ -30,7 +30,7 @@ SPLIT = {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4}
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """``made(**layout)``: an image folder that the pages may read and a test may change."""
+    """Make an image folder that the pages may read and a test may change: ``made(**layout)``."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     return lambda layout, name="images": image_folder(tmp_path / name, layout)
 
@@ -41,7 +41,7 @@ def folder(made):
 
 
 def open_view(folder, view=None, page="dataset", review=""):
-    """A page on a folder, with a view, and the details of a kind of finding."""
+    """Open a page on a folder, with a view, and the details of a kind of finding."""
     at = open_page(page, data=remember(str(folder)), state={"dataset_view": view} if view else None)
     if review:
         at.button(key=f"review-{review}").click().run()
@@ -386,14 +386,14 @@ def test_folders_are_not_walked_behind_a_closed_box(folder):
 
 @pytest.fixture
 def mislabelled(made):
-    """Four images of red are labelled blue."""
+    """Label four red images as blue."""
     folder = made({"red": 30, "blue": 30})
     save_edits(folder, [Edit(action="relabel", paths=WRONG, to="blue")])
     return folder
 
 
 def boxes(at, key):
-    """Ids of the images that can be selected, in the order drawn."""
+    """Return the ids of the images that can be selected, in drawing order."""
     start = f"choose-{key}-"
     return [one.key.removeprefix(start) for one in at.checkbox if one.key.startswith(start)]
 
@@ -407,7 +407,7 @@ def alts(at):
 
 
 def similar(at):
-    """The alternative texts of similar images, which stand below the gallery."""
+    """Return the alternative texts of similar images, which stand below the gallery."""
     found = [alt for alt in alts(at) if alt.startswith("Similar image ")]
     assert found == alts(at)[len(alts(at)) - len(found) :]
     return found

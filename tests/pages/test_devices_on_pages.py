@@ -1,4 +1,4 @@
-"""The number of devices: chosen on Configure, carried by the address, kept by *Resume*."""
+"""Number of devices: chosen on Configure, carried by the address, kept by *Resume*."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def has(monkeypatch, devices):
 
 @pytest.fixture
 def trained_on(monkeypatch):
-    """How many devices each run is trained on, by strategy; none is trained."""
+    """Return strategy -> number of devices of each run; nothing trains."""
     found = []
 
     def note(reservation, *_):

@@ -1,4 +1,4 @@
-"""The sections of Compare that look into the networks: layer diagnostics and disagreements."""
+"""Sections of Compare about the networks: layer diagnostics and disagreements."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.pages.harness import metrics, words
 
 @pytest.fixture
 def two(tmp_path, monkeypatch):
-    """Two runs in the app's own folder, of which only the second is right, on all images."""
+    """Copy two runs into the app's own folder. Only the second is right, on all images."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     folder = image_folder(tmp_path / "images", {"red": 14, NASTY: 14})
     # Probes need ten validation images.

@@ -30,9 +30,10 @@ NASTY = '<script>alert("x")<'
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(home, images): ``tested`` has no test images of the nasty class, ``untested`` has none.
+    """Train two runs; return (home, images).
 
-    Three images of ``tested`` have a wrong label.
+    ``tested`` has no test images of the nasty class, ``untested`` has no test images at all. Three
+    images of ``tested`` have a wrong label.
     """
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("images")
     image_folder(folder, {"red": 30, "blue": 30, NASTY: 14})

@@ -1,4 +1,4 @@
-"""Every page: opened in each state of the machine; hostile names, links and damaged runs."""
+"""Every page: opened in each state of the machine, with hostile names, links and damaged runs."""
 
 import json
 import shutil
@@ -87,7 +87,7 @@ def test_page_opens_with_its_title_and_what_is_looked_for(page, state, request, 
 
 
 def becomes_no_markup(at):
-    """Names of classes and runs are shown as they are."""
+    """Check that names of classes and runs are shown literally."""
     assert NASTY not in words(at)
     assert {element.proto.body for element in at.get("html")} <= {_UNDER_WHITE, _OPENED_BY_IMAGE}
     named = [line for line in words(at).splitlines() if "free money" in line]
@@ -204,7 +204,7 @@ def test_an_address_cannot_name_data_outside_the_folders_that_may_be_read(
 
 @pytest.fixture
 def damaged():
-    """The folder of a run whose config is a list."""
+    """Return the directory of a run whose config is a list."""
     run_dir = paths.runs_dir() / "20990101-000000-bad"
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text("[1]")
@@ -291,7 +291,7 @@ for one in threads:
 
 @pytest.mark.processes
 def test_what_is_imported_at_its_first_use_can_be_used_by_several_threads_at_once():
-    """Imported in several threads at once, torchvision fails: it imports itself in a circle."""
+    """Check threads that import at once: torchvision imports itself in a circle, and would fail."""
     done = subprocess.run(
         [sys.executable, "-c", FIRST_USES], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

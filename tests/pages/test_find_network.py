@@ -23,7 +23,7 @@ def configure(tmp_path, monkeypatch, known):
 
 @pytest.fixture
 def built(monkeypatch):
-    """The arguments with which the structure of each network was built."""
+    """Return the arguments with which the structure of each network was built."""
     found, build = [], timm_networks.build
     monkeypatch.setattr(
         timm_networks, "build", lambda *args, **kwargs: found.append(args) or build(*args, **kwargs)
@@ -33,7 +33,7 @@ def built(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A network in a folder, of those that a server may read."""
+    """Return a network in a readable folder."""
     (tmp_path / "mine").mkdir()
     config = {
         "input_size": [3, 160, 160],

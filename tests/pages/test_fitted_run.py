@@ -21,7 +21,7 @@ def readable(monkeypatch):
 
 
 def place(strategy=BASELINE, **settings):
-    """A finished run among the app's runs."""
+    """Copy a finished run into the app's folder."""
     name = "-".join([strategy, *map(str, settings.values())])
     return place_run(trained_run(strategy=strategy, **settings), name)
 

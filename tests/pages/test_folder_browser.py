@@ -1,4 +1,4 @@
-"""The folder browser of the Dataset page, and what a person may paste into the field beside it."""
+"""Folder browser of the Dataset page, and the text field beside it."""
 
 import os
 import shutil
@@ -87,7 +87,7 @@ def test_where_people_sign_in_nobody_is_shown_what_others_have_uploaded(monkeypa
 
 @pytest.fixture
 def uploads():
-    """Uploads of two people, by name: what they chose after they had uploaded it."""
+    """Upload data sets of two people; return the chosen data by name of the person."""
     made = {}
     for user in (ANN, BEN):
         name = user["email"].split("@")[0]
@@ -98,7 +98,7 @@ def uploads():
 
 @pytest.fixture
 def readable(folder, monkeypatch):
-    """The pages may read the folder of all uploads, and the one that is returned."""
+    """Let the pages read the folder of all uploads, and a second folder, which is returned."""
     roots = os.pathsep.join([str(folder.parent), str(paths.home())])
     monkeypatch.setenv("THAW_DATA_ROOTS", roots)
     return folder.parent

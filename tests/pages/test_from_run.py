@@ -1,4 +1,4 @@
-"""An earlier run is chosen as what the next one starts from; pages say what a run started from."""
+"""Start from an earlier run: its choice on Configure, and its mention on other pages."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Pages whose network is gone: each can be used, says what is missing and keeps the settings."""
+"""Pages whose network is gone: they stay usable, name what is missing and keep the settings."""
 
 import json
 import os
@@ -29,7 +29,7 @@ STRATEGIES = {
 
 
 def write_network(folder):
-    """A network of timm: what describes it, and its weights."""
+    """Write a network of timm: its description and its weights."""
     folder.mkdir(parents=True)
     config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
     (folder / "config.json").write_text(
@@ -39,7 +39,7 @@ def write_network(folder):
 
 
 def cached_at_the_hub(hub):
-    """The folder that the Hub's cache keeps ``HUB`` in, filled."""
+    """Fill the folder in which the Hub's cache keeps ``HUB``, and return it."""
     repository = hub / "models--somebody--mine"
     write_network(repository / "snapshots" / "0123")
     (repository / "refs").mkdir()
@@ -48,7 +48,7 @@ def cached_at_the_hub(hub):
 
 
 def rename_backbone(run, here, name):
-    """Have all files of a run name another backbone."""
+    """Let all files of a run name another backbone."""
     for file in (run.run_dir / "config.json", run.run_dir / "events.jsonl"):
         file.write_text(file.read_text().replace(here, name))
     for file in run.run_dir.glob("*.safetensors"):
@@ -60,7 +60,7 @@ def rename_backbone(run, here, name):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of images, networks and runs: two runs of each network, which is gone since."""
+    """Return a folder of images, networks and two runs of each network, which is gone since."""
     base = tmp_path_factory.mktemp("gone")
     images = image_folder(base / "images", {"red": 12, "blue": 12})
     here = EARLIER.replace("vanished_vit", "test_vit")
@@ -82,7 +82,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(params=["folder", "hub"])
 def gone(request, trained, monkeypatch):
-    """The name of a network that is gone, with runs that were trained from it."""
+    """Return the name of a network that is gone, with runs that were trained from it."""
     name = {"folder": f"local-dir:{trained / 'mine'}", "hub": HUB, "timm": EARLIER}[request.param]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(trained / "hub"))
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained))
@@ -107,7 +107,7 @@ def what_is_missing(name):
 
 @pytest.fixture
 def address(gone, trained, known):
-    """``address(**settings)``: of a page whose form held the network before it was gone."""
+    """Return the address of a page whose form held the network before: ``address(**settings)``."""
 
     def kept(**changes):
         config = tiny_config("any", **{"backbone": gone} | changes)

@@ -1,4 +1,4 @@
-"""Long work of the pages goes on whatever is pressed; no two pieces disturb each other."""
+"""Long work of pages goes on whatever is pressed, and two pieces of work stay apart."""
 
 import threading
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.train
 
 
 def held_rates(gate, real=lr_finder.find_rate):
-    """A rate finder that waits for ``gate`` before its first step."""
+    """Return a rate finder that waits for ``gate`` before its first step."""
 
     def find_rate(*args):
         yield Step(0, 100, "rates")
@@ -28,7 +28,7 @@ def held_rates(gate, real=lr_finder.find_rate):
 
 @pytest.fixture
 def held(monkeypatch):
-    """The rate finder waits for this before its first step."""
+    """Return the event that the rate finder waits for before its first step."""
     gate = threading.Event()
     monkeypatch.setattr(lr_finder, "find_rate", held_rates(gate))
     yield gate
@@ -37,7 +37,7 @@ def held(monkeypatch):
 
 @pytest.fixture
 def configure(folder, known):
-    """Configure, in a session of its own, on a small data set."""
+    """Open Configure in a new session, on a small data set."""
     form, state = tiny_form()
     state |= {"more_strategies": True}
     return lambda: open_page("configure", data=known(folder), form=form, state=state)

@@ -1,4 +1,4 @@
-"""Dataset, Label: a folder is added, and what the component would send becomes edits."""
+"""Dataset, Label: a folder is added, and answers of the component become edits."""
 
 import shutil
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def data(tmp_path, monkeypatch):
 
 @pytest.fixture
 def component(monkeypatch):
-    """What the labeller was drawn with last; ``sends`` arrives when the page is drawn next."""
+    """Return the labeller's latest arguments. ``sends`` arrives when the page is drawn next."""
     found = SimpleNamespace(data=None, sends=None)
 
     def drawn(*, data, key, on_answers_change, **callbacks):

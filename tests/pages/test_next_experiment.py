@@ -1,4 +1,4 @@
-"""The next experiment on Compare: its reason and forecast, started or filled in on Configure."""
+"""Next experiment on Compare: reason and forecast, started or filled in on Configure."""
 
 from dataclasses import replace
 
@@ -37,19 +37,19 @@ def readable(monkeypatch):
 
 @pytest.fixture
 def no_profile(monkeypatch):
-    """A profile, which would come first, is not offered."""
+    """Keep the profile, which would come first, from being offered."""
     monkeypatch.setitem(RULES, "profile", lambda _: None)
 
 
 @pytest.fixture
 def probe():
-    """A linear probe in the app's own folder."""
+    """Copy a linear probe into the app's own folder."""
     return place_run(trained_run(strategy="linear_probe"), "probe")
 
 
 @pytest.fixture
 def last_block():
-    """A run of Last block in the app's own folder."""
+    """Copy a run of Last block into the app's own folder."""
     return place_run(trained_run(strategy="last_block"), "last-block")
 
 
@@ -64,7 +64,7 @@ def test_a_baseline_that_is_missing_is_offered_once(last_block):
 
 
 def test_a_finished_probe_is_found_whatever_its_learning_rate(last_block):
-    """A fitted head has no learning rate, so no second probe trains."""
+    """Check that no second probe trains: a fitted head has no learning rate."""
     probe = place_run(trained_run(strategy="linear_probe", learning_rate=0.5), "probe")
     at = open_page("compare", runs=[last_block.run_id])
     press(at, "Fit a linear probe as the baseline")
@@ -74,7 +74,7 @@ def test_a_finished_probe_is_found_whatever_its_learning_rate(last_block):
 
 @pytest.fixture
 def distorting(tmp_path):
-    """Two seeds each, made to answer as if training had paid on its own images only."""
+    """Write two seeds of each strategy, as if training had paid on its own images only."""
     probes, tuned = (
         [place_run(trained_run(strategy=name, seed=seed), f"{name}-{seed}") for seed in (0, 1)]
         for name in ("linear_probe", "last_block")
@@ -112,7 +112,7 @@ def test_where_training_lost_accuracy_on_shifted_images_lp_ft_starts_with_all_se
 
 
 def falling(run):
-    """Layers of a run whose probes say that the last frozen stage lost what an earlier one has."""
+    """Return layers whose probes show that the last frozen stage lost what an earlier one has."""
     names = [stage["name"] for stage in run.started["stages"]]
     moves = tuple(StageMove(name, name == names[-1], 0.0, 1.0, None, 0.1) for name in names)
     probes = tuple(Probe(name, 0.9 if name == names[2] else 0.6, 0.01) for name in names[:-1])

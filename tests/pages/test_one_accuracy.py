@@ -1,4 +1,4 @@
-"""One run, one number: pages name the same accuracy, with its split and its reference points."""
+"""One accuracy per run: all pages show the same number, with its split and reference points."""
 
 import pytest
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.train
 
 @pytest.fixture
 def runs(folder):
-    """A fine-tuned run and a linear probe on the same images."""
+    """Copy a fine-tuned run and a linear probe on the same images."""
     strategies = ("last_block", "linear_probe")
     return [
         place_run(trained_run(tiny_config(folder, strategy=name)), f"run-{name}")

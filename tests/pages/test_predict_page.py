@@ -120,9 +120,10 @@ def test_two_runs_say_what_they_think_of_the_same_image(runs, finished):
 
 @pytest.fixture
 def given(runs, monkeypatch, finished):
-    """``given(button, meanwhile, **query)``: classify an archive of three images and a broken one.
+    """Classify an archive of three images and a broken one: ``given(button, meanwhile, **query)``.
 
-    Returns the page and the rows of its CSV.
+    Returns:
+        The page, and the rows of its CSV.
     """
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:

@@ -1,4 +1,4 @@
-"""The profile on the pages: started on Configure or as the next experiment, shown on Compare."""
+"""Profile on the pages: started on Configure or as the next experiment, shown on Compare."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def runs():
 
 
 def wait_for_job(at):
-    """Wait for the job that a press started; one with nothing to train may be gone already."""
+    """Wait for the job that a press started. A job with nothing to train may have ended already."""
     for job in jobs().all():
         assert job.wait(300)
         assert job.error is None, job.error
@@ -42,7 +42,7 @@ def wait_for_job(at):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The queue is looked at more often."""
+    """Look at the queue more often."""
     monkeypatch.setattr(queued, "_LOOK", 0.02)
 
 

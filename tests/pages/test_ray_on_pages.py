@@ -1,4 +1,4 @@
-"""Pages say on which machines runs train, and forecast what several machines take."""
+"""Pages say on which machines runs train, and forecast the time on several machines."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from tests.pages.harness import ANN, open_page, unescaped
 
 @pytest.fixture
 def reserve(folder):
-    """``reserve(seed, owner)``: a run that this process has reserved and does not begin."""
+    """Reserve a run in this process without starting it: ``reserve(seed, owner)``."""
     made = []
 
     def create(seed, owner=""):
@@ -30,7 +30,7 @@ def reserve(folder):
 
 @pytest.fixture
 def elsewhere(reserve):
-    """Ids of a run that a task on the machine ``far`` has, and of one that waits."""
+    """Return the ids of a run that trains on the machine ``far``, and of one that waits."""
     run_dirs = [reserve(seed) for seed in (0, 1)]
     append_event(run_dirs[0], RunPlaced("far", "task"))
     return [run_dir.name for run_dir in run_dirs]
@@ -38,7 +38,7 @@ def elsewhere(reserve):
 
 @pytest.fixture
 def shared_machines(reserve, monkeypatch):
-    """Two people's runs train on ``far``, of which the first has begun; ``near`` is idle."""
+    """Set up two people's runs on ``far``, of which the first has begun; ``near`` is idle."""
     run_dirs = [
         reserve(seed, owner) for seed, owner in enumerate(("ben@example.org", "ann@example.org"))
     ]

@@ -37,7 +37,7 @@ NOISE = Corrupted("test", "noise", 3)
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
-    """A run of Last block and one of Feature extraction, in the app's own folder."""
+    """Copy a run of Last block and one of Feature extraction into the app's own folder."""
     data = shared_images(**{"red": 20, "blue": 20, NASTY: 20})
     monkeypatch.setenv("THAW_DATA_ROOTS", f"{data}:{tmp_path}")
     return [
@@ -48,7 +48,7 @@ def runs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def dark(runs, tmp_path):
-    """Darkened test images of two of the classes, and some of a class that is unknown."""
+    """Write darkened test images of two of the classes, and some of an unknown class."""
     tested, data = evaluation(runs[0], "test").predictions["id"], Path(runs[0].config.data)
     known = [sample for sample in tested if not sample.startswith(NASTY)]
     folder = darkened(known, data, tmp_path / "dark *night*")
@@ -267,5 +267,5 @@ def shifted_column(at):
 
 
 def compared(runs):
-    """In the order of the page: the latest first."""
+    """Return the runs in the order of the page: the latest first."""
     return sorted(runs, key=lambda run: run.run_id, reverse=True)

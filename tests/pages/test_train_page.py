@@ -1,4 +1,4 @@
-"""Train: a finished run, one that waits, its closer looks, its name, tags and settings."""
+"""Train: finished and waiting runs, details, name, tags and settings."""
 
 import inspect
 import json
@@ -46,7 +46,7 @@ def wait_for_status(run_id, *statuses):
 
 @pytest.fixture
 def two_waiting(folder, device_is_taken):
-    """Ids of a run that waits for another program's turn, and of one that is queued behind it."""
+    """Return the ids of a run that waits for another program, and of one queued behind it."""
     ids = [worker().submit(tiny_config(folder, device="cpu", seed=seed)) for seed in (0, 1)]
     wait_for_status(ids[0], "waiting")
     return ids
@@ -54,7 +54,7 @@ def two_waiting(folder, device_is_taken):
 
 @pytest.fixture
 def reserved(folder):
-    """A run that this process has reserved and does not begin."""
+    """Reserve a run in this process without starting it."""
     reservation = create_run(tiny_config(folder), paths.runs_dir())
     yield reservation.run_dir
     reservation.lock.release()
@@ -94,7 +94,7 @@ def bar_while_waiting(run_id):
 
 
 def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(reserved):
-    """Another session may have read its later events meanwhile."""
+    """Check a run whose later events another session has read meanwhile."""
     at = AppTest.from_function(bar_while_waiting, args=(reserved.name,), default_timeout=300).run()
     assert bars(at) == [PHASE_WORDS["device"]]
 
@@ -218,7 +218,7 @@ def test_a_failure_is_shown_in_words(folder, monkeypatch):
 
 
 def closer(run, what):
-    """The Train page with one of the closer looks at a run open."""
+    """Open the Train page with the details of a run."""
     return open_page("train", run=run.run_id, state={"closer": what, "details_box": True})
 
 

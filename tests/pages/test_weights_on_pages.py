@@ -1,4 +1,4 @@
-"""Pretrained weights that are not here: the page downloads them, and nothing is queued before."""
+"""Missing pretrained weights: the page downloads them, and nothing is queued before."""
 
 import hashlib
 
@@ -19,7 +19,7 @@ NAME = "squeezenet1_1"
 
 @pytest.fixture
 def published(served, tmp_path, monkeypatch):
-    """The weights are on a server, not on this machine; returns the file that is served."""
+    """Put the weights on a server, not on this machine; return the file that is served."""
     folder, address = served
     torch.manual_seed(5)
     torch.save(create(NAME).state_dict(), tmp_path / "weights.pth")
@@ -34,7 +34,7 @@ def published(served, tmp_path, monkeypatch):
 
 @pytest.fixture
 def opened(published, folder, known):
-    """``opened(page)``: with that network in the form."""
+    """Open a page with that network in the form: ``opened(page)``."""
     form = {"backbone": NAME, "image_size": 64, "epochs": 1}
     return lambda page, **state: open_page(page, data=known(folder), form=form, state=state)
 
