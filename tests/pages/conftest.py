@@ -101,14 +101,14 @@ def runs(trained_once, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def known():
-    """Return the id of a data set as in an address: ``known(folder)``."""
+def data_id_of():
+    """Return the id of a data set as in an address: ``data_id_of(folder)``."""
     return remember
 
 
 @pytest.fixture
-def finished():
-    """Draw a page again once all that it has started has ended: ``finished(at)``."""
+def wait_until_finished():
+    """Draw a page again once all that it has started has ended: ``wait_until_finished(at)``."""
 
     def wait(at):
         for job in jobs().all():
@@ -119,8 +119,8 @@ def finished():
 
 
 @pytest.fixture
-def held_back(monkeypatch):
-    """Make work wait: ``held_back("module.function")``.
+def hold_back(monkeypatch):
+    """Make work wait: ``hold_back("module.function")``.
 
     The work waits after its first step until the returned event is set.
     """
@@ -144,7 +144,7 @@ def held_back(monkeypatch):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn_stages(monkeypatch):
     """Return the tiles of each drawing of stages, the latest last."""
     found = []
     monkeypatch.setattr(

@@ -66,17 +66,17 @@ def address(at):
     }
 
 
-def words(at):
+def page_text(at):
     """Return all text of a page, as Markdown."""
     return "\n".join(str(element.value) for kind in _KINDS for element in at.get(kind))
 
 
-def unescaped(at):
+def unescaped_text(at):
     """Return all text of a page without the backslashes of Markdown."""
-    return words(at).replace("\\", "")
+    return page_text(at).replace("\\", "")
 
 
-def labels(at):
+def button_labels(at):
     """Return the labels of all buttons."""
     return [button.label for button in at.button]
 
@@ -85,22 +85,22 @@ def button(at, label):
     return next(button for button in at.button if button.label == label)
 
 
-def primary(at):
+def primary_labels(at):
     """Return the labels of the primary buttons."""
     return [button.label for button in at.button if button.proto.type == "primary"]
 
 
-def metrics(at):
+def read_metrics(at):
     """Return label -> value of all metrics."""
     return {metric.label: metric.value for metric in at.metric}
 
 
-def facts(at):
+def read_facts(at):
     """Return the line of facts of the Dataset page; empty if no data set is shown."""
     return next((one.value for one in at.markdown if re.match(r"[\d,]+ images? · ", one.value)), "")
 
 
-def keys(at, *kinds):
+def widget_keys(at, *kinds):
     """Return the keys of all widgets of some kinds."""
     return {widget.key for kind in kinds or ("button",) for widget in at.get(kind)}
 

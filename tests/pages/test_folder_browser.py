@@ -12,7 +12,7 @@ from finetune_core.work import finish
 from pages.shared.configure import settings
 from pages.shared.evaluation import other_data
 from tests.factories import image_folder
-from tests.pages.harness import ANN, BEN, facts, open_page, words
+from tests.pages.harness import ANN, BEN, open_page, page_text, read_facts
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def offered(at):
 
 
 def images(at):
-    return facts(at).partition(" ")[0]
+    return read_facts(at).partition(" ")[0]
 
 
 @pytest.mark.train
@@ -66,7 +66,7 @@ def test_a_folder_that_may_not_be_read_any_more_is_said_and_left(folder, tmp_pat
     at = open_page("dataset")
     at.session_state["browse_at"] = str(tmp_path / "elsewhere")
     at.run()
-    assert "outside the folders that Thaw may read" in words(at)
+    assert "outside the folders that Thaw may read" in page_text(at)
     at.run()
     assert offered(at) == ["deep · 28 images"]
 
@@ -82,7 +82,7 @@ def test_where_people_sign_in_nobody_is_shown_what_others_have_uploaded(monkeypa
     at.session_state["browse_at"] = str(paths.data_dir())
     at.run()
     assert [option.split(" · ")[0] for option in offered(at)] == names
-    assert ("not shown to people who sign in" in words(at)) == (user is not None)
+    assert ("not shown to people who sign in" in page_text(at)) == (user is not None)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_where_people_sign_in_nobody_types_the_path_of_anothers_upload(uploads, 
         f"{ben}/../{ann.name}",
     ):
         at.text_input(key="data_folder").set_value(str(named)).run()
-        assert "not shown to people who sign in" in words(at), named
+        assert "not shown to people who sign in" in page_text(at), named
         assert not images(at)
 
 
@@ -141,7 +141,7 @@ def test_where_people_sign_in_an_address_opens_ones_own_upload_only(uploads):
     assert images(open_page("dataset", user=ANN, data=named)) == "28"
     for page in ("dataset", "configure"):
         at = open_page(page, user=BEN, data=named)
-        assert "not shown to people who sign in" in words(at)
+        assert "not shown to people who sign in" in page_text(at)
         assert not images(at)
     sources = recent_sources([paths.data_dir()], 9, ANN["email"])
     people = {source.path: source.people for source in sources}
@@ -154,19 +154,19 @@ def test_where_people_sign_in_no_run_predicts_anothers_upload(uploads):
         finish(work)
 
 
-def test_where_people_sign_in_weights_are_not_taken_from_anothers_upload(uploads, known):
+def test_where_people_sign_in_weights_are_not_taken_from_anothers_upload(uploads, data_id_of):
     weights = uploads["ann"] / "w.safetensors"
     weights.touch()
     named = {"weights_from": settings.FILE_OF_WEIGHTS, "weights_file": str(weights)}
-    at = open_page("configure", user=BEN, state=named, data=known(uploads["ben"]))
-    assert "not shown to people who sign in" in words(at)
+    at = open_page("configure", user=BEN, state=named, data=data_id_of(uploads["ben"]))
+    assert "not shown to people who sign in" in page_text(at)
 
 
-def test_an_archive_on_the_server_belongs_to_who_opens_it(folder, finished):
+def test_an_archive_on_the_server_belongs_to_who_opens_it(folder, wait_until_finished):
     packed = shutil.make_archive(str(folder.parent / "pets"), "zip", folder)
     at = open_page("dataset", user=BEN)
     at.text_input(key="data_folder").set_value(packed).run()
-    finished(at)
+    wait_until_finished(at)
     assert images(at) == "28"
 
 
@@ -184,5 +184,5 @@ def test_a_folder_that_is_not_there_or_may_not_be_read_is_said(folder, tmp_path)
     ):
         at = open_page("dataset")
         at.text_input(key="data_folder").set_value(str(named)).run()
-        assert said in words(at)
+        assert said in page_text(at)
         assert not at.metric

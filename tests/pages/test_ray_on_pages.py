@@ -11,7 +11,7 @@ from finetune_core.runs.record import append_event, create_run
 from finetune_core.training.events import Progress, RunPlaced, event_of
 from pages.shared.configure.comparison_form import _describe_total
 from tests.factories import tiny_config, trained_run
-from tests.pages.harness import ANN, open_page, unescaped
+from tests.pages.harness import ANN, open_page, unescaped_text
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_of_a_run_of_this_machine_only_what_is_known_is_said(reserve):
 
 
 def test_the_train_page_names_the_machine(elsewhere):
-    assert f"far · {elsewhere[0]}" in unescaped(open_page("train", run=elsewhere[0]))
+    assert f"far · {elsewhere[0]}" in unescaped_text(open_page("train", run=elsewhere[0]))
 
 
 def test_the_table_of_a_comparison_says_where_each_run_trains_if_not_all_here(elsewhere):
