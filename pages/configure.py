@@ -150,7 +150,7 @@ def unfold_problems(key: str, problems: set[str]) -> None:
 
     Args:
         key: key of the fold's widget.
-        inside: names of the fold's fields that have a problem now.
+        problems: names of the fold's fields that have a problem now.
     """
     seen_key = f"{key}_problems"
     if problems - st.session_state.get(seen_key, set()):
@@ -232,14 +232,14 @@ def describe_augmentation(config: RunConfig) -> None:
             "cannot be cached."
         )
     elif num_views:
-        how = (
+        method = (
             "computed again each time"
             if why_uncached(config, cut)
             else "run through the frozen stages once"
         )
         st.caption(
-            f"Augmentation: {things(num_views, 'version')} of each image, {how} and used in turn "
-            "(More settings changes the number)."
+            f"Augmentation: {things(num_views, 'version')} of each image, {method} and used in "
+            "turn (More settings changes the number)."
         )
 
 
@@ -247,7 +247,7 @@ def summarize(config: RunConfig, context: ChoiceContext, *, is_timing: bool) -> 
     """Return one line about the run: strategy, length, and forecast.
 
     Args:
-        timing: whether the run's steps are being timed.
+        is_timing: whether the run's steps are being timed.
     """
     devices, forecast = form.describe_devices(), context.forecast(config)
     cost = "estimating the time …" if is_timing else ""

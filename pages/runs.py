@@ -36,7 +36,7 @@ def draw_actions(chosen: list[Run], num_runs: int) -> None:
 
     Args:
         chosen: the selected runs.
-        found: number of runs in the table.
+        num_runs: number of runs in the table.
     """
     judged = [run.run_id for run in chosen if run.judged]
     one = chosen[0] if len(chosen) == 1 else None

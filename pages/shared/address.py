@@ -24,10 +24,10 @@ def sync_address() -> None:
         if (requested := st.query_params.get("settings")) and requested != state.get("settings_id"):
             state["settings_problem"] = _restore_settings(requested[:_MOST])
     state["settings_id"] = _save_settings()
-    wanted = link_parameters()
-    if any(st.query_params.get(name) != value for name, value in wanted.items()):
-        st.query_params.update(wanted)
-    if "settings" in st.query_params and "settings" not in wanted:
+    parameters = link_parameters()
+    if any(st.query_params.get(name) != value for name, value in parameters.items()):
+        st.query_params.update(parameters)
+    if "settings" in st.query_params and "settings" not in parameters:
         del st.query_params["settings"]
 
 

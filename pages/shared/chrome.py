@@ -88,12 +88,12 @@ def go(path: str, run: str | None = None, runs: Sequence[str] = ()) -> None:
         run: id of the run to show there.
         runs: ids of several runs to compare there.
     """
-    named: dict[str, str | list[str]] = {}
+    parameters: dict[str, str | list[str]] = {}
     if run:
-        named["run"] = run
+        parameters["run"] = run
     if runs:
-        named["runs"] = list(runs)
-    st.switch_page(path, query_params={**named, **link_parameters()})
+        parameters["runs"] = list(runs)
+    st.switch_page(path, query_params={**parameters, **link_parameters()})
 
 
 def plain(text: str) -> str:

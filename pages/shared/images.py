@@ -91,13 +91,15 @@ def gallery(
     Returns:
         The id of the image that was clicked, if images can be opened.
     """
-    asked = [picture(index) for index in choose_page(count, key, per_page)]
-    for reason in dict.fromkeys(str(one.path) for one in asked if not isinstance(one.path, Path)):
+    pictures = [picture(index) for index in choose_page(count, key, per_page)]
+    for reason in dict.fromkeys(
+        str(one.path) for one in pictures if not isinstance(one.path, Path)
+    ):
         st.warning(plain(reason), icon=":material/lock:")
     if can_open:
         st.html(_OPENED_BY_IMAGE)
     return _draw_grid(
-        [one for one in asked if isinstance(one.path, Path)],
+        [one for one in pictures if isinstance(one.path, Path)],
         per_page,
         key=key,
         can_open=can_open,
@@ -258,8 +260,8 @@ def _draw_grid(
     """
     opened = None
     has_pairs = any(item.beside for item in visible)
-    most = _MOST_PAIRS if has_pairs else _MOST_COLUMNS
-    columns = next(count for count in range(most, 0, -1) if per_page % count == 0)
+    max_columns = _MOST_PAIRS if has_pairs else _MOST_COLUMNS
+    columns = next(count for count in range(max_columns, 0, -1) if per_page % count == 0)
     with st.grid(columns, min_column_width=_PAIR_WIDTH if has_pairs else width, gap="small"):
         for item, thumbnails in in_threads(_make_thumbnails, visible):
             with st.container(gap="xxsmall", border=has_pairs):

@@ -64,7 +64,7 @@ def take_outcome(key: str) -> Any:
     with st.container():
         for other, job in watched.items():
             if job.working and other.partition(":")[0] == kind:
-                st.fragment(_watch, run_every=REFRESH)(other, job)
+                st.fragment(_watch_job, run_every=REFRESH)(other, job)
     job = watched.get(key)
     return None if job is None or job.working else _get_result(job)
 
@@ -176,7 +176,7 @@ def _get_result(job: Job) -> Any:
     return job.result
 
 
-def _watch(key: str, job: Job) -> None:
+def _watch_job(key: str, job: Job) -> None:
     if not job.working:
         st.rerun()
     _draw_bar(key, job)

@@ -20,12 +20,12 @@ def draw_section(label: str, key: str, icon: str, draw: Callable[[], T]) -> T | 
     Returns:
         The result of ``draw``; None while the section is folded.
     """
-    kept: set[str] = st.session_state.setdefault("open_sections", set())
+    open_keys: set[str] = st.session_state.setdefault("open_sections", set())
     # Streamlit drops a widget's state with its page: restore it when the page is opened again.
-    if key in kept and key not in st.session_state and key not in st.query_params:
+    if key in open_keys and key not in st.session_state and key not in st.query_params:
         st.session_state[key] = True
     box = st.expander(label, icon=icon, key=key, bind="query-params")
-    (kept.add if box.open else kept.discard)(key)
+    (open_keys.add if box.open else open_keys.discard)(key)
     if not box.open:
         return None
     with box:

@@ -80,8 +80,10 @@ class ChoiceContext:
 def collect_context(dataset: Dataset | None, *, timed: bool) -> ChoiceContext:
     """Collect the facts for a data set from this person's runs."""
     person = owner()
-    mine = (run for run in store().runs() if run.owner == person)
-    return ChoiceContext(dataset, timed, best_before(mine, dataset.fingerprint) if dataset else {})
+    own_runs = (run for run in store().runs() if run.owner == person)
+    return ChoiceContext(
+        dataset, timed, best_before(own_runs, dataset.fingerprint) if dataset else {}
+    )
 
 
 def draw_backbone_cards(config: RunConfig, context: ChoiceContext) -> None:
@@ -144,7 +146,7 @@ def _make_backbone_card(name: str, config: RunConfig, context: ChoiceContext) ->
         return Card(name, name, line="not on this machine", before=_format_best_run(best))
     size = count_parameters(info)
     count = f"{short_number(size)} parameters" if size else "size not known"
-    lacking = (
+    download = (
         "no weights"
         if why_no_download(info)
         else f"download {format_download_size([info])}".rstrip()
@@ -162,7 +164,7 @@ def _make_backbone_card(name: str, config: RunConfig, context: ChoiceContext) ->
                 )
             )
         )
-        or ("" if info.ready else lacking),
+        or ("" if info.ready else download),
         before=_format_best_run(best),
     )
 

@@ -91,7 +91,7 @@ def check_settings(
     A file of weights, and a folder with a network, have to lie in one of the readable folders.
 
     Args:
-        found: settings, unchecked.
+        values: settings, unchecked.
         roots: readable folders.
         dataset: the data set to train on; None if none is chosen.
 
@@ -169,11 +169,11 @@ def check_devices(config: RunConfig | None = None) -> dict[str, str]:
     The machine may have fewer devices, or several devices may not be able to share this run.
     """
     devices, executor = settings.get_devices(), worker().executor
-    most = executor.most_devices()
-    if not 1 <= devices <= most:
+    max_devices = executor.most_devices()
+    if not 1 <= devices <= max_devices:
         return {
-            "devices": f"must be from 1 to {most}, which one machine has"
-            if most > 1
+            "devices": f"must be from 1 to {max_devices}, which one machine has"
+            if max_devices > 1
             else "must be 1: there is only one"
         }
     try:
@@ -376,14 +376,14 @@ def _follow_run() -> None:
 def _draw_custom_widgets() -> None:
     names = settings.list_stage_names()
     st.session_state.setdefault("custom_how", settings.FROM_STAGE)
-    how = st.segmented_control(
+    mode = st.segmented_control(
         "What trains",
         [settings.FROM_STAGE, settings.EVERY_STAGE],
         key="custom_how",
         required=True,
         persist_state="session",
     )
-    if how == settings.FROM_STAGE:
+    if mode == settings.FROM_STAGE:
         if st.session_state.get("custom_cut") not in names:
             st.session_state["custom_cut"] = settings.find_last_block(names)
         st.selectbox("First stage that trains", names, key="custom_cut", persist_state="session")

@@ -116,7 +116,7 @@ def _draw_table() -> None:
     ready = set(ready_backbones())
     found = [name for name in found_backbones(query) if name in ready or _READY not in filters]
     infos = [info for info in map(listed, found) if _matches(info, filters, size_limit)]
-    shown = st.dataframe(
+    selection = st.dataframe(
         {
             "Network": [info.name for info in infos],
             "Licence": [
@@ -147,7 +147,7 @@ def _draw_table() -> None:
         selection_mode="single-row",
         key=f"networks:{query}:{filters}:{size_limit}",  # a selection belongs to these rows
     )
-    rows = shown["selection"]["rows"]
+    rows = selection["selection"]["rows"]
     chosen = infos[rows[0]].name if rows and rows[0] < len(infos) else None
     st.button(
         f"Use {plain(chosen)}" if chosen else "Select a row to use that network",
@@ -186,8 +186,8 @@ def _draw_filters() -> tuple[str, list[str], str]:
 
 
 def _matches(info: BackboneInfo, filters: list[str], size_limit: str) -> bool:
-    most = _SIZES[size_limit]
-    if most and (info.known_parameters or 0) > most:
+    max_parameters = _SIZES[size_limit]
+    if max_parameters and (info.known_parameters or 0) > max_parameters:
         # A network of unknown size may fit.
         return False
     return not (_COMMERCIAL in filters and info.research_only)

@@ -19,17 +19,17 @@ def warn_of_other_data(data: str | None) -> None:
     Args:
         data: folder of the current data set; None if none can be read.
     """
-    before = st.session_state.get(_DATA)
+    previous = st.session_state.get(_DATA)
     changed = settings.list_changed()
     if data is None:
         return
-    if before in (None, data) or not changed:
+    if previous in (None, data) or not changed:
         st.session_state[_DATA] = data
         return
     names = ", ".join(all_settings()[name].label.lower() for name in changed)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
-            f":material/history: Filled in for **{plain(data_name(before))}**: {plain(names)}.",
+            f":material/history: Filled in for **{plain(data_name(previous))}**: {plain(names)}.",
             width="content",
         )
         st.button(

@@ -140,9 +140,9 @@ def _confirm(preset: Preset, download: str) -> None:
 
 def _apply(preset: Preset) -> None:
     """Apply a preset (a callback, before the widgets are drawn)."""
-    before = _read_form()
+    fields = _read_form()
     (settings.apply_recipe if preset.whole else settings.set_fields)(dict(preset.settings))
-    st.session_state[_APPLIED] = _AppliedPreset(preset.title, before, _read_form())
+    st.session_state[_APPLIED] = _AppliedPreset(preset.title, fields, _read_form())
 
 
 def _undo(applied: _AppliedPreset) -> None:

@@ -135,10 +135,10 @@ def set_fields(values: Mapping[str, Any]) -> None:
 def use_defaults() -> None:
     """Set all fields to their defaults but network, strategy, seed and hardware (a callback)."""
     backbone = st.session_state[key("backbone")]
-    usual = {"backbone": backbone, "strategy": st.session_state[key("strategy")]}
+    recipe = {"backbone": backbone, "strategy": st.session_state[key("strategy")]}
     with suppress(FinetuneError):
-        usual["image_size"] = usual_image_size(backbone)
-    apply_recipe(usual | dict.fromkeys(following_names()))
+        recipe["image_size"] = usual_image_size(backbone)
+    apply_recipe(recipe | dict.fromkeys(following_names()))
 
 
 def list_changed() -> list[str]:
@@ -166,34 +166,34 @@ def is_known(backbone: str) -> bool:
         return False
 
 
-def use_backbone(name: str, before: str | None = None) -> None:
+def use_backbone(name: str, previous: str | None = None) -> None:
     """Put a network into the form (a callback).
 
     Args:
         name: name of the network.
-        before: name of the network that it replaces. None: the one in the form.
+        previous: name of the network that it replaces. None: the one in the form.
     """
-    before = before or st.session_state[key("backbone")]
-    set_fields(backbone_fields(name, before, st.session_state.get(key("image_size"))))
+    previous = previous or st.session_state[key("backbone")]
+    set_fields(backbone_fields(name, previous, st.session_state.get(key("image_size"))))
 
 
-def follow_backbone(before: str) -> None:
+def follow_backbone(previous: str) -> None:
     """Update the form to the network that was chosen in its own list (a callback)."""
-    use_backbone(st.session_state[key("backbone")], before)
+    use_backbone(st.session_state[key("backbone")], previous)
 
 
-def backbone_fields(name: str, before: str, image_size: int | None) -> dict[str, Any]:
+def backbone_fields(name: str, previous: str, image_size: int | None) -> dict[str, Any]:
     """Return the fields that change when a network replaces another one.
 
     The image size follows if it was the earlier network's usual one and both networks are known.
 
     Args:
         name: name of the network.
-        before: name of the network that it replaces.
+        previous: name of the network that it replaces.
         image_size: image size in the form, in pixels.
     """
     with suppress(FinetuneError):
-        if image_size == usual_image_size(before):
+        if image_size == usual_image_size(previous):
             return {"backbone": name, "image_size": usual_image_size(name)}
     return {"backbone": name, "image_size": image_size}
 
@@ -209,8 +209,8 @@ def start_from(config: RunConfig) -> None:
 
 def set_missing_defaults() -> None:
     """Set every field that has no value yet to its default."""
-    usual = default_values() | dict.fromkeys(following_names()) | {"backbone": default_backbone()}
-    for name, default in usual.items():
+    fields = default_values() | dict.fromkeys(following_names()) | {"backbone": default_backbone()}
+    for name, default in fields.items():
         if name not in NO_WIDGETS:
             st.session_state.setdefault(key(name), _to_widget_value(name, default))
 
@@ -337,7 +337,7 @@ def restore(settings_id: str) -> None:
     """Put saved settings into the form.
 
     Args:
-        wanted: id of the saved settings.
+        settings_id: id of the saved settings.
 
     Raises:
         ConfigError: if nothing is saved under that id, or it is invalid. The form then has its
@@ -421,8 +421,8 @@ def _read_widgets() -> dict[str, Any]:
         name: st.session_state.get(key(name)) for name in default_values() if name not in NO_WIDGETS
     }
     auto = [name for name in following_names() if values[name] in (None, "", AUTO)]
-    usual = default_values()
-    values |= _read_weights() | {"auto": auto} | {name: usual[name] for name in auto}
+    fallback = default_values()
+    values |= _read_weights() | {"auto": auto} | {name: fallback[name] for name in auto}
     if (
         values["strategy"] in FITTED
         and (last := st.session_state.get("features_from")) in list_stage_names()
@@ -457,8 +457,8 @@ def _list_named_stages(config: RunConfig) -> list[str]:
     """Return the stages that a config names, input to head."""
     if config.stage_rates:
         return list(config.stage_rates)
-    named = (config.cut, config.features_from, config.lora_from)
-    return [*dict.fromkeys(name for name in named if name and name != "head"), "head"]
+    stages = (config.cut, config.features_from, config.lora_from)
+    return [*dict.fromkeys(name for name in stages if name and name != "head"), "head"]
 
 
 def _can_exist(backbone: object) -> bool:

@@ -133,10 +133,10 @@ def with_unused(stages: Sequence[Mapping[str, Any]], config: RunConfig) -> list[
         WeightsError: if the backbone is not known any more.
     """
     used = {stage["name"] for stage in stages}
-    whole = (
+    all_stages = (
         network_stages(config.backbone, image_size=config.image_size) if last_used(config) else ()
     )
-    unused = [stage for stage in whole if stage.name not in used]
+    unused = [stage for stage in all_stages if stage.name not in used]
     rows = [
         {
             "name": stage.name,

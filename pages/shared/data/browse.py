@@ -24,7 +24,7 @@ def choose_folder(on_choice: Callable[[Path], None]) -> None:
     users.
 
     Args:
-        take: called with the folder that is chosen.
+        on_choice: called with the folder that is chosen.
 
     Raises:
         DataError: if the open folder cannot be read any more.
@@ -39,21 +39,21 @@ def choose_folder(on_choice: Callable[[Path], None]) -> None:
         # The app's own folder comes first.
         st.session_state.setdefault("browse_at", str(roots[-1]))
         try:
-            here = _view_folder(st.session_state["browse_at"], roots, hidden)
+            view = _view_folder(st.session_state["browse_at"], roots, hidden)
         except DataError:
             st.session_state["browse_at"] = str(roots[-1])
             raise
-        _draw_head(here, roots, on_choice)
-        if here.subfolders:
-            _draw_subfolders(here)
+        _draw_head(view, roots, on_choice)
+        if view.subfolders:
+            _draw_subfolders(view)
 
 
 def _draw_head(
-    here: FolderView, roots: tuple[Path, ...], on_choice: Callable[[Path], None]
+    view: FolderView, roots: tuple[Path, ...], on_choice: Callable[[Path], None]
 ) -> None:
-    other_roots = [root for root in roots if root != here.path]
+    other_roots = [root for root in roots if root != view.path]
     with st.container(horizontal=True, vertical_alignment="center"):
-        up, path = here.up, str(here.path)
+        up, path = view.up, str(view.path)
         st.button(
             "Up",
             icon=":material/arrow_upward:",
@@ -63,8 +63,8 @@ def _draw_head(
             args=(str(up),),
         )
         st.markdown(
-            f":material/folder_open: **{plain(path)}** · {things(here.images, 'image')}, "
-            f"{things(len(here.subfolders), 'subfolder')}",
+            f":material/folder_open: **{plain(path)}** · {things(view.images, 'image')}, "
+            f"{things(len(view.subfolders), 'subfolder')}",
             width="stretch",
         )
         for root in other_roots if up is None else []:
@@ -79,14 +79,14 @@ def _draw_head(
             "Use this folder",
             icon=":material/check:",
             key="browse-take",
-            disabled=not (here.images or here.subfolders),
+            disabled=not (view.images or view.subfolders),
         ):
-            on_choice(here.path)
+            on_choice(view.path)
 
 
-def _draw_subfolders(here: FolderView) -> None:
-    subfolders = {str(one.path): one for one in here.subfolders}
-    key = f"browse-down-{here.path}"
+def _draw_subfolders(view: FolderView) -> None:
+    subfolders = {str(one.path): one for one in view.subfolders}
+    key = f"browse-down-{view.path}"
 
     def open_chosen() -> None:
         if chosen := st.session_state[key]:

@@ -150,17 +150,20 @@ def draw_rename_form(dataset: Dataset) -> None:
             "The name of another class merges the two. No image changes its split, and the files "
             "stay as they are."
         )
-        to = st.text_input("New name", key=key, width=240, help=help_).strip()
-        is_merge = to != name and to in dataset.classes
+        new_name = st.text_input("New name", key=key, width=240, help=help_).strip()
+        is_merge = new_name != name and new_name in dataset.classes
         text, icon = (
-            (f"Merge into {to}", ":material/merge:") if is_merge else ("Rename", ":material/edit:")
+            (f"Merge into {new_name}", ":material/merge:")
+            if is_merge
+            else ("Rename", ":material/edit:")
         )
         st.button(plain(text), icon=icon, key="rename", on_click=_rename, args=(dataset, name, key))
     if is_merge:
         counts = dataset.table["class"].value_counts()
         st.caption(
             plain(
-                f"{things(counts[name], 'image')} of {name} join the {number(counts[to])} of {to}."
+                f"{things(counts[name], 'image')} of {name} join the {number(counts[new_name])} "
+                f"of {new_name}."
             )
         )
 

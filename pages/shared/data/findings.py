@@ -244,15 +244,15 @@ def _draw_spellings(dataset: Dataset, finding: Finding) -> None:
 def _draw_paths(finding: Finding) -> None:
     names = finding.paths or finding.classes
     if names:
-        shown = names[:_MOST_LISTED]
+        listed = names[:_MOST_LISTED]
         text = (
             f"All {number(len(names))}"
-            if len(shown) == len(names)
-            else f"{number(len(shown))} of {number(len(names))}"
+            if len(listed) == len(names)
+            else f"{number(len(listed))} of {number(len(names))}"
         )
         with st.expander(text if len(names) > 1 else "Which one"):
             st.dataframe(
-                [{"Path": path, "Why": finding.notes.get(path, "")} for path in shown],
+                [{"Path": path, "Why": finding.notes.get(path, "")} for path in listed],
                 hide_index=True,
             )
 

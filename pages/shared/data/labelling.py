@@ -61,8 +61,8 @@ def _draw_folders(data: str, unlabelled: Unlabelled) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             # Uploads and recordings lie in a folder that nobody has chosen: show the name only.
             is_upload = Path(folder).is_relative_to(unlabelled_folder(image_root(data)))
-            shown = Path(folder).name if is_upload else folder
-            st.markdown(f":material/folder: {plain(shown)}", width="stretch")
+            folder_name = Path(folder).name if is_upload else folder
+            st.markdown(f":material/folder: {plain(folder_name)}", width="stretch")
             st.button(
                 "Remove",
                 key=f"label-remove-{folder}",
@@ -141,8 +141,8 @@ def _get_queue(labelling: Labelling) -> SessionQueue:
 
 def _save_known(data: str, labelling: Labelling, answers: Sequence[Answer]) -> None:
     """Save answers from a browser, except for images that have left the queue."""
-    known = [answer for answer in answers if answer.path in labelling.split_of]
-    save_answers(data, labelling.split_of, known)
+    known_answers = [answer for answer in answers if answer.path in labelling.split_of]
+    save_answers(data, labelling.split_of, known_answers)
 
 
 def _show_similar(sample: str) -> None:

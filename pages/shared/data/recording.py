@@ -109,11 +109,11 @@ def _choose_class(folder: Path) -> str:
     return _check_name(typed, "class", list(frames_by_class(folder)))
 
 
-def _check_name(name: str, what: str, known: list[str]) -> str:
+def _check_name(name: str, kind: str, known: list[str]) -> str:
     with st.container():
         # Always there: otherwise everything below would be drawn anew.
         try:
-            return checked_name(name, what, known) if name else ""
+            return checked_name(name, kind, known) if name else ""
         except DataError as error:
             st.error(plain(str(error)), icon=":material/error:")
             return ""

@@ -146,9 +146,9 @@ def _draw_upload() -> None:
         )
         if files:
             name = files[0].name.replace("\\", "/").split("/")[0]
-            named = [(file.name, file) for file in files]
+            named_files = [(file.name, file) for file in files]
             key = "import:" + ",".join(file.file_id for file in files)
-            _import_once(key, lambda: import_files(named, name, len(named)), "Storing")
+            _import_once(key, lambda: import_files(named_files, name, len(named_files)), "Storing")
     _draw_previous_uploads()
 
 
@@ -221,7 +221,7 @@ def _import_once(key: str, make: Callable[[], Work[Path]], text: str) -> None:
     Args:
         key: key of the job.
         make: makes the work of importing.
-        words: text of the progress bar.
+        text: text of the progress bar.
 
     Raises:
         DataError: if the import was stopped.

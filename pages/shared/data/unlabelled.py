@@ -76,8 +76,10 @@ def _draw_upload(data: str, turn: int) -> None:
         key=key_for_data(f"label-upload-{turn}"),
     )
     if files:
-        named = [(file.name, file) for file in files]
-        _add(data, ",".join(file.file_id for file in files), partial(add_uploaded, data, named))
+        named_files = [(file.name, file) for file in files]
+        _add(
+            data, ",".join(file.file_id for file in files), partial(add_uploaded, data, named_files)
+        )
 
 
 def _add(data: str, source: str, make: Callable[..., Work[Unlabelled]]) -> None:

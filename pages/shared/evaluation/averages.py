@@ -64,7 +64,7 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
         "head* a number before you train several seeds. An ensemble takes any runs that have "
         "predicted the same images."
     )
-    how: How = st.segmented_control(
+    method: How = st.segmented_control(
         "How",
         list(WAYS),
         format_func=WAYS.__getitem__,
@@ -76,16 +76,16 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
     )
     options = (
         _group_single(trained)
-        if how == "wise"
-        else _group_by_arm(single if how == "ensemble" else trained)
+        if method == "wise"
+        else _group_by_arm(single if method == "ensemble" else trained)
     )
     if not options:
-        st.caption(_TOO_FEW.get(how, "A soup takes two runs or more."))
+        st.caption(_TOO_FEW.get(method, "A soup takes two runs or more."))
         return None
-    chosen = st.selectbox("Of", list(options), key=f"average_of_{how}")
-    pressed = st.button(_BUTTONS.get(how, "Average their weights"), key="average")
+    chosen = st.selectbox("Of", list(options), key=f"average_of_{method}")
+    pressed = st.button(_BUTTONS.get(method, "Average their weights"), key="average")
     with st.container():
-        return _queue_average(how, options[chosen]) if pressed else None
+        return _queue_average(method, options[chosen]) if pressed else None
 
 
 def _runs_with_epochs(runs: Sequence[Run]) -> list[Run]:
@@ -96,7 +96,7 @@ def _single_networks(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if not run.config.is_ensemble]
 
 
-def _queue_average(how: How, runs: Sequence[Run]) -> str | None:
+def _queue_average(method: How, runs: Sequence[Run]) -> str | None:
     """Queue a run that averages some runs.
 
     Returns:
@@ -104,7 +104,7 @@ def _queue_average(how: How, runs: Sequence[Run]) -> str | None:
     """
     try:
         with st.spinner("Comparing the runs"):
-            return submit(averaged_config(how, [run.run_dir for run in runs]))
+            return submit(averaged_config(method, [run.run_dir for run in runs]))
     except FinetuneError as error:
         problems = getattr(error, "problems", {"": str(error)})
         st.error(

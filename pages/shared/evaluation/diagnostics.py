@@ -80,7 +80,7 @@ def draw_layer_diagnostics(runs: Sequence[Run]) -> None:
         _draw_stages(backbone, measured, {title: number for number, title in enumerate(titles)})
 
 
-def _draw_stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) -> None:
+def _draw_stages(backbone: str, measured: dict[str, Layers], indices: dict[str, int]) -> None:
     first = next(iter(measured.values()))
     names = [stage.name for stage in first.stages]
     left, right = st.columns(2, gap="medium")
@@ -120,7 +120,7 @@ def _draw_stages(backbone: str, measured: dict[str, Layers], places: dict[str, i
             with column:
                 st.markdown(f"**{measure.title}**", help=measure.help)
                 st.plotly_chart(
-                    by_stage(measure, measured, places),
+                    by_stage(measure, measured, indices),
                     key=f"moved-{backbone}-{measure.field}",
                     alt=f"{measure.title}, by stage",
                 )

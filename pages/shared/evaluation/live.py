@@ -83,14 +83,14 @@ def _draw_bars(classifier: Classifier, prediction: Answer) -> None:
     Of many classes the likeliest have bars, and the rest share one.
     """
     shares = prediction.probabilities
-    shown = np.sort(shares.argsort()[::-1][:_MOST_BARS])
+    labels = np.sort(shares.argsort()[::-1][:_MOST_BARS])
     best = int(shares.argmax())
-    for index in shown:
+    for index in labels:
         name, share = plain(classifier.classes[index]), float(shares[index])
         text = f"{name} · {percent(share, 0)}"
         st.progress(min(1.0, max(0.0, share)), text=f"**{text}**" if index == best else text)
-    if (num_others := len(shares) - len(shown)) > 0:
-        rest = min(1.0, max(0.0, 1 - float(shares[shown].sum())))
+    if (num_others := len(shares) - len(labels)) > 0:
+        rest = min(1.0, max(0.0, 1 - float(shares[labels].sum())))
         st.progress(rest, text=f"{number(num_others)} other classes · {percent(rest, 0)}")
     with st.container():
         # Always there: otherwise everything below would be drawn anew.

@@ -70,8 +70,8 @@ def begin_prediction(runs: Sequence[Run], data: str) -> None:
 
     Runs that have predicted it as it is now are left out.
     """
-    key = f"shift:{data}:{_mark(runs)}"
-    st.session_state[_mark(runs)] = key
+    key = f"shift:{data}:{_runs_mark(runs)}"
+    st.session_state[_runs_mark(runs)] = key
     begin(
         key,
         "Predicting other images",
@@ -90,12 +90,12 @@ def _predict(
 
 def is_predicting(runs: Sequence[Run]) -> bool:
     """Return whether these runs are predicting another data set on behalf of this session."""
-    return jobs().find(st.session_state.get(_mark(runs), "")) is not None
+    return jobs().find(st.session_state.get(_runs_mark(runs), "")) is not None
 
 
 def take_result(runs: Sequence[Run]) -> None:
     """Draw progress or error of the work that was asked for, or show its data set from now on."""
-    mark = _mark(runs)
+    mark = _runs_mark(runs)
     with st.container():
         # Always there: otherwise everything below would be drawn anew.
         key = st.session_state.get(mark)
@@ -163,7 +163,7 @@ def _fill_in(path: str) -> None:
     st.session_state[_FIELD] = path
 
 
-def _mark(runs: Sequence[Run]) -> str:
+def _runs_mark(runs: Sequence[Run]) -> str:
     """Return a mark of these runs, so that work of different runs is kept apart."""
     return f"shift-{','.join(run.run_id for run in runs)}"
 

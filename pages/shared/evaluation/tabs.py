@@ -184,7 +184,7 @@ def _draw_curves(run: Run, result: Evaluation) -> None:
         hardest,
         default=hardest[:_CURVES_AT_FIRST],
         format_func=lambda label: result.classes[label],
-        key=f"curves-{_mark(run, result)}",
+        key=f"curves-{_widget_mark(run, result)}",
         persist_state="session",
         help="One-vs-rest. The hardest come first.",
         max_selections=_MOST_CURVES,
@@ -193,11 +193,11 @@ def _draw_curves(run: Run, result: Evaluation) -> None:
         st.caption("Choose a class.")
         return
     with st.spinner("Bootstrapping the intervals"):
-        drawn = {
+        curves = {
             label: curve for label in chosen if (curve := class_curves(run, result.split, label))
         }
         areas = scores(run, result.split)
-    _draw_two_curves({result.classes[label]: curve for label, curve in drawn.items()})
+    _draw_two_curves({result.classes[label]: curve for label, curve in curves.items()})
     st.dataframe(
         _make_area_table(result, areas),
         hide_index=True,
@@ -207,17 +207,19 @@ def _draw_curves(run: Run, result: Evaluation) -> None:
         "Shaded: pointwise 95 % intervals (percentile bootstrap within classes, "
         f"{number(BAND_RESAMPLES)} resamples)."
     )
-    few = [result.classes[label] for label in drawn if result.per_class["images"].loc[label] < FEW]
-    if few:
-        text += f" Few images of {', '.join(few)}: even the intervals are rough."
+    rare_classes = [
+        result.classes[label] for label in curves if result.per_class["images"].loc[label] < FEW
+    ]
+    if rare_classes:
+        text += f" Few images of {', '.join(rare_classes)}: even the intervals are rough."
     st.caption(plain(text))
 
 
-def _draw_two_curves(drawn: dict[str, OneVsRest]) -> None:
+def _draw_two_curves(curves: dict[str, OneVsRest]) -> None:
     """Draw both kinds of curves side by side.
 
     Args:
-        drawn: curves by name of the class.
+        curves: curves by name of the class.
     """
     left, right = st.columns(2)
     with left:
@@ -226,7 +228,7 @@ def _draw_two_curves(drawn: dict[str, OneVsRest]) -> None:
             help="Each point is one threshold on the probability of the class: true positive rate "
             "against false positive rate. The nearer to the top left, the better.",
         )
-        st.plotly_chart(roc_curves(drawn), key="roc", alt="ROC curves of the chosen classes")
+        st.plotly_chart(roc_curves(curves), key="roc", alt="ROC curves of the chosen classes")
     with right:
         st.markdown(
             "**Precision-recall**",
@@ -235,7 +237,7 @@ def _draw_two_curves(drawn: dict[str, OneVsRest]) -> None:
             "precision at chance level.",
         )
         st.plotly_chart(
-            recall_precision_curves(drawn),
+            recall_precision_curves(curves),
             key="recall-precision",
             alt="Precision against recall for the chosen classes",
         )
@@ -278,7 +280,7 @@ def draw_slices(run: Run, result: Evaluation) -> None:
     by = st.selectbox(
         f"{name} by",
         list(dict.fromkeys([*significant["by"], *facts.own, *table["by"]])),
-        key=f"by-{_mark(run, result)}",
+        key=f"by-{_widget_mark(run, result)}",
         persist_state="session",
         help="Metadata of each image, and the columns of a manifest. Numbers are binned by "
         "quartile.",
@@ -310,7 +312,7 @@ def draw_robustness(run: Run, result: Evaluation) -> None:
     text = "Measure again" if known else f"Measure on {things(images, 'image')}"
     offer(
         text,
-        f"robustness:{_mark(run, result)}",
+        f"robustness:{_widget_mark(run, result)}",
         "Predicting corrupted images",
         partial(measure_robustness, run, result.split, roots=readable_roots()),
         kept=False,
@@ -347,6 +349,6 @@ def draw_robustness(run: Run, result: Evaluation) -> None:
     )
 
 
-def _mark(run: Run, result: Evaluation) -> str:
+def _widget_mark(run: Run, result: Evaluation) -> str:
     """Return a mark of the evaluation, so that each one has its own widgets."""
     return f"{run.run_id}-{result.split}"

@@ -147,10 +147,10 @@ def _draw_pairs(comparison: Comparison) -> None:
     """Describe each pair, or of many pairs those of the first arm, and list all in a table."""
     if not comparison.pairs:
         return
-    drawn: Sequence[Pair] = comparison.pairs
-    if len(drawn) > _MOST_PAIRS and comparison.arm_verdicts:
+    described: Sequence[Pair] = comparison.pairs
+    if len(described) > _MOST_PAIRS and comparison.arm_verdicts:
         first = comparison.arm_verdicts[0].arm
-        drawn = [pair for pair in drawn if first in (pair.a, pair.b)]
-    for pair in drawn:
+        described = [pair for pair in described if first in (pair.a, pair.b)]
+    for pair in described:
         st.markdown(pair_markdown(comparison.arms, pair))
     _draw_table(*pairs_table(comparison), key="pairs")

@@ -20,32 +20,32 @@ def averaged(run: Run) -> None:
 
     A greedy soup chooses networks, WiSE-FT chooses the mixing coefficient.
     """
-    done = run.history.averaged
-    if not done:
+    average = run.history.averaged
+    if not average:
         return
-    st.markdown(plain(averaged_in_words(done)))
-    if done["ingredients"]:
+    st.markdown(plain(averaged_in_words(average)))
+    if average["ingredients"]:
         rows = [
             {
                 "Run": one["run"],
                 "Validation accuracy with it": percent(one["accuracy"]),
                 "Kept": "yes" if one["kept"] else "no",
             }
-            for one in done["ingredients"]
+            for one in average["ingredients"]
         ]
         with st.expander("Networks that were tried", icon=":material/table:"):
             st.dataframe(rows, hide_index=True)
             st.caption(
                 "In this order, the best network first. Test images play no part in the choice."
             )
-    if done["curve"]:
+    if average["curve"]:
         alt = (
             "Validation accuracy against the mixing coefficient of WiSE-FT, and accuracy on other "
             "data sets where they were predicted"
         )
-        others = [one for one in done["shifted"] if one["curve"]]
+        shifted = [one for one in average["shifted"] if one["curve"]]
         st.plotly_chart(
-            mixing_curve(done["curve"], done["coefficient"], others), key="mixing", alt=alt
+            mixing_curve(average["curve"], average["coefficient"], shifted), key="mixing", alt=alt
         )
         st.caption(
             "Of equally accurate coefficients the smallest is taken, which stays closest to the "
@@ -53,7 +53,7 @@ def averaged(run: Run) -> None:
             + (
                 f"Dotted: at most {MOST_IMAGES} images of each other data set that the run had "
                 "predicted; nothing is chosen by them."
-                if others
+                if shifted
                 else _NO_SHIFT
             )
         )

@@ -42,8 +42,8 @@ def controls(run: Run) -> None:
         if can_change and run.active:
             _draw_position(run)
         if where := run.history.where:
-            known = [where, *([arithmetic(started)] if started else []), run.run_id]
-            st.caption(plain(" · ".join(known)), width="stretch")
+            facts = [where, *([arithmetic(started)] if started else []), run.run_id]
+            st.caption(plain(" · ".join(facts)), width="stretch")
         if not can_change:
             st.caption(
                 plain(f"started by {run.owner}" if run.owner else "started without signing in")

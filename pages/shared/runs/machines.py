@@ -41,8 +41,8 @@ def _make_rows(training: Sequence[Run], machines: dict[str, Machine]) -> list[di
     for host in sorted({*by_host, *machines}, key=lambda host: (host == _HERE, host)):
         machine = machines.get(host)
         rows += [_make_run_row(run, host, machine) for run in by_host[host]]
-        if machine and (left := _describe_rest(machine, by_host[host])):
-            rows.append(_make_row(host, "", left, "free", "", ""))
+        if machine and (rest := _describe_rest(machine, by_host[host])):
+            rows.append(_make_row(host, "", rest, "free", "", ""))
     return rows
 
 
@@ -50,9 +50,9 @@ def _merge_by_host(machines: Sequence[Machine]) -> dict[str, Machine]:
     """Merge machines by host. A machine on which Ray has been started twice counts as one."""
     found: dict[str, Machine] = {}
     for one in machines:
-        before = found.get(one.host, Machine(one.host, 0, 0))
+        previous = found.get(one.host, Machine(one.host, 0, 0))
         found[one.host] = replace(
-            before, gpus=before.gpus + one.gpus, cores=before.cores + one.cores
+            previous, gpus=previous.gpus + one.gpus, cores=previous.cores + one.cores
         )
     return found
 

@@ -48,8 +48,8 @@ def offer_profile(
     try:
         num_images = dataset.split_counts.get(TRAIN, 0) if config.auto else None
         setup = set_up(config, num_images)
-        asked = Asked(setup, dataset)
-        forecast = _describe_forecast(asked)
+        request = Asked(setup, dataset)
+        forecast = _describe_forecast(request)
     except FinetuneError as error:
         st.caption(plain(f"No profile: {error}"))
         return None
@@ -58,7 +58,7 @@ def offer_profile(
         LABEL,
         profile_key(dataset.fingerprint, config.backbone),
         _TEXT,
-        _make_work(asked),
+        _make_work(request),
         button_key=button_key,
         icon=":material/layers:",
         disabled=disabled or reason is not None,
@@ -71,20 +71,20 @@ def offer_profile(
     return found
 
 
-def _make_work(asked: Asked) -> Callable[[], Work[Profile]]:
+def _make_work(request: Asked) -> Callable[[], Work[Profile]]:
     """Return a function that makes the work, which does not use Streamlit."""
     runs, queue, name = store(), worker(), owner()
 
     def train(progress: Progress) -> Work[None]:
         return train_queued(progress, queue, runs, name)
 
-    return partial(profile, asked, runs, train, SpeedBook())
+    return partial(profile, request, runs, train, SpeedBook())
 
 
-def _describe_forecast(asked: Asked) -> str:
-    count = count_runs(asked.setup, Known(store(), asked.dataset))
+def _describe_forecast(request: Asked) -> str:
+    count = count_runs(request.setup, Known(store(), request.dataset))
     if not count:
         return "All of its runs are finished."
-    seconds = forecast_seconds(asked, store(), SpeedBook())
+    seconds = forecast_seconds(request, store(), SpeedBook())
     runs = f"about {things(count, 'run')}"
     return f"Forecast: {runs}, {duration(seconds)}." if seconds else f"Forecast: {runs}."

@@ -43,9 +43,9 @@ def forecast_seconds(runs: Sequence[Run]) -> dict[str, float]:
         return {}
     book = SpeedBook()
     found: dict[str, float] = {}
-    for some in _group_by_arm(runs).values():
-        seconds = arm_seconds([run.config for run in some], dataset, book)
-        found |= zip([run.run_id for run in some], seconds, strict=True) if seconds else {}
+    for arm_runs in _group_by_arm(runs).values():
+        seconds = arm_seconds([run.config for run in arm_runs], dataset, book)
+        found |= zip([run.run_id for run in arm_runs], seconds, strict=True) if seconds else {}
     return found
 
 
@@ -55,9 +55,9 @@ def draw_queue(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     active = [run for run in runs if run.active]
     if not active:
         st.rerun()
-    left = _estimate_seconds_left(runs, expected)
+    seconds_left = _estimate_seconds_left(runs, expected)
     text = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (
-        f", {time_left(left)}" if left else ""
+        f", {time_left(seconds_left)}" if seconds_left else ""
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.progress(_compute_progress(runs, expected), text)
@@ -75,10 +75,14 @@ def draw_queue(run_ids: Sequence[str], expected: dict[str, float]) -> None:
             st.caption(f"{things(len(active) - len(own), 'run')} of others")
     show_problem()
     arms = _group_by_arm(runs)
-    titles = dict(zip(arms, arm_titles([some[0].config for some in arms.values()]), strict=True))
+    titles = dict(
+        zip(arms, arm_titles([arm_runs[0].config for arm_runs in arms.values()]), strict=True)
+    )
     if any(run.history.epochs for run in runs):
         st.markdown("**Validation accuracy by epoch**")
-        lines = [(titles[arm], run.history.epochs) for arm, some in arms.items() for run in some]
+        lines = [
+            (titles[arm], run.history.epochs) for arm, arm_runs in arms.items() for run in arm_runs
+        ]
         st.altair_chart(
             compared_curve("accuracy", lines, max(run.config.epochs for run in runs)),
             key="live-accuracy",
@@ -113,15 +117,17 @@ def _make_row(title: str, run: Run, *, has_placement: bool) -> dict[str, Any]:
     Args:
         title: title of the run's arm.
         run: the run.
-        placed: whether to say where the run trains. On one machine, all runs train on the same
-            device.
+        has_placement: whether to say where the run trains. On one machine, all runs train on the
+            same device.
     """
     epochs, accuracy = run.history.epochs, summary(run)["val_accuracy"]
     return {
         "Strategy": title,
         "Seed": str(run.config.seed),
         "Status": describe_status(run)[0],
-        "Epochs": f"{len(epochs)} of {most}" if (most := epochs_of(run.config)) else "none",
+        "Epochs": f"{len(epochs)} of {num_epochs}"
+        if (num_epochs := epochs_of(run.config))
+        else "none",
         "Validation accuracy": "–" if accuracy is None else percent(accuracy),
     } | ({"Trains on": run.history.where or "–"} if has_placement else {})
 
@@ -158,7 +164,7 @@ def _estimate_seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> f
         for run in runs
         if run.status == "finished" and run.history.end
     }
-    left = 0.0
+    total = 0.0
     for arm in _group_by_arm(runs).values():
         arm_durations = [durations[run.run_id] for run in arm if run.run_id in durations]
         for run in arm:
@@ -172,8 +178,8 @@ def _estimate_seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> f
             seconds = run.history.seconds_left or forecast
             if seconds is None:
                 return None
-            left += seconds
-    return left
+            total += seconds
+    return total
 
 
 def _stop_runs(active: Sequence[Run]) -> None:
