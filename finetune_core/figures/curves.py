@@ -18,6 +18,9 @@ from finetune_core.runs.smoothing import smoothed
 
 SMOOTHED = "Training batches, smoothed"
 MOST_OVERLAID = len(RUN_COLORS)
+# Pixels, with axis titles and legend. A page reserves them: a browser that draws its first chart
+# loads the library for it, and what stood below moved down meanwhile.
+CURVE_HEIGHT = 400
 _MAX_POINTS = 600
 
 Rows = Sequence[Mapping[str, Any]]
@@ -129,8 +132,7 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
     marks = base.transform_filter("datum.split == 'Validation'").mark_point(
         filled=True, size=50, opacity=1
     )
-    chart: alt.LayerChart = (lines + marks).properties(height=360)
-    return chart
+    return alt.layer(lines, marks)
 
 
 def rate_curve(
@@ -200,8 +202,7 @@ def _curves(
     )
     lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dashes)
     marks = base.transform_filter("datum.marked").mark_point(filled=True, size=60, opacity=1)
-    chart: alt.LayerChart = (lines + marks).properties(height=320)
-    return chart
+    return alt.layer(lines, marks)
 
 
 def _epoch_axis(epochs: int) -> alt.X:

@@ -199,7 +199,7 @@ class Camera {
   }
 
   sum({ count, class: name }) {
-    if (!this.holding) this.say.textContent = `${count} ${count === 1 ? "frame" : "frames"} of ${name} recorded`
+    if (!this.holding) this.say.textContent = `${name}: ${count} ${count === 1 ? "frame" : "frames"} recorded`
   }
 
   async record() {

@@ -75,9 +75,7 @@ def count(page, button, frames):
 
 def recorded(page, name):
     """Return the number of frames that the last press recorded."""
-    words = page.get_by_role("status").filter(
-        has_text=re.compile(rf"\d+ frames of {name} recorded")
-    )
+    words = page.get_by_role("status").filter(has_text=re.compile(rf"{name}: \d+ frames recorded"))
     words.wait_for()
     return int(re.search(r"\d+", words.inner_text())[0])
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
-from finetune_core.figures.curves import Kind, training_curve
+from finetune_core.figures.curves import CURVE_HEIGHT, Kind, training_curve
 from finetune_core.figures.stages import Quantity, stage_curve
 from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things, time_left
 from finetune_core.runs.log import fitted_in_words, live_numbers, log_line, log_lines
@@ -231,7 +231,9 @@ def _draw_training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> Non
         started["epochs"],
     )
     st.altair_chart(
-        figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images"
+        figure,
+        height=CURVE_HEIGHT,
+        alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images",
     )
 
 

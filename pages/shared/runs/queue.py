@@ -11,7 +11,7 @@ import streamlit as st
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import arm_order, arm_titles
 from finetune_core.evaluation.comparison.costs import depth
-from finetune_core.figures.curves import compared_curve
+from finetune_core.figures.curves import CURVE_HEIGHT, compared_curve
 from finetune_core.formatting import percent, things, time_left
 from finetune_core.runs.design import arm_of, arm_seconds
 from finetune_core.runs.stop_request import requested_stop
@@ -86,6 +86,7 @@ def draw_queue(run_ids: Sequence[str], expected: dict[str, float]) -> None:
         st.altair_chart(
             compared_curve("accuracy", lines, max(run.config.epochs for run in runs)),
             key="live-accuracy",
+            height=CURVE_HEIGHT,
             alt="Validation accuracy of each run as it trains",
         )
     st.dataframe(
