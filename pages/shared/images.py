@@ -151,18 +151,18 @@ def choose_images(
     counted = chosen.intersection([*ids, *partners.values()]) if chosen else set()
     shown = {side.id for item in visible for side in _list_sides(item) if side.id}
     hidden_ids = counted - shown
-    others_index = (
+    other_indices = (
         [index for index, sample in enumerate(ids) if hidden_ids & {sample, partners.get(sample)}]
         if hidden_ids
         else []
     )
     with head:
-        is_all_chosen = shown <= chosen
+        is_all_shown_chosen = shown <= chosen
         st.button(
             "Select all shown",
             key=f"all-{key}",
             type="tertiary",
-            disabled=is_all_chosen,
+            disabled=is_all_shown_chosen,
             on_click=chosen.update,
             args=(shown,),
         )
@@ -179,12 +179,12 @@ def choose_images(
                 f" {number(num_hidden)} more, hidden by the filter, left out." if num_hidden else ""
             )
             st.caption(f"{number(len(counted))} selected.{left_out}")
-    if others_index:
+    if other_indices:
         more = (
-            f", {per_page} of {number(len(others_index))}" if len(others_index) > per_page else ""
+            f", {per_page} of {number(len(other_indices))}" if len(other_indices) > per_page else ""
         )
         st.caption(f"Selected on other pages{more}:")
-        others = [picture(index) for index in others_index[:per_page]]
+        others = [picture(index) for index in other_indices[:per_page]]
         opened = _draw_grid(others, per_page, chosen, key, can_open=True) or opened
         visible += others
     if opened is not None:
