@@ -1,4 +1,4 @@
-"""Train: watch a run live, stop it, and find it again. Everything shown is read from the run's folder."""
+"""Train: watch a run live, stop it, and find it again. All of it is read from the run directory."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -38,8 +38,8 @@ from pages.shared.runs.picker import choose_run
 from pages.shared.runs.run_settings import lineage, run_settings
 from pages.shared.runs.trash import TRASH, to_trash
 
-MOST_NAMED = 50  # changes to the data set, and images of one
-LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
+MOST_NAMED = 50  # changes to the data set, and images of one change
+LOOK_AGAIN = 10.0  # seconds between checks whether another process has resumed the run
 
 page(
     "pages/train.py",
@@ -48,7 +48,7 @@ page(
 
 
 def about(run: Run) -> None:
-    """Its tags, name and note, and the way to the trash."""
+    """Draw a run's tags and note, and the form that edits name, note and tags or deletes it."""
     if run.tags:
         st.markdown(" ".join(f":gray-badge[{plain(tag)}]" for tag in run.tags))
     if run.note:
@@ -77,6 +77,7 @@ def about(run: Run) -> None:
 
 @st.dialog("Delete this run?")
 def confirm_delete(run: Run) -> None:
+    """Ask before a run is moved to the trash."""
     st.markdown(f"**Move {plain(run_title(run))} to the trash?**")
     st.caption(TRASH)
     if st.button("Move to the trash", type="primary"):
@@ -86,7 +87,7 @@ def confirm_delete(run: Run) -> None:
 
 
 def data_changes(run: Run) -> None:
-    """What the data set had been changed by, as this run records it."""
+    """Draw the changes to the data set that a run was trained with."""
     changes = edits_in_words(run.config.edits)
     if not changes:
         return
@@ -103,7 +104,7 @@ def data_changes(run: Run) -> None:
 
 
 def ending(run: Run) -> None:
-    """What came of it, in words."""
+    """Draw how a run ended, its result, and the next step."""
     end = run.history.end
     if run.status == "failed" and end:
         st.error(plain(end["message"]), icon=":material/error:")
@@ -112,7 +113,8 @@ def ending(run: Run) -> None:
                 st.code(end["traceback"], language=None)
     elif run.status == "interrupted":
         st.warning(
-            "The program ended while this run was going on. *Resume* goes on from its last checkpoint.",
+            "The program ended while this run was going on. *Resume* goes on from its last "
+            "checkpoint.",
             icon=":material/power_off:",
         )
     if not run.judged:
@@ -152,12 +154,12 @@ def ending(run: Run) -> None:
 
 
 def plain_after_first(lines: Sequence[str]) -> list[str]:
-    """Escape all but the first line, whose Markdown is ours; leave out empty ones."""
+    """Escape all but the first line, whose Markdown is Thaw's own; leave out empty lines."""
     return [line if line == lines[0] else plain(line) for line in lines if line]
 
 
 def what_is_kept(run: Run) -> list[str]:
-    """Say which weights a run keeps, how long it has trained, and that frozen ones are unchanged."""
+    """Return sentences on a run: which weights are kept, its duration, and the frozen weights."""
     end = run.history.end or {}
     kept = "Its head was fitted without epochs."
     if run.config.averaged:
@@ -180,21 +182,27 @@ def what_is_kept(run: Run) -> list[str]:
 
 
 def live(run_id: str, paced: float | None, others: list[Run]) -> None:
-    """The panel that refreshes itself.
+    """Draw the panel that refreshes itself.
 
     Args:
-        paced: how often it does so now.
-        others: runs whose curves are drawn over this one's; chosen outside, or the box would be drawn anew at each refresh.
+        run_id: id of the run.
+        paced: seconds between two refreshes now.
+        others: runs whose curves are drawn over this run's. They are chosen outside of the panel,
+            because each refresh would redraw the box.
     """
     try:
         run = store().run(run_id)
-    except RunError as error:  # it was deleted, or damaged, since the page was drawn
+    except RunError as error:
+        # The run was deleted or damaged since the page was drawn.
         st.error(plain(str(error)), icon=":material/folder_off:")
         return
-    # only the page around it can change that, and when it ends more than this panel changes
+    # Only the page around this panel can change the pace. When the run ends, more than this panel
+    # changes.
     if paced != pace(run):
         st.rerun()
-    with st.container():  # of one place, whatever comes up in it: or what follows would be drawn anew, and charts flicker
+    with st.container():
+        # One container, whatever appears in it: otherwise everything below would be redrawn, and
+        # charts would flicker.
         controls(run)
         lineage(run)
         notices(run)
@@ -215,12 +223,14 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
 
 
 def stage_drawing(run: Run) -> None:
-    """Draw the stages, or, while the frozen ones are computed, through which of them images go."""
-    if run.config.is_ensemble:  # each of its networks has stages of its own
+    """Draw the stages; while the frozen ones are computed, mark those that images go through."""
+    if run.config.is_ensemble:
+        # Each network of an ensemble has its own stages.
         return
     progress = run.history.progress
     if run.active and progress and progress["phase"] == "trunk":
-        with suppress(FinetuneError):  # the backbone is not known any more
+        with suppress(FinetuneError):
+            # The backbone may not be known any more.
             draw_passing(run.config, progress["stage"])
     elif run.history.started:
         rate = None if run.config.averaged else run.config.learning_rate
@@ -228,7 +238,7 @@ def stage_drawing(run: Run) -> None:
 
 
 def run_stages(run: Run) -> Sequence[Mapping[str, Any]]:
-    """The stages as the run has them; those that its network ends before, too, where its backbone is known."""
+    """Return a run's stages, and the unused stages of its backbone if that is still known."""
     stages: Sequence[Mapping[str, Any]] = run.started["stages"]
     with suppress(FinetuneError):
         stages = with_unused(stages, run.config)
@@ -236,10 +246,14 @@ def run_stages(run: Run) -> Sequence[Mapping[str, Any]]:
 
 
 def look_again(run_id: str, status: str) -> None:
-    """Draws nothing, so that a page left open costs next to nothing; redraws it when the run stands otherwise."""
+    """Redraw the page once a run's status has changed.
+
+    This fragment draws nothing itself, so that a page left open costs next to nothing.
+    """
     try:
         changed = store().run(run_id).status != status
-    except RunError:  # another session has deleted it
+    except RunError:
+        # Another session has deleted the run.
         changed = True
     if changed:
         st.rerun()
