@@ -1,11 +1,11 @@
 """Thaw's home page: what Thaw does, what the machine can do, and a first model in one click."""
 
-from pages.shared.chrome import page
+from pages.shared.chrome import start_page
 
 
 def main() -> None:
     """Draw the page, its title first."""
-    page(
+    start_page(
         "app.py",
         "Thaw fine-tunes pretrained image classifiers on your own images, in the browser. It shows "
         "which layers are worth training: freeze the others, and compare.",

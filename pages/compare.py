@@ -15,7 +15,7 @@ from finetune_core.figures.report import whole_report
 from finetune_core.formatting import number, things
 from finetune_core.runs.design import profiled_stage
 from finetune_core.runs.store import Run
-from pages.shared.chrome import next_step, page, plain
+from pages.shared.chrome import draw_next_step, plain, start_page
 from pages.shared.configure import settings
 from pages.shared.configure.comparison_form import draw_start_form
 from pages.shared.data.chosen import data_folder, readable_roots
@@ -28,7 +28,7 @@ from pages.shared.evaluation.profile import draw_profile
 from pages.shared.evaluation.shift_axis import draw_distribution_shift
 from pages.shared.evaluation.verdict import draw_arms, draw_details, draw_verdict
 from pages.shared.runs.backend import store
-from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.damaged import draw_damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.picker import choose_runs
 from pages.shared.runs.queue import REFRESH, draw_queue, forecast_seconds
@@ -224,14 +224,14 @@ def draw_sections(comparison: Comparison, judged: list[Run]) -> ShiftComparison 
     return shift
 
 
-page(
+start_page(
     "pages/compare.py",
     "Compare strategies on the same images, and see which stages were worth training.",
 )
 runs, damaged = store().all()
 if not runs:
     nothing_yet("No run yet. Start a comparison here, or see a single run on the sample first.")
-    damaged_runs(damaged)
+    draw_damaged_runs(damaged)
     draw_start_box(expanded=True)
     st.stop()
 compared = choose_compared(runs)
@@ -255,5 +255,5 @@ else:
     )
 if not has_profile_runs:
     draw_profile(runs, folded=True)
-damaged_runs(damaged)
-next_step("pages/predict.py", "Try a run on new images", primary=not is_form_open)
+draw_damaged_runs(damaged)
+draw_next_step("pages/predict.py", "Try a run on new images", primary=not is_form_open)

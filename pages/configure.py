@@ -19,7 +19,7 @@ from finetune_core.training.lr_finder import RateCurve, find_rate
 from finetune_core.training.stage_plan import cut_index, plan, stages_of
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 from finetune_core.training.trunk import chosen_views, why_uncached
-from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.chrome import draw_next_step, go, plain, start_page
 from pages.shared.configure import form, settings
 from pages.shared.configure.advice import draw_backbone_advice
 from pages.shared.configure.choices import (
@@ -44,7 +44,7 @@ from pages.shared.runs.profile import offer_profile
 MORE_KEY, SETTINGS_KEY, STRATEGIES_KEY = "more_settings", "training_settings", "more_strategies"
 MOST_LINES = 3  # problems in the bar; beyond that the bar scrolls
 
-page(
+start_page(
     "pages/configure.py",
     "Decide which stages of a pretrained network train, and how. Cold stages stay frozen, warm "
     "ones train.",
@@ -341,6 +341,6 @@ choose_strategy(valid, config, context, problems, reason)
 draw_training_settings(valid, config, dataset, problems)
 if dataset is None:
     with st.bottom:
-        next_step("pages/dataset.py", "Choose data first")
+        draw_next_step("pages/dataset.py", "Choose data first")
 else:
     draw_start_bar(config, context, problems, reason)

@@ -13,7 +13,7 @@ from finetune_core.figures.data import class_counts, probe_curve
 from finetune_core.formatting import SPLIT_WORDS, mid_sentence, number, percent, things
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.training.strategies import STRATEGIES
-from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.chrome import draw_next_step, go, plain, start_page
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import PROBES, VIEW, analyze, compare_layers
 from pages.shared.data.changes import draw_changes, draw_last_change, draw_rename_form
@@ -25,7 +25,7 @@ from pages.shared.data.labelling import label_images
 from pages.shared.data.network_view import draw_preprocessing
 from pages.shared.data.source import choose_source
 
-page(
+start_page(
     "pages/dataset.py",
     "Choose the images to learn from, inspect them, and correct them before training.",
 )
@@ -89,7 +89,7 @@ def draw_next_steps(dataset: Dataset) -> None:
             "the features of each layer: from which one on to train. Also finds possible label "
             "errors, outliers and shift between splits.",
         )
-        next_step("pages/configure.py", "Configure the training", primary=False)
+        draw_next_step("pages/configure.py", "Configure the training", primary=False)
 
 
 def draw_classes_and_splits(dataset: Dataset, data: str) -> None:

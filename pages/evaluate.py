@@ -17,7 +17,7 @@ from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.formatting import SPLIT_WORDS, accuracy_name, percent, things
 from finetune_core.runs.store import Run
-from pages.shared.chrome import next_step, page, plain
+from pages.shared.chrome import draw_next_step, plain, start_page
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.confusion import draw_confusions
 from pages.shared.evaluation.export import draw_export_buttons
@@ -26,11 +26,11 @@ from pages.shared.evaluation.reliability import draw_reliability
 from pages.shared.evaluation.tabs import draw_metrics
 from pages.shared.jobs import offer
 from pages.shared.runs.backend import store
-from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.damaged import draw_damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.live import warn_undertrained
 from pages.shared.runs.picker import choose_run
-from pages.shared.runs.run_settings import lineage
+from pages.shared.runs.run_settings import draw_lineage
 
 REFERENCES = {
     "Majority class": "Always answering with the most frequent class of the training images.",
@@ -38,7 +38,7 @@ REFERENCES = {
     "Best by validation": "The run with the highest validation accuracy of all on these images.",
 }
 
-page(
+start_page(
     "pages/evaluate.py", "Evaluate a run on images it was not trained on, and look at its mistakes."
 )
 
@@ -93,11 +93,11 @@ found, damaged = store().all()
 runs = [run for run in found if run.judged]
 if not runs:
     nothing_yet("No run has finished an epoch yet. Train one, or see it work on the sample first.")
-    damaged_runs(damaged)
-    next_step("pages/configure.py", "Configure a run", primary=False)
+    draw_damaged_runs(damaged)
+    draw_next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 chosen = choose_run(runs, damaged)
-lineage(chosen)
+draw_lineage(chosen)
 try:
     splits = predicted_splits(chosen)
     split = splits[0]
@@ -122,8 +122,8 @@ try:
                 body(chosen, judged)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
-    damaged_runs(damaged)
+    draw_damaged_runs(damaged)
     st.stop()
 draw_export_buttons(chosen)
-damaged_runs(damaged)
-next_step("pages/compare.py", "Compare with other runs")
+draw_damaged_runs(damaged)
+draw_next_step("pages/compare.py", "Compare with other runs")

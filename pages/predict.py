@@ -9,7 +9,7 @@ from finetune_core.errors import FinetuneError
 from finetune_core.formatting import things
 from finetune_core.runs.store import Run
 from pages.shared.account import require_sign_in
-from pages.shared.chrome import next_step, page, plain
+from pages.shared.chrome import draw_next_step, plain, start_page
 from pages.shared.evaluation.export import draw_export_buttons
 from pages.shared.evaluation.live import draw_live, offer_fine_tuning
 from pages.shared.evaluation.prediction import (
@@ -20,7 +20,7 @@ from pages.shared.evaluation.prediction import (
     offer_neighbours,
 )
 from pages.shared.runs.backend import store
-from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.damaged import draw_damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
 from pages.shared.runs.picker import choose_run, choose_runs
@@ -190,12 +190,12 @@ found, damaged = store().all()
 judged = [run for run in found if run.judged]
 if st.query_params.get("present") == "1":
     present(judged)
-page("pages/predict.py", "Classify new images with a trained network.")
+start_page("pages/predict.py", "Classify new images with a trained network.")
 if judged:
     try_out(judged)
-    damaged_runs(damaged)
-    next_step("pages/configure.py", "Train another network", primary=False)
+    draw_damaged_runs(damaged)
+    draw_next_step("pages/configure.py", "Train another network", primary=False)
 else:
     nothing_yet("There is no trained network yet. Train one, or see it work on the sample first.")
-    damaged_runs(damaged)
-    next_step("pages/configure.py", "Configure a run", primary=False)
+    draw_damaged_runs(damaged)
+    draw_next_step("pages/configure.py", "Configure a run", primary=False)

@@ -6,24 +6,24 @@ from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.formatting import number, percent, things
 from finetune_core.runs.store import Run
-from pages.shared.account import may_change
-from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.account import can_change
+from pages.shared.chrome import draw_next_step, go, plain, start_page
 from pages.shared.runs.again import describe_differences, use_again
 from pages.shared.runs.backend import store
 from pages.shared.runs.controls import show_problem
-from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.damaged import draw_damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
 from pages.shared.runs.machines import draw_machines
 from pages.shared.runs.queue_list import draw_queue_list
-from pages.shared.runs.run_settings import lineage
+from pages.shared.runs.run_settings import draw_lineage
 from pages.shared.runs.table import draw_search_box, draw_table, find_matching, get_selected
-from pages.shared.runs.trash import TRASH, to_trash
+from pages.shared.runs.trash import TRASH, move_to_trash
 
 REFRESH = 3.0  # seconds
 MOST_NAMED = 10
 
-page(
+start_page(
     "pages/runs.py",
     "Every run on this machine: find, compare, or train again with the same settings.",
 )
@@ -69,7 +69,7 @@ def draw_actions(chosen: list[Run], num_runs: int) -> None:
         draw_delete(chosen)
         st.caption(f"{number(len(chosen))} of {things(num_runs, 'run')} selected")
     if one:
-        lineage(one)
+        draw_lineage(one)
         if text := describe_accuracy(one):
             st.caption(plain(text))
     if one and (text := describe_differences(one)):
@@ -87,7 +87,7 @@ def describe_accuracy(run: Run) -> str:
 
 def draw_delete(chosen: list[Run]) -> None:
     """Draw the button Delete, which asks first with the number of runs and their titles."""
-    deletable = [run for run in chosen if may_change(run) and not run.active]
+    deletable = [run for run in chosen if can_change(run) and not run.active]
     # A new key after each deletion closes the popover.
     num_deletions = st.session_state.get("deletions", 0)
     with st.popover(
@@ -123,7 +123,7 @@ def draw_delete(chosen: list[Run]) -> None:
 
 def delete_confirmed(run_ids: list[str]) -> None:
     """Delete runs after the confirmation (a callback)."""
-    to_trash(run_ids)
+    move_to_trash(run_ids)
     st.session_state["deletions"] = st.session_state.get("deletions", 0) + 1
 
 
@@ -148,10 +148,10 @@ def draw_panel(was_active: bool) -> None:
 runs, damaged = store().all()
 if not runs:
     nothing_yet("No run yet. Configure one, or see it work on the sample first.")
-    damaged_runs(damaged)
-    next_step("pages/configure.py", "Configure a run", primary=False)
+    draw_damaged_runs(damaged)
+    draw_next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 active = any(run.active for run in runs)
 st.fragment(draw_panel, run_every=REFRESH if active else None)(active)
-damaged_runs(damaged)
-next_step("pages/configure.py", "Configure another run", primary=False)
+draw_damaged_runs(damaged)
+draw_next_step("pages/configure.py", "Configure another run", primary=False)

@@ -110,7 +110,7 @@ def owner() -> str:
     return str(claims.get("email") or claims.get("sub") or claims.get("name") or "")
 
 
-def may_change(run: "Run | Damaged") -> bool:
+def can_change(run: "Run | Damaged") -> bool:
     """Return whether this session may stop, rename or delete a run.
 
     On a server with sign-in, only the owner of a run may.

@@ -40,7 +40,7 @@ def link_parameters() -> dict[str, str]:
     return {name: value for name, value in parameters.items() if value}
 
 
-def settings_problem() -> str:
+def get_settings_problem() -> str:
     """Return why the settings in the address were rejected; empty once settings are chosen."""
     return (
         "" if st.session_state.get("settings_id") else st.session_state.get("settings_problem", "")

@@ -7,7 +7,7 @@ from typing import Literal
 import streamlit as st
 
 from pages.shared.account import owner, require_sign_in
-from pages.shared.address import link_parameters, settings_problem, sync_address
+from pages.shared.address import get_settings_problem, link_parameters, sync_address
 
 Color = Literal["red", "orange", "blue", "green", "violet", "gray"]  # of a badge
 
@@ -32,7 +32,7 @@ button[kind^="primary"]:enabled:hover { background-color: #963006; border-color:
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&])")
 
 
-def page(path: str, sentence: str) -> None:
+def start_page(path: str, sentence: str) -> None:
     """Start a page: its frame, its title, and one sentence on its purpose.
 
     A page that is opened by a deep link runs without app.py, so each page calls this function.
@@ -64,11 +64,11 @@ def page(path: str, sentence: str) -> None:
     st.markdown(sentence)
     with st.container():
         # Always there: otherwise everything below would be drawn anew.
-        if problem := settings_problem():
+        if problem := get_settings_problem():
             st.warning(plain(problem), icon=":material/link_off:")
 
 
-def next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:
+def draw_next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:
     """Draw the one button that leads to the next page."""
     st.space("small")
     if st.button(

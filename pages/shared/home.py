@@ -11,10 +11,10 @@ from finetune_core.formatting import size, things
 from finetune_core.runs.store import Damaged, Run
 from finetune_core.training.device import describe_machine
 from pages.shared.address import link_parameters
-from pages.shared.chrome import go, next_step, plain
+from pages.shared.chrome import draw_next_step, go, plain
 from pages.shared.data.chosen import draw_recent, recent_data
 from pages.shared.runs.backend import describe_status, store
-from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.damaged import draw_damaged_runs
 from pages.shared.runs.first_run import first_comparison
 from pages.shared.runs.labels import run_title
 
@@ -25,7 +25,7 @@ def draw_home() -> None:
     with st.container(border=True):
         offers_data = first_comparison(runs)
     if offers_data:
-        next_step("pages/dataset.py", "Choose your data", primary=False)
+        draw_next_step("pages/dataset.py", "Choose your data", primary=False)
     _draw_recent_runs(runs, damaged)
     _draw_recent_data_sets()
     _draw_machine()
@@ -63,7 +63,7 @@ def _draw_recent_runs(runs: Sequence[Run], damaged: Sequence[Damaged]) -> None:
             icon=":material/table_rows:",
             query_params=link_parameters(),
         )
-    damaged_runs(damaged)
+    draw_damaged_runs(damaged)
 
 
 def _describe_result(run: Run, runs: Sequence[Run]) -> str:

@@ -53,7 +53,7 @@ class Picture:
     beside: "Picture | None" = None
 
 
-def run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
+def make_run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
     """Return the picture of one of a run's images; see ``data_picture``."""
     return data_picture(run.config.data, sample, caption, alt)
 
@@ -327,7 +327,7 @@ def _toggle(chosen: set[str], sample: str, box: str) -> None:
 
 def _make_thumbnails(picture: Picture) -> list[bytes | str]:
     return [
-        picture_bytes(one.path) if isinstance(one.path, Path) else str(one.path)
+        make_thumbnail(one.path) if isinstance(one.path, Path) else str(one.path)
         for one in _list_sides(picture)
     ]
 
@@ -336,18 +336,18 @@ def _list_sides(picture: Picture) -> list[Picture]:
     return [picture, picture.beside] if picture.beside else [picture]
 
 
-def picture_bytes(path: Path, side: int = _SIDE) -> bytes | str:
+def make_thumbnail(path: Path, side: int = _SIDE) -> bytes | str:
     """Return the thumbnail of a file, a JPEG of ``side × side`` pixels, or a reason in words."""
     try:
         status = path.stat()
-        return _thumbnail(path, (status.st_mtime_ns, status.st_size, status.st_ino), side)
+        return _cached_thumbnail(path, (status.st_mtime_ns, status.st_size, status.st_ino), side)
     except FileNotFoundError:
         return f"{path.name} no longer exists"
     except ImageError as error:
         return str(error)
 
 
-def picture_url(picture: bytes, place: str) -> str:
+def serve_picture(picture: bytes, place: str) -> str:
     """Return an address at which this server hands out a JPEG.
 
     The address holds until the page is redrawn without the image, or another image takes the place.
@@ -361,5 +361,5 @@ def picture_url(picture: bytes, place: str) -> str:
 
 
 @lru_cache(maxsize=5000)
-def _thumbnail(path: Path, _version: tuple[int, ...], side: int) -> bytes:
+def _cached_thumbnail(path: Path, _version: tuple[int, ...], side: int) -> bytes:
     return thumbnail(path, side)

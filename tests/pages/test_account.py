@@ -95,7 +95,7 @@ def secrets(tmp_path):
 def test_secrets_that_cannot_be_used_stop_every_page(secrets, run, why):
     secrets(UNUSABLE[why])
     named = run("ann@example.org")
-    # All pages ask the same function (``page``); one of the cases opens them all.
+    # All pages ask the same function (``start_page``); one of the cases opens them all.
     for name in PAGES if why == "a lost quote" else ("runs",):
         assert_nothing_but_a_message(open_page(name, run=named), named)
 

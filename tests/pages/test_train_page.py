@@ -17,7 +17,7 @@ from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded, Progress
 from pages.shared.runs.backend import worker
 from pages.shared.runs.labels import run_label
-from pages.shared.runs.live import pace
+from pages.shared.runs.live import refresh_seconds
 from tests.deadline import wait_until
 from tests.factories import tiny_config, train, trained_run
 from tests.pages.harness import (
@@ -88,9 +88,9 @@ def bar_while_waiting(run_id):
 
     from finetune_core import paths
     from finetune_core.runs.store import RunStore
-    from pages.shared.runs.live import bar
+    from pages.shared.runs.live import draw_progress
 
-    bar(replace(RunStore(paths.runs_dir()).run(run_id), status="waiting"))
+    draw_progress(replace(RunStore(paths.runs_dir()).run(run_id), status="waiting"))
 
 
 def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(reserved_run):
@@ -106,7 +106,7 @@ def live_memory(run_id):
 
     from finetune_core import paths
     from finetune_core.runs.store import RunStore
-    from pages.shared.runs.live import _draw_timing, numbers
+    from pages.shared.runs.live import _draw_timing, draw_numbers
 
     run = RunStore(paths.runs_dir()).run(run_id)
     expected = {
@@ -118,10 +118,10 @@ def live_memory(run_id):
     }
     run.history.started["forecast"] = expected
     run.history.epochs[-1] |= {"memory_bytes": 5 * 10**8, "device_bytes": 6 * 10**9}
-    numbers(replace(run, status="running"))
+    draw_numbers(replace(run, status="running"))
     _draw_timing(run)
     run.history.epochs[-1]["device_bytes"] = None
-    numbers(replace(run, status="running"))
+    draw_numbers(replace(run, status="running"))
     _draw_timing(run)
 
 
@@ -150,7 +150,7 @@ def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(reserved_run):
 def test_a_long_run_is_watched_less_closely_and_one_that_has_ended_not_at_all():
     def watched(active, *seconds):
         history = SimpleNamespace(steps=[{"seconds": at} for at in seconds])
-        return pace(SimpleNamespace(active=active, history=history))
+        return refresh_seconds(SimpleNamespace(active=active, history=history))
 
     assert watched(True) == watched(True, 1, 59)
     assert watched(True, 1, 61) > watched(True, 1)

@@ -119,13 +119,15 @@ def draw_strategy(
         WeightsError: if the backbone is not known any more.
     """
     stages = stages_of(config, classes)
-    rows = with_unused(describe(plan(config, stages), stages), config)
+    rows = add_unused_stages(describe(plan(config, stages), stages), config)
     draw_stages(
         rows, config.learning_rate if rates else None, on_click, STRATEGIES[config.strategy].fits
     )
 
 
-def with_unused(stages: Sequence[Mapping[str, Any]], config: RunConfig) -> list[Mapping[str, Any]]:
+def add_unused_stages(
+    stages: Sequence[Mapping[str, Any]], config: RunConfig
+) -> list[Mapping[str, Any]]:
     """Return a run's stages, and the backbone's stages after the end of the network.
 
     Raises:
@@ -161,7 +163,7 @@ def draw_stages(
 
     Args:
         stages: ``name, parameters, trains, rate`` of each stage, as in a RunStarted row; see
-            ``with_unused``.
+            ``add_unused_stages``.
         learning_rate: learning rate of the run. A stage trains at ``rate`` times it. None if it is
             not known.
         on_click: as in ``draw_strategy``.

@@ -8,7 +8,7 @@ from finetune_core.data.threads import in_threads
 from finetune_core.formatting import percent
 from finetune_core.jobs import Job
 from finetune_core.labelling.session import Labelling, Labels, Probe, Ranking
-from pages.shared.images import picture_bytes, picture_url
+from pages.shared.images import make_thumbnail, serve_picture
 from pages.shared.jobs import jobs
 
 _AHEAD = 160  # images that a browser holds: half a minute at five keys a second
@@ -106,7 +106,7 @@ class SessionQueue:
 
     def _make_thumbnail(self, row: int) -> bytes:
         """Return the thumbnail of an image; empty if the image cannot be read."""
-        thumbnail = picture_bytes(
+        thumbnail = make_thumbnail(
             self.labelling.root / str(self.labelling.pool["id"].iat[row]), _SIDE
         )
         return thumbnail if isinstance(thumbnail, bytes) else b""
@@ -119,7 +119,7 @@ class SessionQueue:
             note = f"Proposed: {name}, {percent(share, 0)}"
         return {
             "id": sample,
-            "src": picture_url(self._thumbnails[row][1], self._thumbnails[row][0]),
+            "src": serve_picture(self._thumbnails[row][1], self._thumbnails[row][0]),
             "alt": sample.rpartition("/")[2],
             "note": note,
             "proposal": name or "",

@@ -45,7 +45,7 @@ def label_images(dataset: Dataset) -> None:
         add_unlabelled(data, unlabelled)
         return
     try:
-        labelling = _prepare(dataset, data, unlabelled)
+        labelling = _prepare_labelling(dataset, data, unlabelled)
         if labelling is not None:
             _draw_desk(data, labelling)
     except FinetuneError as error:
@@ -77,7 +77,7 @@ def _labellings() -> dict[tuple[Any, ...], Labelling]:
     return {}
 
 
-def _prepare(dataset: Dataset, data: str, unlabelled: Unlabelled) -> Labelling | None:
+def _prepare_labelling(dataset: Dataset, data: str, unlabelled: Unlabelled) -> Labelling | None:
     """Compute the features of all images, with a progress bar. Labels do not invalidate the cache.
 
     Returns:

@@ -13,7 +13,7 @@ from pages.shared.chrome import plain
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import backbone_and_size
 from pages.shared.data.chosen import key_for_data
-from pages.shared.images import picture_bytes
+from pages.shared.images import make_thumbnail
 
 _VERSIONS = 5
 _SIDE = 280  # pixels of a picture on the screen
@@ -41,7 +41,7 @@ def draw_preprocessing(dataset: Dataset) -> None:
         st.error(plain(str(error)))
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        original = picture_bytes(dataset.root / chosen, _SIDE)
+        original = make_thumbnail(dataset.root / chosen, _SIDE)
         if isinstance(original, bytes):
             width, height = dataset.by_id.loc[chosen, ["width", "height"]]
             st.image(

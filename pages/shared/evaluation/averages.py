@@ -45,7 +45,7 @@ _TOO_FEW: dict[How, str] = {
 
 def can_average(runs: Sequence[Run]) -> bool:
     """Return whether these runs can be averaged in any way."""
-    return len(_single_networks(runs)) > 1 or bool(_runs_with_epochs(runs))
+    return len(_select_single(runs)) > 1 or bool(_select_with_epochs(runs))
 
 
 def offer_averages(runs: Sequence[Run]) -> str | None:
@@ -57,7 +57,7 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
     Returns:
         The id of the run that was queued; None without one.
     """
-    trained, single = _runs_with_epochs(runs), _single_networks(runs)
+    trained, single = _select_with_epochs(runs), _select_single(runs)
     st.caption(
         "One run from several, without training: it takes a moment. A soup predicts as fast as "
         "one of its networks, and takes runs that began with the same head: give *Seed of the "
@@ -88,11 +88,11 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
         return _queue_average(method, options[chosen]) if pressed else None
 
 
-def _runs_with_epochs(runs: Sequence[Run]) -> list[Run]:
+def _select_with_epochs(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if epochs_of(run.config)]
 
 
-def _single_networks(runs: Sequence[Run]) -> list[Run]:
+def _select_single(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if not run.config.is_ensemble]
 
 

@@ -20,7 +20,7 @@ _MOST_BARS = 10
 _KEY = "live-camera"
 
 
-def show_live(run: Run) -> None:
+def offer_live_camera(run: Run) -> None:
     """Draw the button that leads from a run to its live camera."""
     if st.button("Try it with the camera", icon=":material/videocam:", key="to-live"):
         st.session_state["input_kind"] = "live"

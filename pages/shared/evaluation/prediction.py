@@ -43,7 +43,7 @@ from finetune_core.work import Work, in_phase
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import get_predictor
-from pages.shared.images import Picture, gallery, run_picture
+from pages.shared.images import Picture, gallery, make_run_picture
 from pages.shared.jobs import begin, jobs, offer, show_outcome
 from pages.shared.runs.backend import store
 
@@ -283,7 +283,9 @@ def _draw_neighbours(key: str, classifier: Classifier, encoded: EncodedImage) ->
             str(encoded.neighbourhood.ids[rows[index]]),
             classifier.classes[encoded.neighbourhood.labels[rows[index]]],
         )
-        return run_picture(classifier.run, sample, kind, f"Training image {sample}, class {kind}")
+        return make_run_picture(
+            classifier.run, sample, kind, f"Training image {sample}, class {kind}"
+        )
 
     gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
     if not encoded.neighbourhood.unchanged:

@@ -24,7 +24,7 @@ from finetune_core.figures.comparison import against_shifted
 from finetune_core.formatting import things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
-from pages.shared.evaluation.claims import pair_markdown
+from pages.shared.evaluation.claims import format_pair
 from pages.shared.evaluation.other_data import (
     begin_prediction,
     choose_shift,
@@ -148,7 +148,7 @@ def _draw_pairs(shifted: Comparison) -> None:
         return
     st.markdown("**Pairs on the shifted images**")
     for pair in shifted.pairs[:_MOST_PAIRS]:
-        st.markdown(pair_markdown(shifted.arms, pair))
+        st.markdown(format_pair(shifted.arms, pair))
     _draw_table(*pairs_table(shifted), key="shift-pairs")
 
 

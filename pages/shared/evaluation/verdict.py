@@ -18,7 +18,7 @@ from finetune_core.figures.comparison import accuracies
 from finetune_core.formatting import SPLIT_WORDS, accuracy_name
 from pages.shared.chrome import plain
 from pages.shared.configure import form
-from pages.shared.evaluation.claims import pair_markdown
+from pages.shared.evaluation.claims import format_pair
 
 _MOST_PAIRS = 6  # described in words
 _HOW = (
@@ -152,5 +152,5 @@ def _draw_pairs(comparison: Comparison) -> None:
         first = comparison.arm_verdicts[0].arm
         described = [pair for pair in described if first in (pair.a, pair.b)]
     for pair in described:
-        st.markdown(pair_markdown(comparison.arms, pair))
+        st.markdown(format_pair(comparison.arms, pair))
     _draw_table(*pairs_table(comparison), key="pairs")

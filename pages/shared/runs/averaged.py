@@ -15,7 +15,7 @@ _NO_SHIFT = (
 )
 
 
-def averaged(run: Run) -> None:
+def draw_average(run: Run) -> None:
     """Draw the averaged runs and what was chosen.
 
     A greedy soup chooses networks, WiSE-FT chooses the mixing coefficient.

@@ -16,7 +16,7 @@ from finetune_core.formatting import things
 from finetune_core.runs.log import arithmetic
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run
-from pages.shared.account import may_change
+from pages.shared.account import can_change
 from pages.shared.chrome import plain
 from pages.shared.runs.backend import (
     describe_status,
@@ -29,22 +29,22 @@ from pages.shared.runs.backend import (
 _WIDTH = 130  # pixels; the longest label fits
 
 
-def controls(run: Run) -> None:
+def draw_controls(run: Run) -> None:
     """Draw the row of buttons and status, and the error of the last click."""
-    can_change, started = may_change(run), run.history.started
+    is_own, started = can_change(run), run.history.started
     with st.container(horizontal=True, vertical_alignment="center"):
-        if can_change and run.active:
+        if is_own and run.active:
             _draw_stop_buttons(run)
-        elif can_change and run.resumable:
+        elif is_own and run.resumable:
             _draw_resume_button(run)
         word, color, icon = describe_status(run)
         st.badge(word, color=color, icon=icon)
-        if can_change and run.active:
+        if is_own and run.active:
             _draw_position(run)
         if where := run.history.where:
             facts = [where, *([arithmetic(started)] if started else []), run.run_id]
             st.caption(plain(" · ".join(facts)), width="stretch")
-        if not can_change:
+        if not is_own:
             st.caption(
                 plain(f"started by {run.owner}" if run.owner else "started without signing in")
             )

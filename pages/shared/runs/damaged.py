@@ -9,15 +9,15 @@ import streamlit as st
 
 from finetune_core.formatting import things
 from finetune_core.runs.store import Damaged
-from pages.shared.account import may_change
+from pages.shared.account import can_change
 from pages.shared.chrome import plain
 from pages.shared.runs.controls import show_problem
-from pages.shared.runs.trash import TRASH, to_trash
+from pages.shared.runs.trash import TRASH, move_to_trash
 
 _MOST = 50
 
 
-def damaged_runs(damaged: Sequence[Damaged]) -> None:
+def draw_damaged_runs(damaged: Sequence[Damaged]) -> None:
     """List the damaged runs at the end of a page; draw nothing if there are none."""
     show_problem()
     if not damaged:
@@ -37,12 +37,12 @@ def damaged_runs(damaged: Sequence[Damaged]) -> None:
                 st.markdown(
                     f"**{plain(_shorten(one.run_id))}**: {plain(one.reason)}", width="stretch"
                 )
-                if may_change(one):
+                if can_change(one):
                     st.button(
                         "Move to the trash",
                         key=f"trash-{one.run_id}",
                         icon=":material/delete:",
-                        on_click=to_trash,
+                        on_click=move_to_trash,
                         args=([one.run_id],),
                         help=TRASH,
                     )

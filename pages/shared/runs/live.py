@@ -14,7 +14,7 @@ from finetune_core.runs.store import Run
 from finetune_core.training.device_turn import WAITING
 from finetune_core.training.prediction_history import Flip, flips, load_prediction_history
 from pages.shared.chrome import plain
-from pages.shared.images import Picture, gallery, run_picture
+from pages.shared.images import Picture, gallery, make_run_picture
 from pages.shared.runs.backend import is_behind
 
 _NUMBERS: dict[Kind, str] = {
@@ -44,7 +44,7 @@ _NO_EPOCHS = "This run is done in one go: there are no epochs to follow."
 _STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Predictions that changed", "Log", "Timing"
 
 
-def pace(run: Run) -> float | None:
+def refresh_seconds(run: Run) -> float | None:
     """Return the seconds between two refreshes; None once nothing new can appear."""
     if not run.active:
         return None
@@ -52,7 +52,7 @@ def pace(run: Run) -> float | None:
     return _REFRESH_LATER if steps and steps[-1]["seconds"] > _FIRST else _REFRESH
 
 
-def bar(run: Run) -> None:
+def draw_progress(run: Run) -> None:
     """Draw the progress bar."""
     history = run.history
     # Read once, because another session may read on meanwhile.
@@ -84,7 +84,7 @@ def bar(run: Run) -> None:
         )
 
 
-def numbers(run: Run) -> None:
+def draw_numbers(run: Run) -> None:
     """Draw the latest loss and accuracy, the speed, and the memory."""
     history = run.history
     last = history.epochs[-1] if history.epochs else None
@@ -130,7 +130,7 @@ def numbers(run: Run) -> None:
                 st.metric("GPU memory", size(last["device_bytes"]), help=note, border=True)
 
 
-def fit_chosen(run: Run) -> None:
+def draw_fit(run: Run) -> None:
     """Draw the value that cross-validation chose for a fitted head, and the values tried."""
     fitted = run.history.fitted
     if not fitted:
@@ -165,7 +165,7 @@ def _smooth_latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
     return smoothed(run.history.steps, kind, images, steps_per_epoch, epochs)[-1]
 
 
-def notices(run: Run) -> None:
+def draw_notices(run: Run) -> None:
     """Draw the warnings about a run."""
     history = run.history
     for notice in run.notices:
@@ -192,7 +192,7 @@ def warn_undertrained(run: Run) -> None:
         )
 
 
-def curves(run: Run) -> None:
+def draw_curves(run: Run) -> None:
     """Draw the curve of the loss, and a second curve to choose."""
     history = run.history
     if not history.steps:
@@ -247,7 +247,7 @@ def _draw_stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -
     st.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
 
 
-def details(run: Run) -> None:
+def draw_details(run: Run) -> None:
     """Draw the box of details that answer questions about the curves."""
     if not run.history.started:
         return
@@ -317,7 +317,7 @@ def _draw_flips(run: Run) -> None:
     def picture(index: int) -> Picture:
         flip = changed[index]
         text = _describe_flip(flip, classes)
-        return run_picture(run, flip.id, text, f"{flip.id}: {text}")
+        return make_run_picture(run, flip.id, text, f"{flip.id}: {text}")
 
     gallery(len(changed), picture, f"flips-{run.run_id}", per_page=12)
 

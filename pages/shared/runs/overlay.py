@@ -13,7 +13,7 @@ from finetune_core.runs.store import Run
 from pages.shared.runs.picker import choose_runs
 
 
-def overlaid(run: Run, runs: Sequence[Run]) -> list[Run]:
+def choose_overlaid(run: Run, runs: Sequence[Run]) -> list[Run]:
     """Draw the box that chooses other runs to overlay, and return the chosen runs."""
     others = [one for one in runs if one.run_id != run.run_id and one.history.epochs]
     placeholder = "Overlay the curves of other runs"
@@ -22,7 +22,7 @@ def overlaid(run: Run, runs: Sequence[Run]) -> list[Run]:
     )
 
 
-def overlaid_charts(runs: list[Run]) -> None:
+def draw_overlaid(runs: list[Run]) -> None:
     """Draw loss and accuracy of each run by epoch, side by side."""
     titles = run_titles(runs)
     lines = [(title, run.history.epochs) for title, run in zip(titles, runs, strict=True)]

@@ -18,7 +18,7 @@ from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import epochs_of
-from pages.shared.account import may_change
+from pages.shared.account import can_change
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
 from pages.shared.runs.backend import describe_status, store, worker
@@ -61,7 +61,7 @@ def draw_queue(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.progress(_compute_progress(runs, expected), text)
-        own = [run for run in active if may_change(run)]
+        own = [run for run in active if can_change(run)]
         is_stopping = all(requested_stop(run.run_dir) for run in own)
         st.button(
             "Stop all",

@@ -8,7 +8,7 @@ moves them.
 import streamlit as st
 
 from finetune_core.runs.store import Run
-from pages.shared.account import is_sign_in_required, may_change
+from pages.shared.account import can_change, is_sign_in_required
 from pages.shared.chrome import plain
 from pages.shared.runs.backend import STATUS_WORDS, worker
 from pages.shared.runs.controls import attempt
@@ -35,7 +35,7 @@ def _is_waiting(run: Run | None) -> bool:
 
 
 def _draw_line(run: Run, place: int, places: int) -> None:
-    can_move, run_id = may_change(run), run.run_id
+    can_move, run_id = can_change(run), run.run_id
     with st.container(
         horizontal=True, vertical_alignment="center", border=True, key=f"queued-{run_id}"
     ):

@@ -16,13 +16,13 @@ from pages.shared.configure import form
 from pages.shared.runs.again import describe_differences, use_again
 
 
-def lineage(run: Run) -> None:
+def draw_lineage(run: Run) -> None:
     """Name the earlier run that a run started from, if there is one."""
     if text := lineage_in_words(run.history.started or {}):
         st.caption(f":material/account_tree: {plain(text)}")
 
 
-def run_settings(run: Run) -> None:
+def draw_run_settings(run: Run) -> None:
     """Draw a run's changes against the defaults, its command line, all settings, and JSON."""
     config = run.config
     auto = {name: setting_of(name) for name in config.auto if epochs_of(config)}

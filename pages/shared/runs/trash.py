@@ -15,7 +15,7 @@ TRASH = (
 )
 
 
-def to_trash(run_ids: Sequence[str]) -> None:
+def move_to_trash(run_ids: Sequence[str]) -> None:
     """Move runs to the trash (may be a callback). The page that is drawn next shows errors."""
     by = owner() if is_sign_in_required() else None
     for run_id in run_ids:
