@@ -1,15 +1,16 @@
-"""Thaw's home page: what this is, what the machine can do, and a way to a trained model without typing."""
+"""Thaw's home page: what Thaw does, what the machine can do, and a first model in one click."""
 
-from pages.shared.chrome import page
+from pages.shared.chrome import start_page
 
 
 def main() -> None:
-    page(
+    """Draw the page, its title first."""
+    start_page(
         "app.py",
         "Thaw fine-tunes pretrained image classifiers on your own images, in the browser. It shows "
         "which layers are worth training: freeze the others, and compare.",
     )
-    # On a new server this imports torch, which takes seconds: the title is on the screen before.
+    # This imports torch, which takes seconds on a new server. The title is on the screen before.
     from pages.shared.home import draw_home
 
     draw_home()

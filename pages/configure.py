@@ -1,4 +1,4 @@
-"""Configure: backbone, strategy and settings of the next run, with the strategy drawn."""
+"""Configure: backbone, strategy and settings of the next run, with a drawing of the strategy."""
 
 from functools import partial
 from pathlib import Path
@@ -19,21 +19,21 @@ from finetune_core.training.lr_finder import RateCurve, find_rate
 from finetune_core.training.stage_plan import cut_index, plan, stages_of
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 from finetune_core.training.trunk import chosen_views, why_uncached
-from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.chrome import draw_next_step, go, plain, start_page
 from pages.shared.configure import form, settings
-from pages.shared.configure.advice import which_backbone
+from pages.shared.configure.advice import draw_backbone_advice
 from pages.shared.configure.choices import (
-    Known,
-    backbone_cards,
-    known_of,
-    other_strategy_cards,
-    strategy_cards,
+    ChoiceContext,
+    collect_context,
+    draw_backbone_cards,
+    draw_other_strategy_cards,
+    draw_strategy_cards,
 )
 from pages.shared.configure.forecasts import forecast_all, time_in_background
 from pages.shared.configure.networks import OPEN as NETWORKS_KEY
-from pages.shared.configure.networks import network_finder
-from pages.shared.configure.origin import say_whose_settings
-from pages.shared.configure.presets import draw_presets, preset_changes
+from pages.shared.configure.networks import draw_network_finder
+from pages.shared.configure.origin import warn_of_other_data
+from pages.shared.configure.presets import draw_preset_changes, draw_presets
 from pages.shared.configure.stages import draw_strategy
 from pages.shared.configure.weights import offer_weights
 from pages.shared.data.chosen import data_folder, data_name, readable_roots
@@ -42,19 +42,24 @@ from pages.shared.runs.backend import submit
 from pages.shared.runs.profile import offer_profile
 
 MORE_KEY, SETTINGS_KEY, STRATEGIES_KEY = "more_settings", "training_settings", "more_strategies"
-MOST_LINES = 3  # of problems in the bar; of more, the rest is scrolled to
+MOST_LINES = 3  # problems in the bar; beyond that the bar scrolls
 
-page(
+start_page(
     "pages/configure.py",
-    "Decide which stages of a pretrained network train, and how. Cold stages stay frozen, warm ones train.",
+    "Decide which stages of a pretrained network train, and how. Cold stages stay frozen, warm "
+    "ones train.",
 )
 
 
 def describe_data() -> Dataset | None:
-    """Say which data set is trained on, beside the presets; return it if it can be read."""
+    """Say which data set is trained on, beside the presets.
+
+    Returns:
+        The data set; None if it cannot be read.
+    """
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.container(width="stretch"):
-            dataset = form.chosen_dataset()
+            dataset = form.load_chosen_dataset()
             if dataset:
                 images = things(len(dataset.table), "image")
                 classes = things(len(dataset.classes), "class", "classes")
@@ -67,17 +72,18 @@ def describe_data() -> Dataset | None:
     return dataset
 
 
-def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> None:
+def draw_plan(valid: RunConfig, problems: dict[str, str], num_classes: int | None) -> None:
     """Draw the strategy, even if other settings of the form are invalid."""
     try:
         draw_strategy(
-            valid, classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems
+            valid, num_classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems
         )
     except FinetuneError:
         st.caption("The strategy is drawn once its settings below are valid.")
     if valid.earlier_run:
         st.info(
-            f"Starts from {plain(Path(valid.earlier_run).name)}: frozen stages stay as that run left them.",
+            f"Starts from {plain(Path(valid.earlier_run).name)}: frozen stages stay as that run "
+            "left them.",
             icon=":material/account_tree:",
         )
     if valid.starts_from == RANDOM:
@@ -88,19 +94,23 @@ def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> Non
 
 
 def choose_network(
-    valid: RunConfig, config: RunConfig | None, known: Known, problems: dict[str, str]
+    valid: RunConfig, config: RunConfig | None, context: ChoiceContext, problems: dict[str, str]
 ) -> str | None:
-    """Draw the networks at hand and the ways to others; return why nothing can be started."""
-    st.markdown(f":small[{form.label('backbone')}]", help=setting_of("backbone").help)
-    backbone_cards(valid, known)
+    """Draw the networks at hand and the ways to other networks.
+
+    Returns:
+        The reason why no run can be started; None if one can.
+    """
+    st.markdown(f":small[{form.get_label('backbone')}]", help=setting_of("backbone").help)
+    draw_backbone_cards(valid, context)
     with st.container():
-        form.backbone_problems(problems)
+        form.draw_backbone_problems(problems)
     unfold_problems(NETWORKS_KEY, {"backbone"} & problems.keys())
     with st.grid("auto", min_column_width=320, gap="small"):
         with st.container():
-            network_finder()
+            draw_network_finder()
         with st.container():
-            which_backbone(config, known.dataset)
+            draw_backbone_advice(config, context.dataset)
     with st.container():
         return offer_weights([valid])
 
@@ -108,71 +118,78 @@ def choose_network(
 def choose_strategy(
     valid: RunConfig,
     config: RunConfig | None,
-    known: Known,
+    context: ChoiceContext,
     problems: dict[str, str],
     reason: str | None,
 ) -> None:
-    """Draw the strategies and the chosen one's own settings.
+    """Draw the strategies and the settings of the chosen strategy.
 
     Args:
-        reason: why nothing can be started.
+        reason: why no run can be started.
     """
-    st.markdown(f":small[{form.label('strategy')}]", help=setting_of("strategy").help)
-    strategy_cards(valid, known)
-    form.strategy_settings(problems)
+    st.markdown(f":small[{form.get_label('strategy')}]", help=setting_of("strategy").help)
+    draw_strategy_cards(valid, context)
+    form.draw_strategy_settings(problems)
     with st.expander(
         "More strategies", icon=":material/category:", key=STRATEGIES_KEY, on_change="rerun"
     ):
         if st.session_state.get(STRATEGIES_KEY):
-            other_strategy_cards(valid, known)
+            draw_other_strategy_cards(valid, context)
             with st.container():
-                if config and known.dataset:
-                    forecast_all(config, known, known.dataset)
+                if config and context.dataset:
+                    forecast_all(config, context, context.dataset)
     with st.container():
-        if config and known.dataset:
-            offer_profile(config, known.dataset, button_key="profile", disabled=reason is not None)
+        if config and context.dataset:
+            offer_profile(
+                config, context.dataset, button_key="profile", disabled=reason is not None
+            )
 
 
-def unfold_problems(key: str, inside: set[str]) -> None:
-    """Open a fold once something in it is wrong that was not before."""
-    seen = f"{key}_problems"
-    if inside - st.session_state.get(seen, set()):
+def unfold_problems(key: str, problems: set[str]) -> None:
+    """Open a fold as soon as one of its fields has a new problem.
+
+    Args:
+        key: key of the fold's widget.
+        problems: names of the fold's fields that have a problem now.
+    """
+    seen_key = f"{key}_problems"
+    if problems - st.session_state.get(seen_key, set()):
         st.session_state[key] = True
-    st.session_state[seen] = inside
+    st.session_state[seen_key] = problems
 
 
-def set_training(
+def draw_training_settings(
     valid: RunConfig, config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]
 ) -> None:
-    """Draw the training settings, folded under what they come to, and the learning-rate finder."""
+    """Draw the training settings, folded under a summary, and the learning-rate finder."""
     advanced = {"weights", "from_run", "devices", *names_in(*ADVANCED)}
     unfold_problems(MORE_KEY, advanced & problems.keys())
     unfold_problems(SETTINGS_KEY, (advanced | set(names_in(TRAINING))) & problems.keys())
     st.markdown(f":small[Training] · {plain(training_in_words(valid))}")
-    # A label that changed would draw the fields anew, and take the focus from what is typed.
+    # A label that changes would redraw the fields, and take the focus from the one being typed in.
     with st.expander(
         "Training settings", icon=":material/tune:", key=SETTINGS_KEY, on_change="rerun"
     ):
-        form.section(TRAINING, problems, config=config)
+        form.draw_section(TRAINING, problems, config=config)
         with st.container():
-            if form.fits():
+            if form.get_head_fit():
                 st.caption(
                     "The head is fitted in one go, so settings of training in steps are hidden."
                 )
             elif config and dataset:
-                about_augmentation(config)
-                rate_finder(config)
+                describe_augmentation(config)
+                offer_rate_finder(config)
         with st.expander("More settings", key=MORE_KEY, on_change="rerun"):
-            form.weights_field(problems)
-            for section in filter(form.fields_in, ADVANCED):
+            form.draw_weights_field(problems)
+            for section in filter(form.list_fields, ADVANCED):
                 st.markdown(f"**{section}**")
-                form.section(section, problems, config=config)
+                form.draw_section(section, problems, config=config)
                 if section == HARDWARE:
-                    form.devices_field(problems)
+                    form.draw_devices_field(problems)
 
 
-def rate_finder(config: RunConfig) -> None:
-    """Run a learning-rate range test, and offer its suggestion."""
+def offer_rate_finder(config: RunConfig) -> None:
+    """Offer a learning-rate range test, and offer its suggestion."""
     curve: RateCurve | None = offer(
         "Find a learning rate",
         f"rates:{config.model_dump_json(exclude={'learning_rate', 'epochs'})}",
@@ -196,57 +213,59 @@ def rate_finder(config: RunConfig) -> None:
             icon=":material/info:",
         )
     else:
-        words = f"Use {curve.suggestion:g}"
+        text = f"Use {curve.suggestion:g}"
         st.button(
-            words,
+            text,
             icon=":material/check:",
             on_click=settings.set_fields,
             args=({"learning_rate": curve.suggestion},),
         )
 
 
-def about_augmentation(config: RunConfig) -> None:
-    """Which augmented images the run will see, before it starts."""
+def describe_augmentation(config: RunConfig) -> None:
+    """Say which augmented images the run will see, before the run starts."""
     cut = cut_index(plan(config, stages_of(config)))
-    views = chosen_views(config, cut)
-    if views == 0:
+    num_views = chosen_views(config, cut)
+    if num_views == 0:
         st.caption(
-            "Augmentation: a new version of each image every epoch, so the frozen stages' output cannot be cached."
+            "Augmentation: a new version of each image every epoch, so the frozen stages' output "
+            "cannot be cached."
         )
-    elif views:
-        how = (
+    elif num_views:
+        method = (
             "computed again each time"
             if why_uncached(config, cut)
             else "run through the frozen stages once"
         )
         st.caption(
-            f"Augmentation: {things(views, 'version')} of each image, {how} and used in turn (More settings changes the number)."
+            f"Augmentation: {things(num_views, 'version')} of each image, {method} and used in "
+            "turn (More settings changes the number)."
         )
 
 
-def summarize(config: RunConfig, known: Known, *, timing: bool) -> str:
-    """Return what would be started in one line: strategy, length, and forecast.
+def summarize(config: RunConfig, context: ChoiceContext, *, is_timing: bool) -> str:
+    """Return one line about the run: strategy, length, and forecast.
 
     Args:
-        timing: whether its steps are being timed.
+        is_timing: whether the run's steps are being timed.
     """
-    where, forecast = form.on_devices(), known.expects(config)
-    cost = "estimating the time …" if timing else ""
+    devices, forecast = form.describe_devices(), context.forecast(config)
+    cost = "estimating the time …" if is_timing else ""
     if forecast:
-        cost = f"about {rough_duration(forecast.seconds)}{' on one' if where else ''}"
+        cost = f"about {rough_duration(forecast.seconds)}{' on one' if devices else ''}"
     parts = [
         f"**{STRATEGIES[config.strategy].title}**",
         things(config.epochs, "epoch") if epochs_of(config) else "no epochs",
-        where,
+        devices,
         cost,
     ]
     return " · ".join(filter(None, parts))
 
 
-def detail(config: RunConfig, known: Known, dataset: Dataset) -> str:
-    """Return what the one line leaves out: network, images, and memory."""
+def describe_details(config: RunConfig, context: ChoiceContext, dataset: Dataset) -> str:
+    """Return the facts that the one line leaves out: network, images, and memory."""
     training = int((dataset.table["split"] == TRAIN).sum()) * config.train_fraction
-    forecast = known.expects(config)
+    forecast = context.forecast(config)
     parts = [
         plain(config.backbone),
         things(max(1, round(training)), "training image"),
@@ -255,10 +274,10 @@ def detail(config: RunConfig, known: Known, dataset: Dataset) -> str:
     return " · ".join(filter(None, parts))
 
 
-def start_bar(
-    config: RunConfig | None, known: Known, problems: dict[str, str], reason: str | None
+def draw_start_bar(
+    config: RunConfig | None, context: ChoiceContext, problems: dict[str, str], reason: str | None
 ) -> None:
-    """What would be started, or why nothing can be, and Start: always visible."""
+    """Draw the bar that is always visible: the next run, or why none can start, and *Start*."""
     with st.bottom.container(horizontal=True, vertical_alignment="center", key="start_bar"):
         with st.container(width="stretch", gap=None):
             if problems:
@@ -269,15 +288,15 @@ def start_bar(
                     gap=None, height=80 if len(problems) > MOST_LINES else "content", border=False
                 ):
                     for name, problem in problems.items():
-                        st.markdown(f":small[:red[{plain(form.label(name))} {plain(problem)}]]")
-            elif config and known.dataset:
+                        st.markdown(f":small[:red[{plain(form.get_label(name))} {plain(problem)}]]")
+            elif config and context.dataset:
                 if reason:
                     st.markdown(f":orange[:material/download:] {reason}")
                 else:
-                    timing = time_in_background(config, known)
+                    is_timing = time_in_background(config, context)
                     st.markdown(
-                        summarize(config, known, timing=timing),
-                        help=detail(config, known, known.dataset),
+                        summarize(config, context, is_timing=is_timing),
+                        help=describe_details(config, context, context.dataset),
                     )
         pressed = st.button(
             "Start training",
@@ -289,37 +308,39 @@ def start_bar(
         )
     if config and pressed:
         try:
-            run = submit(config, settings.devices())
+            run = submit(config, settings.get_devices())
         except FinetuneError as error:
             st.bottom.error(plain(str(error)))
             return
         go("pages/train.py", run)
 
 
-# Each part in a container of its own: whatever appears in it, the fields below keep their places, and what is typed into them.
-settings.fill_in()
+# Each part has its own container. Whatever appears in it, the fields below keep their places and
+# the text typed into them.
+settings.set_missing_defaults()
 with st.container():
     dataset = describe_data()
-found = settings.values(
+values = settings.read_values(
     (data_folder() if dataset else "") or "any", effective(dataset.edits) if dataset else ()
 )
-config, problems = form.checked(found, readable_roots(), dataset)
-if wrong := form.devices_problem(config):
-    config, problems = None, problems | wrong
+config, problems = form.check_settings(values, readable_roots(), dataset)
+if device_problems := form.check_devices(config):
+    config, problems = None, problems | device_problems
 if dataset is None:
-    problems.pop("data", None)  # that there is none is said above
+    # The missing data set is mentioned above.
+    problems.pop("data", None)
 with st.container():
-    preset_changes()
-    say_whose_settings(data_folder() if dataset else None)
-valid = form.fill(settings.valid_config(found), dataset)
+    draw_preset_changes()
+    warn_of_other_data(data_folder() if dataset else None)
+valid = form.fill(settings.make_valid_config(values), dataset)
 with st.container():
-    draw(valid, problems, len(dataset.classes) if dataset else None)
-known = known_of(dataset, timed=config is not None)
-reason = choose_network(valid, config, known, problems)
-choose_strategy(valid, config, known, problems, reason)
-set_training(valid, config, dataset, problems)
+    draw_plan(valid, problems, len(dataset.classes) if dataset else None)
+context = collect_context(dataset, timed=config is not None)
+reason = choose_network(valid, config, context, problems)
+choose_strategy(valid, config, context, problems, reason)
+draw_training_settings(valid, config, dataset, problems)
 if dataset is None:
     with st.bottom:
-        next_step("pages/dataset.py", "Choose data first")
+        draw_next_step("pages/dataset.py", "Choose data first")
 else:
-    start_bar(config, known, problems, reason)
+    draw_start_bar(config, context, problems, reason)

@@ -1,4 +1,4 @@
-"""Dataset: choose the images, look at what is in them, and correct it, before training."""
+"""Dataset: choose the images, look at them, and correct them before training."""
 
 from contextlib import suppress
 
@@ -13,26 +13,26 @@ from finetune_core.figures.data import class_counts, probe_curve
 from finetune_core.formatting import SPLIT_WORDS, mid_sentence, number, percent, things
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.training.strategies import STRATEGIES
-from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.chrome import draw_next_step, go, plain, start_page
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import PROBES, VIEW, analyze, compare_layers
-from pages.shared.data.changes import changes, last_change, rename_class
+from pages.shared.data.changes import draw_changes, draw_last_change, draw_rename_form
 from pages.shared.data.chosen import chosen_data, data_name
-from pages.shared.data.datasets import current_dataset, report_of
+from pages.shared.data.datasets import current_dataset, find_report
 from pages.shared.data.findings import list_findings
-from pages.shared.data.galleries import examples, images, map_of_images
+from pages.shared.data.galleries import draw_examples, draw_images, draw_map
 from pages.shared.data.labelling import label_images
-from pages.shared.data.network_view import fed_to_network
+from pages.shared.data.network_view import draw_preprocessing
 from pages.shared.data.source import choose_source
 
-page(
+start_page(
     "pages/dataset.py",
     "Choose the images to learn from, inspect them, and correct them before training.",
 )
 
 
-def overview(dataset: Dataset) -> None:
-    """The data set in one line, its classes, and some of its images."""
+def draw_overview(dataset: Dataset) -> None:
+    """Draw the data set in one line, its classes, and some of its images."""
     table, counts = dataset.table, dataset.counts()
     facts = [
         things(len(table), "image"),
@@ -42,7 +42,7 @@ def overview(dataset: Dataset) -> None:
             for split in SPLITS
             if split in counts and counts[split].any()
         ),
-        _sizes(dataset),
+        _describe_sizes(dataset),
     ]
     st.markdown(" · ".join(facts))
     left, right = st.columns([2, 3], gap="medium")
@@ -55,11 +55,11 @@ def overview(dataset: Dataset) -> None:
             alt="Bar chart: images per class, by split",
         )
     with right:
-        examples(dataset)
+        draw_examples(dataset)
 
 
-def _sizes(dataset: Dataset) -> str:
-    """``320 × 240 pixels``, or from the least to the most."""
+def _describe_sizes(dataset: Dataset) -> str:
+    """Return the image size in words: ``320 × 240 pixels``, or a range from smallest to largest."""
     table = dataset.table
     (left, top), (right, bottom) = (
         (table["width"].agg(which), table["height"].agg(which)) for which in ("min", "max")
@@ -68,14 +68,15 @@ def _sizes(dataset: Dataset) -> str:
     return largest if (left, top) == (right, bottom) else f"{left} × {top} to {largest}"
 
 
-def findings(dataset: Dataset) -> None:
-    report = report_of(dataset)
+def draw_findings(dataset: Dataset) -> None:
+    """Draw the findings that have not been answered yet."""
+    report = find_report(dataset)
     found = [*dataset.findings, *(report.findings if report else ())]
     list_findings(dataset, unanswered(found, dataset.edits))
 
 
-def next_steps(dataset: Dataset) -> None:
-    """The main question about the data, and the way on."""
+def draw_next_steps(dataset: Dataset) -> None:
+    """Draw the button of the main question about the data, and the button to Configure."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.button(
             "Compare layers",
@@ -88,10 +89,11 @@ def next_steps(dataset: Dataset) -> None:
             "the features of each layer: from which one on to train. Also finds possible label "
             "errors, outliers and shift between splits.",
         )
-        next_step("pages/configure.py", "Configure the training", primary=False)
+        draw_next_step("pages/configure.py", "Configure the training", primary=False)
 
 
-def classes_and_splits(dataset: Dataset, data: str) -> None:
+def draw_classes_and_splits(dataset: Dataset, data: str) -> None:
+    """Draw tables of counts and sizes, the form that renames classes, and the split."""
     with st.expander("Counts and image sizes as tables"):
         st.dataframe(dataset.counts().rename(columns=SPLIT_WORDS))
         sizes = (
@@ -102,31 +104,33 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
     st.caption(
         f"Half of the images have at least {int(shorter.median())} pixels on the shorter side."
     )
-    rename_class(dataset)
+    draw_rename_form(dataset)
     st.header("The split", anchor=False)
     if dataset.given_splits:
         st.markdown("The split is part of the data. Single images can be moved.")
     else:
         st.markdown(
-            "Thaw makes the split, class by class. Images that have been split once stay where they are when files are added."
+            "Thaw makes the split, class by class. Images that have been split once stay where "
+            "they are when files are added."
         )
-        form.split_fields(data)
-    _shift(dataset)
+        form.draw_split_fields(data)
+    _draw_shift(dataset)
     st.download_button(
         "Download the data set as a table",
         lambda: dataset.manifest().to_csv(index=False).encode(),
         file_name="manifest.csv",
         mime="text/csv",
         icon=":material/download:",
-        on_click="ignore",  # redrawing the page would let go of the very file that is asked for
-        help="path, label, split: with your changes. Put it into the folder of the images, and Thaw reads it as a manifest: the same "
-        "split on any machine.",
+        # Redrawing the page would drop the file that is being downloaded.
+        on_click="ignore",
+        help="path, label, split: with your changes. Put it into the folder of the images, and "
+        "Thaw reads it as a manifest: the same split on any machine.",
     )
 
 
-def _shift(dataset: Dataset) -> None:
-    """How far apart the splits are, where the analysis has measured it."""
-    report = report_of(dataset)
+def _draw_shift(dataset: Dataset) -> None:
+    """Say how far apart the splits are, if the analysis has measured that."""
+    report = find_report(dataset)
     if report and report.auc:
         by_split = ", ".join(
             f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items()
@@ -138,40 +142,42 @@ def _shift(dataset: Dataset) -> None:
         )
 
 
-def linear_probes(dataset: Dataset) -> None:
-    report = report_of(dataset)
+def draw_linear_probes(dataset: Dataset) -> None:
+    """Draw the accuracy of the linear probe at each stage, and the suggestion."""
+    report = find_report(dataset)
     if report is None:
         analyze(dataset, "probes")
         return
-    best = report.suggestion
-    if best is None:
+    suggestion = report.suggestion
+    if suggestion is None:
         st.info(
             "There are too few validation images, or too few classes, for a linear probe.",
             icon=":material/info:",
         )
         return
     with st.container(border=True):
-        st.markdown(f"**{_suggested(report)}.** {plain(best.reason)}")
+        st.markdown(f"**{_describe_suggestion(report)}.** {plain(suggestion.reason)}")
         if report.strategy and st.button(
             "Configure it",
             icon=":material/tune:",
             on_click=settings.set_strategy,
-            args=(report.strategy, best.cut, report.backbone),
+            args=(report.strategy, suggestion.cut, report.backbone),
         ):
             go("pages/configure.py")
     st.plotly_chart(
-        probe_curve(report.probes, best.cut),
+        probe_curve(report.probes, suggestion.cut),
         key="probes",
         alt="Accuracy of a linear model on each stage's frozen features: "
         + ", ".join(f"{one.stage} {percent(one.accuracy)}" for one in report.probes),
     )
     st.caption(
-        f"For each stage of {report.backbone}: the validation accuracy of a linear model on the features of that frozen stage. "
-        "Where the curve stops rising, pretraining stops helping. The bars are ± one standard error."
+        f"For each stage of {report.backbone}: the validation accuracy of a linear model on the "
+        "features of that frozen stage. Where the curve stops rising, pretraining stops helping. "
+        "The bars are ± one standard error."
     )
 
 
-def _suggested(report: DeepReport) -> str:
+def _describe_suggestion(report: DeepReport) -> str:
     if report.strategy is None:
         return "No suggestion"
     if report.strategy == "custom" and report.suggestion:
@@ -179,15 +185,15 @@ def _suggested(report: DeepReport) -> str:
     return f"Suggested: {mid_sentence(STRATEGIES[report.strategy].title)}"
 
 
-def views(dataset: Dataset, data: str) -> None:
-    """Everything else, one view at a time, once it is asked for."""
+def draw_views(dataset: Dataset, data: str) -> None:
+    """Draw one of the other views at a time, once it is chosen."""
     bodies = {
-        "Images": images,
+        "Images": draw_images,
         "Label": label_images,
-        "Classes and splits": lambda one: classes_and_splits(one, data),
-        "Map": map_of_images,
-        PROBES: linear_probes,
-        "Preprocessing": fed_to_network,
+        "Classes and splits": lambda one: draw_classes_and_splits(one, data),
+        "Map": draw_map,
+        PROBES: draw_linear_probes,
+        "Preprocessing": draw_preprocessing,
     }
     view = st.segmented_control(
         "Details", list(bodies), key=VIEW, persist_state="session", label_visibility="collapsed"
@@ -197,14 +203,16 @@ def views(dataset: Dataset, data: str) -> None:
             bodies[view](dataset)
 
 
-def draw(dataset: Dataset, data: str) -> None:
-    overview(dataset)
-    with st.container():  # always there, so that nothing below is drawn anew with the first change
-        changes(dataset.edits)
-    last_change(dataset.edits)
-    findings(dataset)
-    next_steps(dataset)
-    views(dataset, data)
+def draw_dataset(dataset: Dataset, data: str) -> None:
+    """Draw the whole page of a data set."""
+    draw_overview(dataset)
+    with st.container():
+        # Always there: otherwise the first change would redraw everything below.
+        draw_changes(dataset.edits)
+    draw_last_change(dataset.edits)
+    draw_findings(dataset)
+    draw_next_steps(dataset)
+    draw_views(dataset, data)
 
 
 choose_source()
@@ -226,11 +234,12 @@ try:
     found = current_dataset(again=again)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
-    with suppress(FinetuneError):  # changes may be what is wrong: they can be undone
-        changes(load_edits(root))
+    with suppress(FinetuneError):
+        # The changes may be the problem: offer to undo them.
+        draw_changes(load_edits(root))
     st.stop()
 try:
-    draw(found, root)
+    draw_dataset(found, root)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
     st.stop()

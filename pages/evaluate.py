@@ -1,4 +1,4 @@
-"""Evaluate: how good a run is on images it did not train on, and where it goes wrong."""
+"""Evaluate: how good a run is on images outside its training set, and where it is wrong."""
 
 from functools import partial
 
@@ -17,20 +17,20 @@ from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.formatting import SPLIT_WORDS, accuracy_name, percent, things
 from finetune_core.runs.store import Run
-from pages.shared.chrome import next_step, page, plain
+from pages.shared.chrome import draw_next_step, plain, start_page
 from pages.shared.data.chosen import readable_roots
-from pages.shared.evaluation.confusion import confusions
-from pages.shared.evaluation.export import export_buttons
-from pages.shared.evaluation.numbers import reference_metric, share_metric
-from pages.shared.evaluation.reliability import reliability
-from pages.shared.evaluation.tabs import metrics
+from pages.shared.evaluation.confusion import draw_confusions
+from pages.shared.evaluation.export import draw_export_buttons
+from pages.shared.evaluation.numbers import draw_share, draw_value
+from pages.shared.evaluation.reliability import draw_reliability
+from pages.shared.evaluation.tabs import draw_metrics
 from pages.shared.jobs import offer
 from pages.shared.runs.backend import store
-from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.damaged import draw_damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.live import warn_undertrained
 from pages.shared.runs.picker import choose_run
-from pages.shared.runs.run_settings import lineage
+from pages.shared.runs.run_settings import draw_lineage
 
 REFERENCES = {
     "Majority class": "Always answering with the most frequent class of the training images.",
@@ -38,30 +38,30 @@ REFERENCES = {
     "Best by validation": "The run with the highest validation accuracy of all on these images.",
 }
 
-page(
+start_page(
     "pages/evaluate.py", "Evaluate a run on images it was not trained on, and look at its mistakes."
 )
 
 
-def headline(run: Run, result: Evaluation) -> None:
-    """Draw the accuracy beside its reference points, and what is to be known of its images."""
+def draw_headline(run: Run, result: Evaluation) -> None:
+    """Draw the accuracy beside its reference points, and what to know about its images."""
     name = accuracy_name(result.split)
     with st.container(horizontal=True):
         meaning = "Interval: Wilson's, for all such images. More images make it narrower."
-        share_metric(name, result.accuracy, result.low, result.high, meaning)
-        for label, one in reference_points(run, found, result.split).items().items():
-            how = plain(one.title) if one.title.lower() != label.lower() else ""
-            reference_metric(label, percent(one.value), how, REFERENCES[label])
-    provenance(run, result)
+        draw_share(name, result.accuracy, result.low, result.high, meaning)
+        for label, reference in reference_points(run, found, result.split).items().items():
+            title = plain(reference.title) if reference.title.lower() != label.lower() else ""
+            draw_value(label, percent(reference.value), title, REFERENCES[label])
+    draw_provenance(run, result)
     warn_undertrained(run)
     if note := precision_note(run):
         st.warning(note, icon=":material/info:")
         if can_be_evaluated(run):
-            in_fp32(run)
+            offer_fp32(run)
 
 
-def provenance(run: Run, result: Evaluation) -> None:
-    """Say how many images these are, and whether anything was chosen on them."""
+def draw_provenance(run: Run, result: Evaluation) -> None:
+    """Say how many images were evaluated, and whether anything was chosen on them."""
     images = things(result.images, f"{SPLIT_WORDS[result.split].lower()} image")
     if is_held_out(run, result.split):
         st.caption(f"{images}, {HELD_OUT}.")
@@ -75,8 +75,8 @@ def provenance(run: Run, result: Evaluation) -> None:
         st.warning(f"{optimistic}. There are no test images.", icon=":material/info:")
 
 
-def in_fp32(run: Run) -> None:
-    """The way to numbers that hold for the network as it is used."""
+def offer_fp32(run: Run) -> None:
+    """Offer to evaluate again in fp32, the precision in which the network is used."""
     offer(
         "Evaluate in fp32",
         f"evaluate:{run.run_dir}",
@@ -93,11 +93,11 @@ found, damaged = store().all()
 runs = [run for run in found if run.judged]
 if not runs:
     nothing_yet("No run has finished an epoch yet. Train one, or see it work on the sample first.")
-    damaged_runs(damaged)
-    next_step("pages/configure.py", "Configure a run", primary=False)
+    draw_damaged_runs(damaged)
+    draw_next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 chosen = choose_run(runs, damaged)
-lineage(chosen)
+draw_lineage(chosen)
 try:
     splits = predicted_splits(chosen)
     split = splits[0]
@@ -112,8 +112,8 @@ try:
             persist_state="session",
         )
     judged = evaluation(chosen, split)
-    headline(chosen, judged)
-    bodies = {"Mistakes": confusions, "Metrics": metrics, "Reliability": reliability}
+    draw_headline(chosen, judged)
+    bodies = {"Mistakes": draw_confusions, "Metrics": draw_metrics, "Reliability": draw_reliability}
     for tab, body in zip(
         st.tabs(list(bodies), on_change="rerun", key="evaluate_view"), bodies.values(), strict=True
     ):
@@ -122,8 +122,8 @@ try:
                 body(chosen, judged)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
-    damaged_runs(damaged)
+    draw_damaged_runs(damaged)
     st.stop()
-export_buttons(chosen)
-damaged_runs(damaged)
-next_step("pages/compare.py", "Compare with other runs")
+draw_export_buttons(chosen)
+draw_damaged_runs(damaged)
+draw_next_step("pages/compare.py", "Compare with other runs")

@@ -1,4 +1,4 @@
-"""Runs: all of them in one table, to be searched, compared, repeated and deleted, and the queue."""
+"""Runs: a table of all runs to search, compare, repeat and delete, and the queue."""
 
 import streamlit as st
 
@@ -6,31 +6,38 @@ from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.formatting import number, percent, things
 from finetune_core.runs.store import Run
-from pages.shared.account import may_change
-from pages.shared.chrome import go, next_step, page, plain
-from pages.shared.runs.again import differs_now, use_again
+from pages.shared.account import can_change
+from pages.shared.chrome import draw_next_step, go, plain, start_page
+from pages.shared.runs.again import describe_differences, use_again
 from pages.shared.runs.backend import store
 from pages.shared.runs.controls import show_problem
-from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.damaged import draw_damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
-from pages.shared.runs.machines import machines_in_use
-from pages.shared.runs.queue_list import queue_list
-from pages.shared.runs.run_settings import lineage
-from pages.shared.runs.table import matching, search_box, selected, table
-from pages.shared.runs.trash import TRASH, to_trash
+from pages.shared.runs.machines import draw_machines
+from pages.shared.runs.queue_list import draw_queue_list
+from pages.shared.runs.run_settings import draw_lineage
+from pages.shared.runs.table import draw_search_box, draw_table, find_matching, get_selected
+from pages.shared.runs.trash import TRASH, move_to_trash
 
 REFRESH = 3.0  # seconds
 MOST_NAMED = 10
 
-page(
+start_page(
     "pages/runs.py",
     "Every run on this machine: find, compare, or train again with the same settings.",
 )
 
 
-def actions(chosen: list[Run], found: int) -> None:
-    """What can be done with the selected runs. All buttons are there at all times, so that none moves."""
+def draw_actions(chosen: list[Run], num_runs: int) -> None:
+    """Draw the buttons for the selected runs.
+
+    All buttons are there at all times, so that none of them moves.
+
+    Args:
+        chosen: the selected runs.
+        num_runs: number of runs in the table.
+    """
     judged = [run.run_id for run in chosen if run.judged]
     one = chosen[0] if len(chosen) == 1 else None
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -59,17 +66,17 @@ def actions(chosen: list[Run], found: int) -> None:
             and one
         ):
             use_again(one)
-        delete(chosen)
-        st.caption(f"{number(len(chosen))} of {things(found, 'run')} selected")
+        draw_delete(chosen)
+        st.caption(f"{number(len(chosen))} of {things(num_runs, 'run')} selected")
     if one:
-        lineage(one)
-        if words := in_context(one):
-            st.caption(plain(words))
-    if one and (words := differs_now(one)):
-        st.caption(plain(words))
+        draw_lineage(one)
+        if text := describe_accuracy(one):
+            st.caption(plain(text))
+    if one and (text := describe_differences(one)):
+        st.caption(plain(text))
 
 
-def in_context(run: Run) -> str:
+def describe_accuracy(run: Run) -> str:
     """Return the run's accuracy with its reference points; empty before the first epoch."""
     accuracy = run_accuracy(run)
     if not accuracy:
@@ -78,63 +85,73 @@ def in_context(run: Run) -> str:
     return f"{accuracy.name} {percent(accuracy.value)}. {sentence}".strip()
 
 
-def delete(chosen: list[Run]) -> None:
-    """Asks first, with the number of runs and their titles."""
-    free = [run for run in chosen if may_change(run) and not run.active]
-    # Another one after each deletion: it is closed.
-    times = st.session_state.get("deletions", 0)
-    with st.popover("Delete", icon=":material/delete:", disabled=not chosen, key=f"delete-{times}"):
-        left = len(chosen) - len(free)
-        st.markdown(f"**Move {things(len(free), 'run')} to the trash?**")
-        titles = [f"- {plain(run_title(run))}" for run in free[:MOST_NAMED]]
+def draw_delete(chosen: list[Run]) -> None:
+    """Draw the button Delete, which asks first with the number of runs and their titles."""
+    deletable = [run for run in chosen if can_change(run) and not run.active]
+    # A new key after each deletion closes the popover.
+    num_deletions = st.session_state.get("deletions", 0)
+    with st.popover(
+        "Delete", icon=":material/delete:", disabled=not chosen, key=f"delete-{num_deletions}"
+    ):
+        num_kept = len(chosen) - len(deletable)
+        st.markdown(f"**Move {things(len(deletable), 'run')} to the trash?**")
+        titles = [f"- {plain(run_title(run))}" for run in deletable[:MOST_NAMED]]
         st.markdown(
             "\n".join(
                 titles
-                + ([f"- and {len(free) - MOST_NAMED} more"] if len(free) > MOST_NAMED else [])
+                + (
+                    [f"- and {len(deletable) - MOST_NAMED} more"]
+                    if len(deletable) > MOST_NAMED
+                    else []
+                )
             )
         )
-        if left:
-            st.markdown(f"{things(left, 'selected run')} stay: still active, or somebody else's.")
+        if num_kept:
+            st.markdown(
+                f"{things(num_kept, 'selected run')} stay: still active, or somebody else's."
+            )
         st.caption(TRASH)
         st.button(
-            f"Move {things(len(free), 'run')} to the trash",
+            f"Move {things(len(deletable), 'run')} to the trash",
             key="confirm-delete",
             icon=":material/delete:",
-            disabled=not free,
-            on_click=confirmed,
-            args=([run.run_id for run in free],),
+            disabled=not deletable,
+            on_click=delete_confirmed,
+            args=([run.run_id for run in deletable],),
         )
 
 
-def confirmed(run_ids: list[str]) -> None:
-    to_trash(run_ids)
+def delete_confirmed(run_ids: list[str]) -> None:
+    """Delete runs after the confirmation (a callback)."""
+    move_to_trash(run_ids)
     st.session_state["deletions"] = st.session_state.get("deletions", 0) + 1
 
 
-def panel(was_active: bool) -> None:
+def draw_panel(was_active: bool) -> None:
+    """Draw the search, the table and the queue, refreshed while runs are active."""
     runs = store().runs()
-    # it has to stop refreshing itself, or to begin
+    # The fragment has to start or stop refreshing itself.
     if not runs or was_active != any(run.active for run in runs):
         st.rerun()
-    words = search_box()
-    found = matching(runs, words)
-    actions(selected(found), len(found))
+    text = draw_search_box()
+    found = find_matching(runs, text)
+    draw_actions(get_selected(found), len(found))
     if found:
-        table(found)
+        draw_table(found)
     else:
-        st.info(plain(f"No run matches “{words}”."), icon=":material/search_off:")
+        st.info(plain(f"No run matches “{text}”."), icon=":material/search_off:")
     show_problem()
-    machines_in_use(runs)
-    queue_list(runs)
+    draw_machines(runs)
+    draw_queue_list(runs)
 
 
 runs, damaged = store().all()
 if not runs:
     nothing_yet("No run yet. Configure one, or see it work on the sample first.")
-    damaged_runs(damaged)
-    next_step("pages/configure.py", "Configure a run", primary=False)
+    draw_damaged_runs(damaged)
+    draw_next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 active = any(run.active for run in runs)
-st.fragment(panel, run_every=REFRESH if active else None)(active)
-damaged_runs(damaged)
-next_step("pages/configure.py", "Configure another run", primary=False)
+st.fragment(draw_panel, run_every=REFRESH if active else None)(active)
+draw_damaged_runs(damaged)
+draw_next_step("pages/configure.py", "Configure another run", primary=False)

@@ -1,4 +1,4 @@
-"""Train: watch a run live, stop it, and find it again. Everything shown is read from the run's folder."""
+"""Train: watch a run live, stop it, and find it again. All of it is read from the run directory."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,47 +22,55 @@ from finetune_core.formatting import (
 from finetune_core.runs.about import MOST_TAGS
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import STRATEGIES, epochs_of
-from pages.shared.account import may_change
-from pages.shared.chrome import next_step, page, plain
-from pages.shared.configure.stages import draw_passing, draw_stages, with_unused
-from pages.shared.evaluation.live import show_live
-from pages.shared.runs.averaged import averaged
+from pages.shared.account import can_change
+from pages.shared.chrome import draw_next_step, plain, start_page
+from pages.shared.configure.stages import add_unused_stages, draw_passing, draw_stages
+from pages.shared.evaluation.live import offer_live_camera
+from pages.shared.runs.averaged import draw_average
 from pages.shared.runs.backend import store
-from pages.shared.runs.controls import attempt, controls
-from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.controls import attempt, draw_controls
+from pages.shared.runs.damaged import draw_damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
-from pages.shared.runs.live import bar, curves, details, fit_chosen, notices, numbers, pace
-from pages.shared.runs.overlay import overlaid, overlaid_charts
+from pages.shared.runs.live import (
+    draw_curves,
+    draw_details,
+    draw_fit,
+    draw_notices,
+    draw_numbers,
+    draw_progress,
+    refresh_seconds,
+)
+from pages.shared.runs.overlay import choose_overlaid, draw_overlaid
 from pages.shared.runs.picker import choose_run
-from pages.shared.runs.run_settings import lineage, run_settings
-from pages.shared.runs.trash import TRASH, to_trash
+from pages.shared.runs.run_settings import draw_lineage, draw_run_settings
+from pages.shared.runs.trash import TRASH, move_to_trash
 
-MOST_NAMED = 50  # changes to the data set, and images of one
-LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
+MOST_NAMED = 50  # changes to the data set, and images of one change
+LOOK_AGAIN = 10.0  # seconds between checks whether another process has resumed the run
 
-page(
+start_page(
     "pages/train.py",
     "Watch a run. You can close the tab: the run continues, and this page finds it again.",
 )
 
 
-def about(run: Run) -> None:
-    """Its tags, name and note, and the way to the trash."""
+def draw_about(run: Run) -> None:
+    """Draw a run's tags and note, and the form that edits name, note and tags or deletes it."""
     if run.tags:
         st.markdown(" ".join(f":gray-badge[{plain(tag)}]" for tag in run.tags))
     if run.note:
         st.markdown(plain(run.note))
-    if not may_change(run):
+    if not can_change(run):
         return
     with st.expander("Name, note, tags, delete", icon=":material/edit:"):
         with st.form(f"about-{run.run_id}", border=False):
             name = st.text_input("Name", run.name, max_chars=80)
             note = st.text_area("Note", run.note, max_chars=2000, help="What you tried, and why.")
-            known = dict.fromkeys([*run.tags, *(tag for other in runs for tag in other.tags)])
+            known_tags = dict.fromkeys([*run.tags, *(tag for other in runs for tag in other.tags)])
             tags = st.multiselect(
                 "Tags",
-                known,
+                known_tags,
                 run.tags,
                 max_selections=MOST_TAGS,
                 accept_new_options=True,
@@ -77,16 +85,17 @@ def about(run: Run) -> None:
 
 @st.dialog("Delete this run?")
 def confirm_delete(run: Run) -> None:
+    """Ask before a run is moved to the trash."""
     st.markdown(f"**Move {plain(run_title(run))} to the trash?**")
     st.caption(TRASH)
     if st.button("Move to the trash", type="primary"):
-        to_trash([run.run_id])
+        move_to_trash([run.run_id])
         st.query_params.clear()
         st.rerun()
 
 
-def data_changes(run: Run) -> None:
-    """What the data set had been changed by, as this run records it."""
+def draw_data_changes(run: Run) -> None:
+    """Draw the changes to the data set that a run was trained with."""
     changes = edits_in_words(run.config.edits)
     if not changes:
         return
@@ -102,8 +111,8 @@ def data_changes(run: Run) -> None:
             st.caption(f"And {things(len(run.config.edits) - MOST_NAMED, 'change')} more.")
 
 
-def ending(run: Run) -> None:
-    """What came of it, in words."""
+def draw_result(run: Run) -> None:
+    """Draw how a run ended, its result, and the next step."""
     end = run.history.end
     if run.status == "failed" and end:
         st.error(plain(end["message"]), icon=":material/error:")
@@ -112,7 +121,8 @@ def ending(run: Run) -> None:
                 st.code(end["traceback"], language=None)
     elif run.status == "interrupted":
         st.warning(
-            "The program ended while this run was going on. *Resume* goes on from its last checkpoint.",
+            "The program ended while this run was going on. *Resume* goes on from its last "
+            "checkpoint.",
             icon=":material/power_off:",
         )
     if not run.judged:
@@ -122,14 +132,14 @@ def ending(run: Run) -> None:
                 icon=":material/info:",
             )
         if run.status in ("stopped", "paused", "interrupted"):
-            at_once = (
+            state = (
                 "Nothing was averaged yet"
                 if run.config.averaged
                 else "The classifier was not fitted yet"
             )
-            words = "No epoch had ended" if epochs_of(run.config) else at_once
+            words = "No epoch had ended" if epochs_of(run.config) else state
             st.info(f"{words}, so there is nothing to evaluate.", icon=":material/info:")
-        next_step("pages/configure.py", "Configure another run", primary=not run.resumable)
+        draw_next_step("pages/configure.py", "Configure another run", primary=not run.resumable)
         return
     try:
         result = evaluation(run)
@@ -144,31 +154,33 @@ def ending(run: Run) -> None:
         reference_points(run, runs, result.split).in_sentence(),
         f"Converged: {run.convergence.reason}." if run.convergence.converged else "",
     ]
-    st.info(" ".join(plain_after_first(lines)), icon=":material/flag:")
-    st.caption(" ".join(what_is_kept(run)))
-    next_step("pages/evaluate.py", "See the evaluation", primary=not run.resumable, run=run.run_id)
+    st.info(" ".join(escape_after_first(lines)), icon=":material/flag:")
+    st.caption(" ".join(describe_kept_weights(run)))
+    draw_next_step(
+        "pages/evaluate.py", "See the evaluation", primary=not run.resumable, run=run.run_id
+    )
     if is_recording(run.config.data):
-        show_live(run)
+        offer_live_camera(run)
 
 
-def plain_after_first(lines: Sequence[str]) -> list[str]:
-    """Escape all but the first line, whose Markdown is ours; leave out empty ones."""
+def escape_after_first(lines: Sequence[str]) -> list[str]:
+    """Escape all but the first line, whose Markdown is Thaw's own; leave out empty lines."""
     return [line if line == lines[0] else plain(line) for line in lines if line]
 
 
-def what_is_kept(run: Run) -> list[str]:
-    """Say which weights a run keeps, how long it has trained, and that frozen ones are unchanged."""
+def describe_kept_weights(run: Run) -> list[str]:
+    """Return sentences on a run: which weights are kept, its duration, and the frozen weights."""
     end = run.history.end or {}
-    kept = "Its head was fitted without epochs."
+    sentence = "Its head was fitted without epochs."
     if run.config.averaged:
-        kept = (
+        sentence = (
             "Its networks answer together."
             if run.config.is_ensemble
             else "Its weights are averaged."
         )
     if best := summary(run)["best_epoch"]:
-        kept = f"Epoch {best} was the best and is kept."
-    lines = [kept]
+        sentence = f"Epoch {best} was the best and is kept."
+    lines = [sentence]
     if seconds := end.get("seconds"):
         lines.append(f"The run {'has run for' if run.resumable else 'took'} {duration(seconds)}.")
     if tensors := end.get("frozen_tensors"):
@@ -179,67 +191,79 @@ def what_is_kept(run: Run) -> list[str]:
     return lines
 
 
-def live(run_id: str, paced: float | None, others: list[Run]) -> None:
-    """The panel that refreshes itself.
+def draw_panel(run_id: str, seconds: float | None, others: list[Run]) -> None:
+    """Draw the panel that refreshes itself.
 
     Args:
-        paced: how often it does so now.
-        others: runs whose curves are drawn over this one's; chosen outside, or the box would be drawn anew at each refresh.
+        run_id: id of the run.
+        seconds: seconds between two refreshes now.
+        others: runs whose curves are drawn over this run's. They are chosen outside of the panel,
+            because each refresh would redraw the box.
     """
     try:
         run = store().run(run_id)
-    except RunError as error:  # it was deleted, or damaged, since the page was drawn
+    except RunError as error:
+        # The run was deleted or damaged since the page was drawn.
         st.error(plain(str(error)), icon=":material/folder_off:")
         return
-    # only the page around it can change that, and when it ends more than this panel changes
-    if paced != pace(run):
+    # Only the page around this panel can change the pace. When the run ends, more than this panel
+    # changes.
+    if seconds != refresh_seconds(run):
         st.rerun()
-    with st.container():  # of one place, whatever comes up in it: or what follows would be drawn anew, and charts flicker
-        controls(run)
-        lineage(run)
-        notices(run)
+    with st.container():
+        # One container, whatever appears in it: otherwise everything below would be redrawn, and
+        # charts would flicker.
+        draw_controls(run)
+        draw_lineage(run)
+        draw_notices(run)
         if run.active:
-            bar(run)
+            draw_progress(run)
         else:
-            ending(run)
+            draw_result(run)
         if run.active:
-            numbers(run)
-        fit_chosen(run)
-        averaged(run)
+            draw_numbers(run)
+        draw_fit(run)
+        draw_average(run)
     if others and run.history.epochs:
-        overlaid_charts([run, *others])
+        draw_overlaid([run, *others])
     else:
-        curves(run)
-    stage_drawing(run)
-    details(run)
+        draw_curves(run)
+    draw_run_stages(run)
+    draw_details(run)
 
 
-def stage_drawing(run: Run) -> None:
-    """Draw the stages, or, while the frozen ones are computed, through which of them images go."""
-    if run.config.is_ensemble:  # each of its networks has stages of its own
+def draw_run_stages(run: Run) -> None:
+    """Draw the stages; while the frozen ones are computed, mark those that images go through."""
+    if run.config.is_ensemble:
+        # Each network of an ensemble has its own stages.
         return
     progress = run.history.progress
     if run.active and progress and progress["phase"] == "trunk":
-        with suppress(FinetuneError):  # the backbone is not known any more
+        with suppress(FinetuneError):
+            # The backbone may not be known any more.
             draw_passing(run.config, progress["stage"])
     elif run.history.started:
         rate = None if run.config.averaged else run.config.learning_rate
-        draw_stages(run_stages(run), rate, fits=STRATEGIES[run.config.strategy].fits)
+        draw_stages(list_run_stages(run), rate, fits=STRATEGIES[run.config.strategy].fits)
 
 
-def run_stages(run: Run) -> Sequence[Mapping[str, Any]]:
-    """The stages as the run has them; those that its network ends before, too, where its backbone is known."""
+def list_run_stages(run: Run) -> Sequence[Mapping[str, Any]]:
+    """Return a run's stages, and the unused stages of its backbone if that is still known."""
     stages: Sequence[Mapping[str, Any]] = run.started["stages"]
     with suppress(FinetuneError):
-        stages = with_unused(stages, run.config)
+        stages = add_unused_stages(stages, run.config)
     return stages
 
 
-def look_again(run_id: str, status: str) -> None:
-    """Draws nothing, so that a page left open costs next to nothing; redraws it when the run stands otherwise."""
+def redraw_on_change(run_id: str, status: str) -> None:
+    """Redraw the page once a run's status has changed.
+
+    This fragment draws nothing itself, so that a page left open costs next to nothing.
+    """
     try:
         changed = store().run(run_id).status != status
-    except RunError:  # another session has deleted it
+    except RunError:
+        # Another session has deleted the run.
         changed = True
     if changed:
         st.rerun()
@@ -248,16 +272,16 @@ def look_again(run_id: str, status: str) -> None:
 runs, damaged = store().all()
 if not runs:
     nothing_yet("No run yet. Configure one, or see it work on the sample first.")
-    damaged_runs(damaged)
-    next_step("pages/configure.py", "Configure a run", primary=False)
+    draw_damaged_runs(damaged)
+    draw_next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 chosen = choose_run(runs, damaged, prefer_active=True)
-others = overlaid(chosen, runs)
-paced = pace(chosen)
-st.fragment(live, run_every=paced)(chosen.run_id, paced, others)
+others = choose_overlaid(chosen, runs)
+paced = refresh_seconds(chosen)
+st.fragment(draw_panel, run_every=paced)(chosen.run_id, paced, others)
 if chosen.resumable:
-    st.fragment(look_again, run_every=LOOK_AGAIN)(chosen.run_id, chosen.status)
-about(chosen)
-data_changes(chosen)
-run_settings(chosen)
-damaged_runs(damaged)
+    st.fragment(redraw_on_change, run_every=LOOK_AGAIN)(chosen.run_id, chosen.status)
+draw_about(chosen)
+draw_data_changes(chosen)
+draw_run_settings(chosen)
+draw_damaged_runs(damaged)

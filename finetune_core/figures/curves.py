@@ -144,7 +144,8 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
     marks = base.transform_filter("datum.split == 'Validation'").mark_point(
         filled=True, size=50, opacity=1
     )
-    return alt.layer(lines, marks)
+    chart: alt.LayerChart = lines + marks
+    return chart
 
 
 def rate_curve(
@@ -223,7 +224,8 @@ def _plot_curves(
     )
     lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dashes)
     marks = base.transform_filter("datum.marked").mark_point(filled=True, size=60, opacity=1)
-    return alt.layer(lines, marks)
+    chart: alt.LayerChart = lines + marks
+    return chart
 
 
 def _make_epoch_axis(epochs: int) -> alt.X:

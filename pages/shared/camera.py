@@ -1,4 +1,4 @@
-"""The camera of whoever looks at a page: a component that records frames, or has them classified one after the other."""
+"""Camera of the browser: a component that records frames, or classifies one frame after another."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,19 +25,24 @@ _HTML = """
 _CSS = """
 :host { display: block; }
 * { box-sizing: border-box; }
-.video { display: block; width: 100%; max-width: 480px; max-height: 45vh; border-radius: var(--st-base-radius); background: #000; object-fit: contain; }
+.video { display: block; width: 100%; max-width: 480px; max-height: 45vh;
+  border-radius: var(--st-base-radius); background: #000; object-fit: contain; }
 .video[hidden], .hold[hidden], .problem[hidden] { display: none; }
 .buttons { display: flex; flex-wrap: wrap; gap: 8px; margin: 8px 0; }
-button { min-height: 40px; padding: 6px 14px; border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius);
-  background: var(--st-background-color); color: var(--st-text-color); font: inherit; font-family: var(--st-font); font-size: 16px; cursor: pointer; }
+button { min-height: 40px; padding: 6px 14px; border: 1px solid var(--st-border-color);
+  border-radius: var(--st-button-radius); background: var(--st-background-color);
+  color: var(--st-text-color); font: inherit; font-family: var(--st-font); font-size: 16px;
+  cursor: pointer; }
 button:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 2px; }
 button:disabled { opacity: 0.5; cursor: not-allowed; }
 .hold, .first { border-color: #b53b0a; background: #b53b0a; color: #fff; }
 .hold { flex: 1 1 220px; max-width: 480px; min-height: 56px; font-weight: 600;
   touch-action: none; user-select: none; -webkit-user-select: none; overflow-wrap: anywhere; }
 .hold[aria-pressed="true"] { background: #7a2605; }
-p { margin: 4px 0; color: var(--st-text-color); font-family: var(--st-font); font-size: 14px; overflow-wrap: anywhere; }
-.problem { padding: 10px 12px; border-radius: var(--st-base-radius); background: var(--st-red-background-color); color: var(--st-red-text-color); }
+p { margin: 4px 0; color: var(--st-text-color); font-family: var(--st-font);
+  font-size: 14px; overflow-wrap: anywhere; }
+.problem { padding: 10px 12px; border-radius: var(--st-base-radius);
+  background: var(--st-red-background-color); color: var(--st-red-text-color); }
 .strip { display: flex; gap: 4px; max-width: 480px; }
 .strip img { flex: 0 1 54px; min-width: 0; aspect-ratio: 1; object-fit: cover; border-radius: 4px; }
 """
@@ -49,43 +54,48 @@ _CAMERA = st.components.v2.component(
 )
 
 
-def camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], None]) -> None:
-    """Draw the camera; it sends nothing more until the page says that it has dealt with what was sent. What could not be stored is
-    sent again every few seconds.
+def draw_camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], None]) -> None:
+    """Draw the camera.
+
+    The browser sends nothing more until the page acknowledges the last batch. Frames that could not
+    be stored are sent again every few seconds.
 
     Args:
-        key: of the component.
-        data: ``mode`` (``record`` or ``live``), and where it records ``recording``, ``class_name``, empty where nothing can be recorded
-            yet, and ``ready``: whether there is enough to go on with.
-        on_frames: called with what arrived, before the page is drawn; what it raises of ours is shown.
+        key: key of the component.
+        data: ``mode`` is ``record`` or ``live``. In mode ``record`` also ``recording``,
+            ``class_name`` (empty if nothing can be recorded yet) and ``ready``: whether enough is
+            recorded to go on.
+        on_frames: called with each batch before the page is drawn. The page shows a
+            ``FinetuneError`` that it raises.
     """
-    answered, unstored, problem = f"{key}-answered", f"{key}-unstored", f"{key}-problem"
+    answered_key, unstored_key, problem_key = f"{key}-answered", f"{key}-unstored", f"{key}-problem"
 
-    def arrived() -> None:
-        # its page has just been left: the camera keeps what is not answered
+    def receive() -> None:
+        # The page has just been left: the browser keeps the frames that are not acknowledged.
         if key not in st.session_state:
             return
-        sent = st.session_state[key].frames
-        for name in (unstored, problem):
+        batch = st.session_state[key].frames
+        for name in (unstored_key, problem_key):
             st.session_state.pop(name, None)
-        if isinstance(sent, dict) and isinstance(sent.get("id"), str):
-            # also where it is refused: it would be sent again
-            st.session_state[answered] = sent["id"][:100]
+        if isinstance(batch, dict) and isinstance(batch.get("id"), str):
+            # Acknowledge a refused batch, too: otherwise it would be sent again.
+            st.session_state[answered_key] = batch["id"][:100]
         try:
-            on_frames(read_batch(sent))
+            on_frames(read_batch(batch))
         except NotStored as error:
-            st.session_state[unstored], st.session_state[problem] = (
-                st.session_state.pop(answered),
+            st.session_state[unstored_key], st.session_state[problem_key] = (
+                st.session_state.pop(answered_key),
                 str(error),
             )
         except FinetuneError as error:
-            st.session_state[problem] = str(error)
+            st.session_state[problem_key] = str(error)
 
-    with st.container():  # always there, so that the camera is not drawn anew
-        if words := st.session_state.get(problem):
-            st.error(plain(words), icon=":material/error:")
-    known = {
-        "answered": st.session_state.get(answered, ""),
-        "unstored": st.session_state.get(unstored, ""),
+    with st.container():
+        # Always there: otherwise the camera would be drawn anew.
+        if text := st.session_state.get(problem_key):
+            st.error(plain(text), icon=":material/error:")
+    state = {
+        "answered": st.session_state.get(answered_key, ""),
+        "unstored": st.session_state.get(unstored_key, ""),
     }
-    _CAMERA(data=data | known, key=key, on_frames_change=arrived)
+    _CAMERA(data=data | state, key=key, on_frames_change=receive)

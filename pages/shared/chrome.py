@@ -1,4 +1,4 @@
-"""The frame of every page: settings, links to the other pages, title, and the way on."""
+"""Frame of every page: settings, links to other pages, title, and the button to the next page."""
 
 import re
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from typing import Literal
 
 import streamlit as st
 
-from pages.shared.account import gate, owner
-from pages.shared.address import carried, settings_problem, sync
+from pages.shared.account import owner, require_sign_in
+from pages.shared.address import get_settings_problem, link_parameters, sync_address
 
 Color = Literal["red", "orange", "blue", "green", "violet", "gray"]  # of a badge
 
@@ -22,28 +22,32 @@ PAGES = (
     ("pages/predict.py", "Predict", ":material/image_search:"),
 )
 
-# Streamlit writes white on the primary colour, which on dark pages is so light, to be read as text, that white cannot be read on it.
+# Streamlit writes white on the primary colour. On dark pages that colour is light, so that it can
+# be read as text, and white on it would be unreadable.
 _UNDER_WHITE = """<style>
-button[kind^="primary"]:enabled, [data-testid="stMultiSelect"] [data-tag] { background-color: #b53b0a; border-color: #b53b0a; }
+button[kind^="primary"]:enabled, [data-testid="stMultiSelect"] [data-tag] {
+  background-color: #b53b0a; border-color: #b53b0a; }
 button[kind^="primary"]:enabled:hover { background-color: #963006; border-color: #963006; }
 </style>"""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&])")
 
 
-def page(path: str, sentence: str) -> None:
-    """Start a page: its frame, its title, and one sentence on what it is for.
+def start_page(path: str, sentence: str) -> None:
+    """Start a page: its frame, its title, and one sentence on its purpose.
 
-    A page that is opened by a deep link runs without app.py, so each calls this itself.
+    A page that is opened by a deep link runs without app.py, so each page calls this function.
     """
     _, title, icon = next(entry for entry in PAGES if entry[0] == path)
     st.set_page_config(page_title=f"{title} · Thaw", page_icon="❄️", layout="wide")
     st.html(_UNDER_WHITE)
-    gate()
-    sync()
+    require_sign_in()
+    sync_address()
     with st.container(horizontal=True, wrap=False, gap="small", key="navigation"):
         for target, label, symbol in PAGES:
-            words = f"**{label}**" if target == path else label
-            st.page_link(target, label=words, icon=symbol, width="content", query_params=carried())
+            text = f"**{label}**" if target == path else label
+            st.page_link(
+                target, label=text, icon=symbol, width="content", query_params=link_parameters()
+            )
         if name := owner():
             help_ = f"Signed in as {plain(name)}"
             st.button(
@@ -58,13 +62,14 @@ def page(path: str, sentence: str) -> None:
         "Thaw" if path == "app.py" else title, icon=None if path == "app.py" else icon, anchor=False
     )
     st.markdown(sentence)
-    with st.container():  # always there, so that nothing below is drawn anew
-        if problem := settings_problem():
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
+        if problem := get_settings_problem():
             st.warning(plain(problem), icon=":material/link_off:")
 
 
-def next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:
-    """The one button that leads on."""
+def draw_next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:
+    """Draw the one button that leads to the next page."""
     st.space("small")
     if st.button(
         label,
@@ -76,15 +81,21 @@ def next_step(path: str, label: str, *, primary: bool = True, run: str | None = 
 
 
 def go(path: str, run: str | None = None, runs: Sequence[str] = ()) -> None:
-    """Switch to another page, taking along what is chosen, and a run, or several that are compared."""
-    named: dict[str, str | list[str]] = {}
+    """Switch to another page, and take along the session's choices.
+
+    Args:
+        path: path of the page.
+        run: id of the run to show there.
+        runs: ids of several runs to compare there.
+    """
+    parameters: dict[str, str | list[str]] = {}
     if run:
-        named["run"] = run
+        parameters["run"] = run
     if runs:
-        named["runs"] = list(runs)
-    st.switch_page(path, query_params={**named, **carried()})
+        parameters["runs"] = list(runs)
+    st.switch_page(path, query_params={**parameters, **link_parameters()})
 
 
 def plain(text: str) -> str:
-    """Text that a person or a folder supplied, for places where Streamlit reads Markdown: shown as it is."""
+    """Escape text from a person or a folder, so that Streamlit's Markdown shows it literally."""
     return _MARKDOWN.sub(r"\\\1", text.replace("\n", " "))

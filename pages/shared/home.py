@@ -1,4 +1,4 @@
-"""Home: a comparison to start, the latest runs and data sets, and what the machine trains with."""
+"""Home: a comparison to start, the latest runs and data sets, and the machine's device."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.formatting import size, things
 from finetune_core.runs.store import Damaged, Run
 from finetune_core.training.device import describe_machine
-from pages.shared.address import carried
-from pages.shared.chrome import go, next_step, plain
-from pages.shared.data.chosen import recent_data, recent_list
-from pages.shared.runs.backend import status_words, store
-from pages.shared.runs.damaged import damaged_runs
+from pages.shared.address import link_parameters
+from pages.shared.chrome import draw_next_step, go, plain
+from pages.shared.data.chosen import draw_recent, recent_data
+from pages.shared.runs.backend import describe_status, store
+from pages.shared.runs.damaged import draw_damaged_runs
 from pages.shared.runs.first_run import first_comparison
 from pages.shared.runs.labels import run_title
 
@@ -25,34 +25,35 @@ def draw_home() -> None:
     with st.container(border=True):
         offers_data = first_comparison(runs)
     if offers_data:
-        next_step("pages/dataset.py", "Choose your data", primary=False)
-    _recent_runs(runs, damaged)
-    _recent_data_sets()
-    _machine()
+        draw_next_step("pages/dataset.py", "Choose your data", primary=False)
+    _draw_recent_runs(runs, damaged)
+    _draw_recent_data_sets()
+    _draw_machine()
 
 
-def _machine() -> None:
+def _draw_machine() -> None:
     """Say in one line what the machine trains with."""
-    found = describe_machine()
-    device = setting_of("device").choices[found.device.kind]
+    machine = describe_machine()
+    device = setting_of("device").choices[machine.device.kind]
     st.markdown(
-        f":material/memory: {plain(device)} · {found.device.precision} · "
-        f"{size(found.free_memory)} of {size(found.memory)} memory free",
-        help=f"{plain(found.device.label)}; {found.cores} CPU cores. {found.device.precision} is the "
-        "number format of the arithmetic: bf16 takes half the memory of fp32, and is used only where "
-        "the hardware has it; fp16, with a loss scale, on NVIDIA GPUs without bf16.",
+        f":material/memory: {plain(device)} · {machine.device.precision} · "
+        f"{size(machine.free_memory)} of {size(machine.memory)} memory free",
+        help=f"{plain(machine.device.label)}; {machine.cores} CPU cores. "
+        f"{machine.device.precision} is the number format of the arithmetic: bf16 takes half the "
+        "memory of fp32, and is used only where the hardware has it; fp16, with a loss scale, on "
+        "NVIDIA GPUs without bf16.",
     )
 
 
-def _recent_runs(runs: Sequence[Run], damaged: Sequence[Damaged]) -> None:
+def _draw_recent_runs(runs: Sequence[Run], damaged: Sequence[Damaged]) -> None:
     """Draw the latest runs, with their accuracies beside reference points."""
     if runs:
         st.header("Latest runs", anchor=False)
     for run in runs[:5]:
         with st.container(horizontal=True, vertical_alignment="center", border=True):
-            word, color, icon = status_words(run)
+            word, color, icon = describe_status(run)
             st.badge(word, color=color, icon=icon)
-            st.markdown(plain(run_title(run)) + _result(run, runs), width="stretch")
+            st.markdown(plain(run_title(run)) + _describe_result(run, runs), width="stretch")
             if st.button("Open", key=f"open-{run.run_id}"):
                 go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
     if runs:
@@ -60,12 +61,12 @@ def _recent_runs(runs: Sequence[Run], damaged: Sequence[Damaged]) -> None:
             "pages/runs.py",
             label=f"All {things(len(runs), 'run')}",
             icon=":material/table_rows:",
-            query_params=carried(),
+            query_params=link_parameters(),
         )
-    damaged_runs(damaged)
+    draw_damaged_runs(damaged)
 
 
-def _result(run: Run, runs: Sequence[Run]) -> str:
+def _describe_result(run: Run, runs: Sequence[Run]) -> str:
     """Return the run's accuracy with its reference points; empty before the first epoch."""
     if not (accuracy := run_accuracy(run)):
         return ""
@@ -73,8 +74,8 @@ def _result(run: Run, runs: Sequence[Run]) -> str:
     return f" · **{accuracy.in_words()}**" + (f" :gray[· {plain(beside)}]" if beside else "")
 
 
-def _recent_data_sets() -> None:
+def _draw_recent_data_sets() -> None:
     sources = recent_data()
     if sources:
         st.header("Recent data sets", anchor=False)
-        recent_list(sources, lead_to="pages/dataset.py")
+        draw_recent(sources, lead_to="pages/dataset.py")

@@ -1,4 +1,4 @@
-"""Small pictures, made once, shown a page at a time."""
+"""Galleries of thumbnails. Thumbnails are cached, and shown one page at a time."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,22 +20,31 @@ from pages.shared.data.chosen import key_for_data, readable_roots
 
 _SIDE = 160
 _OPENED_SIDE = 640  # pixels of an image in the dialog
-# The button below an image that can be opened has its name, and takes clicks on the image, too.
+# The button below an image carries the image's name, and takes clicks on the image, too.
 _OPENED_BY_IMAGE = """<style>
 [class*="st-key-opens-"] { position: relative; }
-[class*="st-key-opens-"] [class*="st-key-open-"], [class*="st-key-opens-"] [class*="st-key-open-"] * { position: static; }
-[class*="st-key-opens-"] [class*="st-key-open-"] button::after { content: ""; position: absolute; inset: 0; }
+[class*="st-key-opens-"] [class*="st-key-open-"],
+[class*="st-key-opens-"] [class*="st-key-open-"] * { position: static; }
+[class*="st-key-opens-"] [class*="st-key-open-"] button::after {
+  content: ""; position: absolute; inset: 0; }
 [class*="st-key-opens-"] [class*="st-key-open-"] p { overflow-wrap: anywhere; white-space: normal; }
 </style>"""
-# pixels, at least: of a cell, of one with two images, of an image in it
+# Least widths in pixels: of a cell, of a cell with two images, and of an image in that.
 _WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = (120, 300, 40)
 _MOST_COLUMNS, _MOST_PAIRS = 8, 3
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a gallery: its file, or why it may not be shown; a caption, what a screen reader says, and, where it can be selected
-    or opened, its id; ``beside`` is what it is to be compared with."""
+    """Image of a gallery.
+
+    Attributes:
+        path: file of the image, or the reason why the image may not be shown.
+        caption: text below the image.
+        alt: text for screen readers.
+        id: id of the image, if the image can be selected or opened.
+        beside: image to compare this one with.
+    """
 
     path: Path | DataError
     caption: str
@@ -44,13 +53,16 @@ class Picture:
     beside: "Picture | None" = None
 
 
-def run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
-    """One of a run's images, as ``data_picture`` shows it."""
+def make_run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
+    """Return the picture of one of a run's images; see ``data_picture``."""
     return data_picture(run.config.data, sample, caption, alt)
 
 
 def data_picture(data: str, sample: str, caption: str, alt: str) -> Picture:
-    """An image of a data set that a run's folder names, unless it lies outside the folders that this server may read."""
+    """Return the picture of an image of the data set that a run names.
+
+    Images outside the folders that this server may read get a reason instead of a file.
+    """
     try:
         return Picture(data_image(data, sample, readable_roots()), caption, alt, sample)
     except DataError as error:
@@ -66,18 +78,28 @@ def gallery(
     can_open: bool = False,
     width: int = _WIDTH,
 ) -> str | None:
-    """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only.
+    """Draw a grid of labelled thumbnails, one page at a time.
+
+    Args:
+        count: number of images.
+        picture: returns the picture of an index. Called only for the images on show.
+        key: key of the gallery.
+        per_page: images on a page.
+        can_open: whether a click opens an image.
+        width: least width of an image in pixels.
 
     Returns:
-        The id of the image that was clicked, where they can be opened.
+        The id of the image that was clicked, if images can be opened.
     """
-    asked = [picture(index) for index in page_of(count, key, per_page)]
-    for reason in dict.fromkeys(str(one.path) for one in asked if not isinstance(one.path, Path)):
+    pictures = [picture(index) for index in choose_page(count, key, per_page)]
+    for reason in dict.fromkeys(
+        str(one.path) for one in pictures if not isinstance(one.path, Path)
+    ):
         st.warning(plain(reason), icon=":material/lock:")
     if can_open:
         st.html(_OPENED_BY_IMAGE)
-    return _grid(
-        [one for one in asked if isinstance(one.path, Path)],
+    return _draw_grid(
+        [one for one in pictures if isinstance(one.path, Path)],
         per_page,
         key=key,
         can_open=can_open,
@@ -85,54 +107,64 @@ def gallery(
     )
 
 
-def picture_gallery(
+def draw_picture_gallery(
     count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24, width: int = _WIDTH
 ) -> None:
-    """A gallery of a few images, at least ``width`` pixels wide, each of which a click opens."""
+    """Draw a gallery of a few images. A click opens an image.
+
+    Args:
+        width: least width of an image in pixels.
+    """
     opened = gallery(count, picture, key, per_page, can_open=True, width=width)
     if opened is not None:
         open_picture(next(item for item in map(picture, range(count)) if item.id == opened))
 
 
-def chooser(
+def choose_images(
     ids: Sequence[str],
     picture: Callable[[int], Picture],
     key: str,
     per_page: int = 24,
     partners: Mapping[str, str] = MappingProxyType({}),
 ) -> set[str]:
-    """A gallery in which images can be selected: one by one, all that are shown, or none. A click
-    on an image opens it.
+    """Draw a gallery in which images can be selected: one by one, all on show, or none.
+
+    A click on an image opens it. Selected images on other pages of the gallery are shown below the
+    gallery. Selected images that are not in ``ids``, because a filter hides them, are not counted,
+    and the page says so. Such images are selected again once the filter shows them.
 
     Args:
-        partners: id -> that of the image beside it, where that one can be selected, too.
+        ids: ids of the images.
+        picture: returns the picture of an index.
+        key: key of the gallery.
+        per_page: images on a page.
+        partners: id -> id of the image beside it, for images beside it that can be selected, too.
 
     Returns:
-        The selected ones among ``ids`` and partners. Those on other pages of the gallery are shown below it. What is selected, but is not among the
-        ids (a filter has taken it out), is not counted, and the page says so; it is selected again once it is back.
+        The selected ids among ``ids`` and the partners.
     """
-    chosen = _chosen(key)
-    visible = [picture(index) for index in page_of(len(ids), key, per_page)]
+    chosen = _get_selection(key)
+    visible = [picture(index) for index in choose_page(len(ids), key, per_page)]
     head = st.container(horizontal=True, vertical_alignment="center")
     st.html(_OPENED_BY_IMAGE)
-    opened = _grid(visible, per_page, chosen, key, can_open=True)
+    opened = _draw_grid(visible, per_page, chosen, key, can_open=True)
     counted = chosen.intersection([*ids, *partners.values()]) if chosen else set()
-    here = {side.id for item in visible for side in _sides(item) if side.id}
-    away = counted - here
-    elsewhere = (
-        [index for index, sample in enumerate(ids) if away & {sample, partners.get(sample)}]
-        if away
+    shown = {side.id for item in visible for side in _list_sides(item) if side.id}
+    hidden_ids = counted - shown
+    other_indices = (
+        [index for index, sample in enumerate(ids) if hidden_ids & {sample, partners.get(sample)}]
+        if hidden_ids
         else []
     )
     with head:
-        everything = here <= chosen
+        is_all_shown_chosen = shown <= chosen
         st.button(
             "Select all shown",
             key=f"all-{key}",
             type="tertiary",
-            disabled=everything,
+            disabled=is_all_shown_chosen,
             on_click=chosen.update,
-            args=(here,),
+            args=(shown,),
         )
         st.button(
             "Clear selection",
@@ -142,14 +174,18 @@ def chooser(
             on_click=chosen.clear,
         )
         if chosen:
-            hidden = len(chosen) - len(counted)
-            left_out = f" {number(hidden)} more, hidden by the filter, left out." if hidden else ""
+            num_hidden = len(chosen) - len(counted)
+            left_out = (
+                f" {number(num_hidden)} more, hidden by the filter, left out." if num_hidden else ""
+            )
             st.caption(f"{number(len(counted))} selected.{left_out}")
-    if elsewhere:
-        more = f", {per_page} of {number(len(elsewhere))}" if len(elsewhere) > per_page else ""
+    if other_indices:
+        more = (
+            f", {per_page} of {number(len(other_indices))}" if len(other_indices) > per_page else ""
+        )
         st.caption(f"Selected on other pages{more}:")
-        others = [picture(index) for index in elsewhere[:per_page]]
-        opened = _grid(others, per_page, chosen, key, can_open=True) or opened
+        others = [picture(index) for index in other_indices[:per_page]]
+        opened = _draw_grid(others, per_page, chosen, key, can_open=True) or opened
         visible += others
     if opened is not None:
         open_picture(next(item for item in visible if item.id == opened))
@@ -157,12 +193,12 @@ def chooser(
 
 
 def open_picture(item: Picture) -> None:
-    """Open a dialog with an image, large, under its file name, and with the one beside it."""
-    st.dialog(plain(Path(item.id).name), width="large")(_opened_picture)(item)
+    """Open a dialog with a large image under its file name, and the image beside it."""
+    st.dialog(plain(Path(item.id).name), width="large")(_draw_opened)(item)
 
 
-def _opened_picture(item: Picture) -> None:
-    sides = _sides(item)
+def _draw_opened(item: Picture) -> None:
+    sides = _list_sides(item)
     with st.grid(len(sides), min_column_width=_PAIR_WIDTH):
         for side in sides:
             if isinstance(side.path, Path):
@@ -177,24 +213,35 @@ def _opened_picture(item: Picture) -> None:
                 )
 
 
-def page_of(count: int, key: str, per_page: int) -> range:
-    """The indices on show of so many things, with the numbers of the pages above them."""
-    pages = -(-count // per_page)
-    at = st.pagination(pages, key=key) if pages > 1 else 1
-    return range((at - 1) * per_page, min(count, at * per_page))
+def choose_page(count: int, key: str, per_page: int) -> range:
+    """Draw the page numbers of a list, and return the indices on the current page.
+
+    Args:
+        count: length of the list.
+        key: key of the widget.
+        per_page: entries on a page.
+    """
+    num_pages = -(-count // per_page)
+    page = st.pagination(num_pages, key=key) if num_pages > 1 else 1
+    return range((page - 1) * per_page, min(count, page * per_page))
 
 
 def unselect(key: str, ids: Iterable[str]) -> None:
-    """Take images out of the selection of the gallery with that key (may be a callback)."""
-    _chosen(key).difference_update(ids)
+    """Remove images from the selection of a gallery (may be a callback).
+
+    Args:
+        key: key of the gallery.
+        ids: ids of the images.
+    """
+    _get_selection(key).difference_update(ids)
 
 
-def _chosen(key: str) -> set[str]:
+def _get_selection(key: str) -> set[str]:
     chosen: set[str] = st.session_state.setdefault(key_for_data(f"chosen-{key}"), set())
     return chosen
 
 
-def _grid(
+def _draw_grid(
     visible: Sequence[Picture],
     per_page: int,
     chosen: set[str] | None = None,
@@ -203,21 +250,24 @@ def _grid(
     can_open: bool = False,
     width: int = _WIDTH,
 ) -> str | None:
-    """The images, in columns that a full page fills to the last row; with boxes to tick where there is a selection.
+    """Draw the images in columns that divide a full page evenly.
+
+    Args:
+        chosen: ids of the selected images. If given, each image has a checkbox.
 
     Returns:
-        The id of the one that was clicked, where they can be opened.
+        The id of the image that was clicked, if images can be opened.
     """
     opened = None
-    pairs = any(item.beside for item in visible)
-    most = _MOST_PAIRS if pairs else _MOST_COLUMNS
-    columns = next(count for count in range(most, 0, -1) if per_page % count == 0)
-    with st.grid(columns, min_column_width=_PAIR_WIDTH if pairs else width, gap="small"):
-        for item, smalls in in_threads(_smalls, visible):
-            with st.container(gap="xxsmall", border=pairs):
-                if _cell(item, smalls, chosen is not None, key, can_open=can_open):
+    has_pairs = any(item.beside for item in visible)
+    max_columns = _MOST_PAIRS if has_pairs else _MOST_COLUMNS
+    columns = next(count for count in range(max_columns, 0, -1) if per_page % count == 0)
+    with st.grid(columns, min_column_width=_PAIR_WIDTH if has_pairs else width, gap="small"):
+        for item, thumbnails in in_threads(_make_thumbnails, visible):
+            with st.container(gap="xxsmall", border=has_pairs):
+                if _draw_cell(item, thumbnails, chosen is not None, key, can_open=can_open):
                     opened = item.id
-                for side in _sides(item):
+                for side in _list_sides(item):
                     if chosen is not None and side.id:
                         box = f"choose-{key}-{side.id}"
                         st.session_state[box] = side.id in chosen
@@ -230,24 +280,29 @@ def _grid(
     return opened
 
 
-def _cell(
-    item: Picture, smalls: Sequence[bytes | str], ticked: bool, key: str, *, can_open: bool
+def _draw_cell(
+    item: Picture,
+    thumbnails: Sequence[bytes | str],
+    has_checkbox: bool,
+    key: str,
+    *,
+    can_open: bool,
 ) -> bool:
     """Draw an image and the one beside it; return whether the image was clicked.
 
-    Boxes to tick stand outside of the container that takes the clicks.
+    The checkboxes stand outside of the container that takes the clicks.
     """
-    can_open = can_open and isinstance(smalls[0], bytes)
-    sides = _sides(item)
+    can_open = can_open and isinstance(thumbnails[0], bytes)
+    sides = _list_sides(item)
     with st.container(gap="xxsmall", key=f"opens-{key}-{item.id}" if can_open else None):
         with st.grid(len(sides), min_column_width=_SIDE_WIDTH, wrap=False, gap="xsmall"):
-            for side, small in zip(sides, smalls, strict=True):
+            for side, side_thumbnail in zip(sides, thumbnails, strict=True):
                 with st.container():
-                    _draw(side, small, captioned=not (ticked and side.id))
-        return can_open and _open_button(item, key)
+                    _draw_side(side, side_thumbnail, captioned=not (has_checkbox and side.id))
+        return can_open and _draw_open_button(item, key)
 
 
-def _open_button(item: Picture, key: str) -> bool:
+def _draw_open_button(item: Picture, key: str) -> bool:
     return st.button(
         plain(Path(item.id).name),
         key=f"open-{key}-{item.id}",
@@ -257,45 +312,45 @@ def _open_button(item: Picture, key: str) -> bool:
     )
 
 
-def _draw(item: Picture, small: bytes | str, *, captioned: bool) -> None:
-    if isinstance(small, bytes):
+def _draw_side(item: Picture, image: bytes | str, *, captioned: bool) -> None:
+    if isinstance(image, bytes):
         st.image(
-            small, caption=plain(item.caption) if captioned else None, alt=item.alt, width="stretch"
+            image, caption=plain(item.caption) if captioned else None, alt=item.alt, width="stretch"
         )
     else:
-        st.caption(plain(small))
+        st.caption(plain(image))
 
 
 def _toggle(chosen: set[str], sample: str, box: str) -> None:
     (chosen.add if st.session_state[box] else chosen.discard)(sample)
 
 
-def _smalls(picture: Picture) -> list[bytes | str]:
+def _make_thumbnails(picture: Picture) -> list[bytes | str]:
     return [
-        picture_bytes(one.path) if isinstance(one.path, Path) else str(one.path)
-        for one in _sides(picture)
+        make_thumbnail(one.path) if isinstance(one.path, Path) else str(one.path)
+        for one in _list_sides(picture)
     ]
 
 
-def _sides(picture: Picture) -> list[Picture]:
+def _list_sides(picture: Picture) -> list[Picture]:
     return [picture, picture.beside] if picture.beside else [picture]
 
 
-def picture_bytes(path: Path, side: int = _SIDE) -> bytes | str:
-    """A file's thumbnail as a JPEG of ``side × side`` pixels, or why there is none."""
+def make_thumbnail(path: Path, side: int = _SIDE) -> bytes | str:
+    """Return the thumbnail of a file, a JPEG of ``side × side`` pixels, or a reason in words."""
     try:
         status = path.stat()
-        return _thumbnail(path, (status.st_mtime_ns, status.st_size, status.st_ino), side)
+        return _cached_thumbnail(path, (status.st_mtime_ns, status.st_size, status.st_ino), side)
     except FileNotFoundError:
         return f"{path.name} no longer exists"
     except ImageError as error:
         return str(error)
 
 
-def picture_url(picture: bytes, place: str) -> str:
+def serve_picture(picture: bytes, place: str) -> str:
     """Return an address at which this server hands out a JPEG.
 
-    It holds until the page is drawn anew without it, or another image takes its place.
+    The address holds until the page is redrawn without the image, or another image takes the place.
 
     Args:
         place: names a place for an image within the session.
@@ -306,5 +361,5 @@ def picture_url(picture: bytes, place: str) -> str:
 
 
 @lru_cache(maxsize=5000)
-def _thumbnail(path: Path, _version: tuple[int, ...], side: int) -> bytes:
+def _cached_thumbnail(path: Path, _version: tuple[int, ...], side: int) -> bytes:
     return thumbnail(path, side)

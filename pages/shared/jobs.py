@@ -1,4 +1,7 @@
-"""Long work that a page asks for: it goes on whatever is pressed meanwhile, on whatever page, and ends early by its *Stop* only."""
+"""Long work in the background of the pages.
+
+Work goes on whatever is pressed meanwhile and whatever page is open. Only its *Stop* ends it early.
+"""
 
 import time
 from collections.abc import Callable
@@ -15,51 +18,61 @@ from pages.shared.chrome import plain
 
 REFRESH = 0.5  # seconds
 _STEP = 0.2  # seconds
-_MOST_KEPT = 8  # that have ended
+_MOST_KEPT = 8  # ended jobs
 
 
 @st.cache_resource(show_spinner=False)
 def jobs() -> Jobs:
-    """All that is going on in the process."""
+    """Return the jobs of this process."""
     return Jobs()
 
 
 def begin(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True) -> None:
-    """Start work unless it is going on already, for this session or another (a callback).
+    """Start work, unless this session or another one has already started it (a callback).
 
     Args:
-        key: ``kind:what``: says what is computed; equal keys are the same work.
-        make: makes the work; it is called and finished in another thread, where nothing of Streamlit can be used.
-        kept: whether what was done until it is stopped is of use.
+        key: ``kind:what``: says what is computed. Equal keys are the same work.
+        text: text of the progress bar.
+        make: makes the work. It is called and finished in another thread, which cannot use
+            Streamlit.
+        kept: whether partial results remain useful after a stop.
     """
-    watched = _watched()
+    watched = _watched_jobs()
     for old in [other for other, job in watched.items() if not job.working][:-_MOST_KEPT]:
         del watched[old]
     watched[key] = jobs().start(key, text, make, kept=kept)
 
 
-def outcome(key: str) -> Any:
-    """What became of the work of that key that this session has begun or watched: its result; None before it has ended, or where
-    it was stopped. While it, or earlier work of the same kind, goes on, bars are drawn; the page is drawn again when it ends.
+def take_outcome(key: str) -> Any:
+    """Return the result of work that this session has started or watched.
+
+    While this work, or earlier work of the same kind, goes on, its progress bar is drawn. The page
+    is redrawn when the work ends.
+
+    Args:
+        key: key of the work.
+
+    Returns:
+        The result; None before the end, or if the work was stopped.
 
     Raises:
-        Whatever the work raised, until it is begun again.
+        Exception: any exception that the work raised, until the work is started again.
     """
-    watched, kind = _watched(), key.partition(":")[0]
+    watched, kind = _watched_jobs(), key.partition(":")[0]
     if job := jobs().find(key):
         watched[key] = job
     with st.container():
         for other, job in watched.items():
             if job.working and other.partition(":")[0] == kind:
-                st.fragment(_watch, run_every=REFRESH)(other, job)
+                st.fragment(_watch_job, run_every=REFRESH)(other, job)
     job = watched.get(key)
-    return None if job is None or job.working else _result(job)
+    return None if job is None or job.working else _get_result(job)
 
 
-def shown_outcome(key: str) -> Any:
-    """``outcome``; what went wrong is drawn in words, and the result is None."""
+def show_outcome(key: str) -> Any:
+    """Return ``take_outcome``, but show a ``FinetuneError`` on the page and return None instead."""
     try:
-        return outcome(key)
+        return take_outcome(key)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return None
@@ -74,11 +87,18 @@ def offer(
     kept: bool = True,
     **button: Any,
 ) -> Any:
-    """A button that begins work, how far it is, and what became of it: as ``shown_outcome``.
+    """Draw a button that starts work, then its progress, then return its result.
 
     Args:
-        label, button: of the button: as for ``st.button``, with a ``key`` of its own as ``button_key``.
-        key, text, make, kept: as for ``begin``.
+        label: label of the button.
+        key: key of the work, as in ``begin``.
+        text: text of the progress bar, as in ``begin``.
+        make: makes the work, as in ``begin``.
+        kept: as in ``begin``.
+        button: further arguments of ``st.button``. ``button_key`` is the key of the button.
+
+    Returns:
+        The result, as from ``show_outcome``.
     """
     button["disabled"] = bool(button.get("disabled")) or jobs().find(key) is not None
     st.button(
@@ -89,36 +109,46 @@ def offer(
         kwargs={"kept": kept},
         **button,
     )
-    return shown_outcome(key)
+    return show_outcome(key)
 
 
 def wait_for(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True) -> Any:
-    """The result of work without which the page cannot be drawn; its bar is drawn meanwhile. None where this session saw it stopped:
-    it does not begin again before ``forget``.
+    """Wait for work that the page cannot be drawn without, with a progress bar.
+
+    Args:
+        key: as in ``begin``.
+        text: as in ``begin``.
+        make: as in ``begin``.
+        kept: as in ``begin``.
+
+    Returns:
+        The result; None if this session saw the work stopped. Stopped work does not start again
+        before ``forget``.
 
     Raises:
-        Whatever the work raised.
+        Exception: any exception that the work raised.
     """
-    job = _watched().get(key)
+    job = _watched_jobs().get(key)
     if job is None or not (job.working or job.stopping):
         begin(key, text, make, kept=kept)
-        job = _watched()[key]
+        job = _watched_jobs()[key]
     place = st.empty()
     with place:
-        bar = _bar(key, job)
+        bar = _draw_bar(key, job)
     while not job.wait(_STEP):
-        bar.progress(*_progress(job))
+        bar.progress(*_describe_progress(job))
     place.empty()
     if not job.stopping:
         forget(key)
-    return _result(job)
+    return _get_result(job)
 
 
 def wait_for_whole(key: str, text: str, make: Callable[[], Work[Any]]) -> Any:
-    """Wait for work that keeps nothing when it is stopped: then a button begins it again.
+    """Wait for work that keeps nothing when stopped; after a stop, a button starts it again.
 
     Raises:
-        DataError: when it was stopped. Whatever the work raised.
+        DataError: if the work was stopped.
+        Exception: any exception that the work raised.
     """
     result = wait_for(key, text, make, kept=False)
     if result is None:
@@ -130,36 +160,36 @@ def wait_for_whole(key: str, text: str, make: Callable[[], Work[Any]]) -> Any:
 
 
 def forget(key: str) -> None:
-    """What became of that work is of no use any more (may be a callback)."""
-    _watched().pop(key, None)
+    """Drop the result of some work, so that the work can start again (may be a callback)."""
+    _watched_jobs().pop(key, None)
 
 
-def _watched() -> dict[str, Job]:
-    """What this session has begun or seen going on, by key."""
+def _watched_jobs() -> dict[str, Job]:
+    """Return the jobs that this session has started or watched, by key."""
     watched: dict[str, Job] = st.session_state.setdefault("jobs", {})
     return watched
 
 
-def _result(job: Job) -> Any:
+def _get_result(job: Job) -> Any:
     if job.error:
         raise job.error.with_traceback(None)
     return job.result
 
 
-def _watch(key: str, job: Job) -> None:
+def _watch_job(key: str, job: Job) -> None:
     if not job.working:
         st.rerun()
-    _bar(key, job)
+    _draw_bar(key, job)
 
 
-def _bar(key: str, job: Job) -> DeltaGenerator:
-    """Draw how far a job is, with its Stop; returns the bar."""
+def _draw_bar(key: str, job: Job) -> DeltaGenerator:
+    """Draw the progress bar of a job with its Stop button; return the bar."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        bar = st.progress(*_progress(job))
+        bar = st.progress(*_describe_progress(job))
         note = "What was done so far is kept." if job.kept else "Nothing of it is kept."
-        words = "Stopping…" if job.stopping else "Stop"
+        text = "Stopping…" if job.stopping else "Stop"
         st.button(
-            words,
+            text,
             icon=":material/stop:",
             key=f"stop-{key}",
             help=note,
@@ -169,12 +199,12 @@ def _bar(key: str, job: Job) -> DeltaGenerator:
     return bar
 
 
-def _progress(job: Job) -> tuple[float, str]:
+def _describe_progress(job: Job) -> tuple[float, str]:
     done, total, phase, subject = job.progress
     total = total or 0
     text = f"{subject}: " * bool(subject) + PHASE_WORDS.get(phase, job.text)
     spent = time.monotonic() - job.since
-    left = f", {time_left(spent / done * (total - done))}" if done and spent > 2 else ""
+    time_text = f", {time_left(spent / done * (total - done))}" if done and spent > 2 else ""
     return min(
         1.0, done / max(1, total)
-    ), f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"
+    ), f"{text}: {done:,} of {total:,}{time_text}" if total > 1 else f"{text} …"

@@ -89,8 +89,9 @@ def labeller(
     Args:
         key: of the component.
         queue: ``data``: the data set's id; ``order``: images of another order are dropped;
-            ``most``: images on show, which one key answers; ``classes``: their names; ``images``: ``id, src, alt, note, proposal`` of the next ones;
-            ``more``: whether other images follow when the component asks again.
+            ``most``: images on show, which one key answers; ``classes``: their names;
+            ``images``: ``id, src, alt, note, proposal`` of the next ones; ``more``: whether other
+            images follow when the component asks again.
         keep: keeps answers. Its error is shown, and the answers are sent again.
         like: called with the id of the image whose like are asked for.
     """

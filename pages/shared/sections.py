@@ -1,4 +1,4 @@
-"""Folded sections of a page, whose content is computed once they are open."""
+"""Folded sections of a page. The content of a section is computed once it is open."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,22 +8,24 @@ import streamlit as st
 T = TypeVar("T")
 
 
-def section(label: str, key: str, icon: str, draw: Callable[[], T]) -> T | None:
+def draw_section(label: str, key: str, icon: str, draw: Callable[[], T]) -> T | None:
     """Draw a folded section.
 
     Args:
-        key: names its state in the session and, while it is open, in the page's address.
-        draw: draws the content; called only while the section is open.
+        label: title of the section.
+        key: names the section's state in the session and, while it is open, in the page's address.
+        icon: icon of the title.
+        draw: draws the content. Called only while the section is open.
 
     Returns:
         The result of ``draw``; None while the section is folded.
     """
-    kept: set[str] = st.session_state.setdefault("open_sections", set())
-    # The state of a widget ends with its page: this brings it back when the page is opened again.
-    if key in kept and key not in st.session_state and key not in st.query_params:
+    open_keys: set[str] = st.session_state.setdefault("open_sections", set())
+    # Streamlit drops a widget's state with its page: restore it when the page is opened again.
+    if key in open_keys and key not in st.session_state and key not in st.query_params:
         st.session_state[key] = True
     box = st.expander(label, icon=icon, key=key, bind="query-params")
-    (kept.add if box.open else kept.discard)(key)
+    (open_keys.add if box.open else open_keys.discard)(key)
     if not box.open:
         return None
     with box:

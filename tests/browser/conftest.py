@@ -1,4 +1,4 @@
-"""Servers of the app, and pages that must never show an exception."""
+"""Fixtures for browser tests: servers of the app, and pages that must never show an exception."""
 
 import os
 import urllib.request
@@ -22,7 +22,7 @@ REPORT_EXCEPTIONS = """new MutationObserver(() => {
 
 
 class Server:
-    """The app on a port of its own, with a home of its own."""
+    """Server of the app with its own port and home folder."""
 
     def __init__(self, processes, home, port=None, options=()):
         self.home, self.port = home, port or free_port()
@@ -82,7 +82,7 @@ def _shared_server(processes, tmp_path_factory):
 
 @pytest.fixture
 def server(browser, _shared_server):
-    """A server for tests that name their runs and data, which other tests have left there too."""
+    """Return a shared server for tests that name their own runs and data."""
     yield _shared_server
     for run in _shared_server.store.runs():
         if run.active:
@@ -91,15 +91,15 @@ def server(browser, _shared_server):
 
 @pytest.fixture(scope="session")
 def finished_runs(_shared_server, trained_once):
-    """Two runs on ``server`` that no test may change: their names."""
+    """Return the names of two finished runs on ``server`` that no test may change."""
     return [run_dir.name for run_dir in trained_once.copied(_shared_server.home / "runs")]
 
 
 @pytest.fixture
 def tab(browser):
-    """Open pages: ``tab()``, or, in a Chromium that is started for it, ``tab(argument, …)``.
+    """Open pages: ``tab()``, or ``tab(argument, …)`` in a Chromium started with these arguments.
 
-    The test fails if any of them ever shows an exception.
+    The test fails if any of the pages ever shows an exception.
     """
     opened, started, exceptions = [], [], []
 
@@ -133,7 +133,7 @@ def page(tab):
 
 @pytest.fixture
 def set_number(page):
-    """``set_number(label, value)``: type into a field and press Enter."""
+    """Set a number field: ``set_number(label, value)`` types the value and presses Enter."""
 
     def fill(label, value):
         box = page.get_by_label(label, exact=True)

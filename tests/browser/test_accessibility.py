@@ -1,4 +1,4 @@
-"""Pages for everybody: axe-core's rules in light and dark, a phone's width, the keyboard alone."""
+"""Accessibility: axe-core's rules in light and dark, a phone's width, and the keyboard alone."""
 
 import re
 
@@ -27,10 +27,12 @@ FOCUSED = """element => document.activeElement !== document.body
 
 @pytest.fixture
 def check(page):
-    """``check()``: axe-core finds nothing serious on the drawn page, in light and in dark.
+    """Check the drawn page with axe-core, in light and dark: ``check()``.
 
-    ``check(again=True)``: a page that is drawn anew all the time is looked at until it is found
-    without elements that fade; what is wrong with the others stays wrong.
+    The check fails at a serious problem.
+
+    ``check(again=True)`` repeats the check on a page that is redrawn all the time until no element
+    is fading. Other problems persist, and fail the test.
     """
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page.emulate_media(color_scheme="dark", reduced_motion="reduce")
@@ -65,7 +67,7 @@ def check(page):
 
 @pytest.fixture
 def visit(page):
-    """``visit(address)``: open a page and wait until it is drawn."""
+    """Open a page and wait until it is drawn: ``visit(address)``."""
 
     def open_page(address):
         page.goto(address)

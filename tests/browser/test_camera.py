@@ -1,4 +1,4 @@
-"""A camera in a real browser. Chromium plays a video as its camera."""
+"""Camera in a real browser. Chromium plays a video as its camera."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ PRESS = """link => {
 
 
 def video(file, colour):
-    """An object of that colour that wanders over a gray ground, as an uncompressed Y4M."""
+    """Return an uncompressed Y4M video of a coloured object that wanders over gray ground."""
     noise = np.random.default_rng(0)
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     with file.open("wb") as out:
@@ -45,7 +45,7 @@ def video(file, colour):
 
 @pytest.fixture
 def shown(server, tab, tmp_path):
-    """``shown(name)``: a page before whose camera that object is held; nothing was recorded yet."""
+    """Open a page with that object before its camera: ``shown(name)``. Nothing is recorded yet."""
     if (recordings := server.home / "data" / "camera").is_dir():
         shutil.rmtree(recordings)
 
@@ -57,7 +57,7 @@ def shown(server, tab, tmp_path):
 
 
 def open_camera(page, server, name):
-    """Dataset → Camera, turned on, with a class named; returns the button that is held."""
+    """Turn the camera on Dataset on, and name a class; return the record button."""
     page.goto(f"{server.url}/dataset")
     page.get_by_text("Camera", exact=True).click()
     page.get_by_label("Class", exact=True).fill(name)
@@ -68,20 +68,24 @@ def open_camera(page, server, name):
 
 
 def count(page, button, frames):
-    """Wait until that many frames of the press have been recorded, or more."""
+    """Wait until at least that many frames of the press have been recorded."""
     button.filter(has_text=re.compile("Recording")).wait_for()
     wait_until(lambda: int(re.search(r"\d+", button.inner_text())[0]) >= frames)
 
 
 def recorded(page, name):
-    """How many frames the press that has ended took."""
+    """Return the number of frames that the last press recorded."""
     words = page.get_by_role("status").filter(has_text=re.compile(rf"{name}: \d+ frames recorded"))
     words.wait_for()
     return int(re.search(r"\d+", words.inner_text())[0])
 
 
 def hold(page, button, name, frames):
-    """Record with the mouse, then with the keyboard, at least ``frames`` each; return how many."""
+    """Record with the mouse, then with the keyboard, at least ``frames`` each.
+
+    Returns:
+        The total number of frames.
+    """
     button.hover()
     taken = 0
     for begin, end in (

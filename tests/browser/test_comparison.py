@@ -1,4 +1,4 @@
-"""A comparison in a real browser: from ticked strategies to a verdict, its address, its report."""
+"""Comparison in a real browser: from ticked strategies to a verdict, its address, and a report."""
 
 import re
 from urllib.parse import parse_qs, urlsplit

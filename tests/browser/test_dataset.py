@@ -1,4 +1,4 @@
-"""Dataset in a real browser: an archive is uploaded and corrected, images stand there whole."""
+"""Dataset in a real browser: an archive is uploaded and corrected, and images are shown whole."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ DRAWN = """() => {
 
 @pytest.fixture
 def archive(tmp_path):
-    """A ZIP as a Mac makes it, with a text that poses as an image and a copy across splits."""
+    """Return a ZIP as a Mac makes it, with a text posing as an image and a copy across splits."""
     layout = {"train/red": 14, "train/blue": 14, "val/red": 5, "val/blue": 5}
     top = image_folder(tmp_path / "packed" / "pets", layout)
     (top / "train" / "red" / "note.png").write_text("no picture")

@@ -1,4 +1,4 @@
-"""Evaluate in a real browser: clicks into a figure and on a thumbnail show what lies there."""
+"""Evaluate in a real browser: clicks into a figure and on a thumbnail show the images behind."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Every plotly figure on a narrow range, drawn by plotly itself, wide and on a phone."""
+"""Plotly figures with narrow ranges, drawn by plotly itself, on a wide screen and on a phone."""
 
 import re
 
@@ -31,7 +31,7 @@ PROBES = [Probe("stem", 0.981, 0.003), Probe("layer1", 0.9975, 0.001), Probe("la
 
 
 def arms(folder, accuracies=(0.9925, 0.9962, 1.0), epochs=3):
-    """An arm for each accuracy, its cut one stage deeper, on ever more images."""
+    """Return an arm for each accuracy, each with a deeper cut and more images than the last."""
     made = []
     for at, accuracy in enumerate(accuracies):
         run_dir = folder / f"run-{at}"
@@ -67,7 +67,7 @@ def arms(folder, accuracies=(0.9925, 0.9962, 1.0), epochs=3):
 
 
 def nearly_perfect():
-    """1,000 images of three classes, a few of them taken for the next class."""
+    """Return 1,000 images of three classes, a few of them predicted as the next class."""
     random = np.random.default_rng(0)
     labels = np.arange(1000) % 3
     logits = np.eye(3)[
@@ -171,7 +171,11 @@ READ = """figure => {
 
 @pytest.fixture
 def drawn(page, tmp_path):
-    """``drawn(figures, width)``: name -> axis -> labels, as (text, whether cut off), and range."""
+    """Draw figures: ``drawn(figures, width)``.
+
+    Returns:
+        name -> axis -> labels as ``(text, whether it is cut off)``, and the range.
+    """
 
     def draw(named, width):
         page.set_viewport_size({"width": width, "height": 900})
@@ -246,7 +250,7 @@ TEXTS = f"""texts => texts.filter(text => text.textContent)
 
 
 def contrast(one, other):
-    """Contrast of two luminances as WCAG has it."""
+    """Return the contrast of two luminances as defined by WCAG."""
     return (max(one, other) + 0.05) / (min(one, other) + 0.05)
 
 

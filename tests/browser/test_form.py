@@ -1,4 +1,4 @@
-"""The form on Configure: what is typed and chosen stays, whatever is drawn anew around it."""
+"""Form on Configure: typed text and choices stay, whatever is redrawn around them."""
 
 import re
 
@@ -26,7 +26,7 @@ def open_settings(page):
 
 
 def mark_fields(page):
-    """Mark the fields; the function returned checks that they are the same elements still."""
+    """Mark the fields; return a function that checks that they are still the same elements."""
     settled = page.locator(SETTLED)
     settled.wait_for()
     for label in FIELDS:

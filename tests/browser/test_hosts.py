@@ -1,4 +1,4 @@
-"""DNS rebinding: a page of another site whose name leads to this machine is not served."""
+"""DNS rebinding: another site's page whose name leads to this machine is not served."""
 
 from tests.chromium import REBOUND
 from tests.deadline import wait_until

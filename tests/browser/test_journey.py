@@ -1,4 +1,4 @@
-"""The way of a newcomer in a real browser, without typing: the browser test of plain ``pytest``."""
+"""First steps of a newcomer without typing: the browser test that plain ``pytest`` runs."""
 
 import re
 import zipfile

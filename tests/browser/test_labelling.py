@@ -33,7 +33,7 @@ LOADED = f"""() => performance.getEntriesByType('resource')
 
 @pytest.fixture
 def data(server, tmp_path, monkeypatch):
-    """A data set of two classes, with images to label, as the server has it."""
+    """Return a data set of two classes on the server, with images to label."""
     monkeypatch.setenv("THAW_HOME", str(server.home))
     folder = image_folder(tmp_path / "data", {"green": 12, "red": 12})
     image_folder(tmp_path / "loose", {"any": IMAGES})
@@ -43,7 +43,7 @@ def data(server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def label(server, page, data):
-    """A page on the images to label."""
+    """Open a page on the images to label."""
     page.add_init_script(f"({RECORD})()")
     page.goto(f"{server.url}/dataset?data={remember(data)}")
     show_images(page)
@@ -56,7 +56,7 @@ def show_images(page):
 
 
 def press(page, keys):
-    """Press keys, the last five at once; return the images that they answered, and with what."""
+    """Press keys, the last five at once; return the answered images with their answers."""
     for number, key in enumerate(keys):
         page.keyboard.press(key)
         if number < len(keys) - 5:

@@ -1,4 +1,4 @@
-"""A comparison from the page, trained by Ray on two nodes."""
+"""Comparison started on a page and trained by Ray on two nodes."""
 
 import re
 import sys

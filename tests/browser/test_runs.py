@@ -18,7 +18,7 @@ IS_RENAMED = """() => [...document.querySelectorAll('[data-testid=stSelectbox]')
 
 @pytest.fixture
 def server(start, tmp_path, monkeypatch):
-    """A server with ``RUNS``."""
+    """Return a server with ``RUNS``."""
     monkeypatch.setenv("THAW_HOME", str(tmp_path))
     server = start(tmp_path)
     for month, (name, strategy) in zip((3, 2, 1), RUNS.items(), strict=True):
@@ -35,7 +35,7 @@ def ids(server):
 
 
 def tick(page, place):
-    """Click the box of the row that stands there now; 0 is the first."""
+    """Click the checkbox of a row of the table as drawn now; 0 is the first row."""
     page.get_by_test_id("data-grid-canvas").click(
         position={"x": BOX, "y": ROW * (place + 1.5)}, force=True
     )
@@ -116,7 +116,7 @@ def test_a_table_that_refreshes_itself_keeps_order_selection_and_an_open_questio
 
 
 def test_a_run_is_chosen_by_a_label_that_no_longer_holds(server, ids, page):
-    """Hold back what the server draws: the person chooses by what can still be read."""
+    """Hold the server's drawing back: the person chooses by a label that is still on screen."""
     held, messages = [], []
 
     def relay(socket):

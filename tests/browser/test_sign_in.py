@@ -1,4 +1,4 @@
-"""Sign-in in a real browser, at an OpenID Connect provider that lives in this test."""
+"""Sign-in in a real browser, with an OpenID Connect provider inside this test."""
 
 import json
 import threading
@@ -51,7 +51,7 @@ def handler_of(provider):
 
 
 class Provider:
-    """Lets everybody in, as Ann."""
+    """Provider that signs everybody in as Ann."""
 
     def __init__(self):
         from joserfc.jwk import RSAKey
@@ -112,7 +112,7 @@ def port():
 
 @pytest.fixture
 def secrets(provider, port, tmp_path):
-    """The file with the secrets of a server on ``port``."""
+    """Return the file with the secrets of a server on ``port``."""
     file = tmp_path / "secrets.toml"
     file.write_text(
         f"""[auth]

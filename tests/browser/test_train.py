@@ -1,4 +1,4 @@
-"""Train in a real browser: an open page follows the run, and a press is always a click."""
+"""Train in a real browser: an open page follows the run, and every press is a click."""
 
 import re
 from urllib.parse import parse_qs, urlsplit
@@ -74,7 +74,7 @@ def test_an_open_page_follows_its_run_through_reloads_and_other_pages(server, pa
 
 @pytest.fixture
 def stopped_run(server, monkeypatch):
-    """The name of a long run on ``server`` that was stopped after its first epoch."""
+    """Return the name of a long run on ``server`` that was stopped after its first epoch."""
     monkeypatch.setenv("THAW_HOME", str(server.home))
     reservation = create_run(tiny_config(many_images(), **LONG), server.home / "runs")
     for event in execute(reservation):

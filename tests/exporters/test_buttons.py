@@ -26,9 +26,9 @@ def page(run_dir):
     from pathlib import Path
 
     from finetune_core.runs.store import RunStore
-    from pages.shared.evaluation.export import export_buttons
+    from pages.shared.evaluation.export import draw_export_buttons
 
-    export_buttons(RunStore(Path(run_dir).parent).read(Path(run_dir)))
+    draw_export_buttons(RunStore(Path(run_dir).parent).read(Path(run_dir)))
 
 
 @pytest.fixture

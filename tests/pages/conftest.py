@@ -1,4 +1,4 @@
-"""What the tests of pages share."""
+"""Fixtures that the tests of pages share."""
 
 import os
 import threading
@@ -25,9 +25,9 @@ from tests.factories import shared_images
 
 @pytest.fixture(scope="session")
 def strict_harness():
-    """Have every run of a page fail its test where the page shows an exception.
+    """Fail the test if any run of a page shows an exception.
 
-    Streamlit's harness also parses and compiles app.py and the page on every run: here it does so
+    Streamlit's harness also parses and compiles app.py and the page on every run. Here both happen
     once.
     """
     cache, run = ScriptCache(), AppTest._run
@@ -44,7 +44,7 @@ def strict_harness():
 
 
 def _end_runs():
-    """Stop what the pages have started, which would go on in the next test's folders."""
+    """Stop the runs that pages have started: they would go on in the next test's folders."""
     worker = backend.worker()
 
     def stop_all():
@@ -57,8 +57,8 @@ def _end_runs():
 
 @pytest.fixture(autouse=True)
 def fresh_process_state(components_found_once, strict_harness, monkeypatch):
-    """What the pages hold once a process belongs to another test's folder."""
-    monkeypatch.setattr(account, "_SEEN", account.Seen())
+    """Reset the state of the process, which belongs to another test's folder."""
+    monkeypatch.setattr(account, "_STATE", account.ProcessState())
     st.cache_resource.clear()
     st.cache_data.clear()
     yield
@@ -72,7 +72,7 @@ def fresh_process_state(components_found_once, strict_harness, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_timed_unasked(monkeypatch):
-    """Home and Configure do not time what they offer: no thread beside the test computes."""
+    """Keep Home and Configure from timing runs: no thread beside the test computes."""
 
     def time_sample():
         yield Step(1, 1)
@@ -83,7 +83,7 @@ def nothing_timed_unasked(monkeypatch):
 
 @pytest.fixture
 def folder(monkeypatch):
-    """A small data set that the pages may read and no test may change."""
+    """Return a small data set that the pages may read and no test may change."""
     images = shared_images(red=12, blue=12)
     monkeypatch.setenv("THAW_DATA_ROOTS", str(images))
     return images
@@ -91,7 +91,7 @@ def folder(monkeypatch):
 
 @pytest.fixture
 def runs(trained_once, tmp_path, monkeypatch):
-    """A run of Last block and one of Feature extraction, copied into the app's own folder.
+    """Copy a run of Last block and one of Feature extraction into the app's own folder.
 
     The pages may read their images, and ``tmp_path``.
     """
@@ -101,14 +101,14 @@ def runs(trained_once, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def known():
-    """``known(folder)``: the id of a data set, as an address that names it has it."""
+def data_id_of():
+    """Return the id of a data set as in an address: ``data_id_of(folder)``."""
     return remember
 
 
 @pytest.fixture
-def finished():
-    """``finished(at)``: the page as it is drawn once all that it has begun has ended."""
+def wait_until_finished():
+    """Draw a page again once all that it has started has ended: ``wait_until_finished(at)``."""
 
     def wait(at):
         for job in jobs().all():
@@ -119,10 +119,10 @@ def finished():
 
 
 @pytest.fixture
-def held_back(monkeypatch):
-    """``held_back("module.function")``: make that work wait until the returned event is set.
+def hold_back(monkeypatch):
+    """Make work wait: ``hold_back("module.function")``.
 
-    It waits after its first step.
+    The work waits after its first step until the returned event is set.
     """
     gates = []
 
@@ -144,8 +144,8 @@ def held_back(monkeypatch):
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """The tiles of each drawing of stages, the latest last."""
+def drawn_stages(monkeypatch):
+    """Return the tiles of each drawing of stages, the latest last."""
     found = []
     monkeypatch.setattr(
         "pages.shared.configure.stages._ROW", lambda *, data, **_: found.append(data["tiles"])
@@ -155,7 +155,7 @@ def drawn(monkeypatch):
 
 @pytest.fixture
 def device_is_taken(monkeypatch):
-    """Another program uses the devices, until ``close``: runs that are started wait for it."""
+    """Occupy the devices like another program until ``close``: runs that are started wait."""
     monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
     locks = paths.home() / "locks"
     locks.mkdir(parents=True, exist_ok=True)

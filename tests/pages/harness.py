@@ -1,4 +1,4 @@
-"""Pages in Streamlit's own test harness: opened, read, and pressed."""
+"""Pages in Streamlit's test harness: opened, read, and pressed."""
 
 import re
 import shutil
@@ -25,15 +25,15 @@ _KINDS = ("title", "header", "markdown", "caption", "info", "success", "warning"
 
 
 def open_page(name, *, user=None, providers=None, form=None, state=None, **query):
-    """A page of the app, drawn without an exception.
+    """Open a page of the app, and draw it without an exception.
 
     Args:
-        name: as its address has it; ``home`` for the first one.
-        user: who signs in where people do, as ``st.user``; None where nobody is asked.
-        providers: those to sign in with, by name.
+        name: name in the address; ``home`` for the first page.
+        user: signed-in user, as ``st.user``; None on a server without sign-in.
+        providers: sign-in providers by name.
         form: settings, as the widgets of Configure hold them.
-        state: of the session.
-        query: of the address.
+        state: state of the session.
+        query: query parameters of the address.
     """
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     if user:
@@ -50,7 +50,7 @@ def open_page(name, *, user=None, providers=None, form=None, state=None, **query
 
 
 def evaluate_state(view):
-    """The session's state in which Evaluate shows a view: a tab, or what unfolds in one."""
+    """Return the session's state in which Evaluate shows a view: a tab, or a part of one."""
     if view in ("Mistakes", "Metrics"):
         return {"evaluate_view": view}
     if view == "Curves":
@@ -59,25 +59,25 @@ def evaluate_state(view):
 
 
 def address(at):
-    """What the address carries, to open a page with it."""
+    """Return the query parameters of a page's address, to open a page with them."""
     return {
         name: value if isinstance(value, str) else value[-1]
         for name, value in at.query_params.items()
     }
 
 
-def words(at):
-    """All text of a page, as Markdown."""
+def page_text(at):
+    """Return all text of a page, as Markdown."""
     return "\n".join(str(element.value) for kind in _KINDS for element in at.get(kind))
 
 
-def unescaped(at):
-    """All text of a page, without the backslashes that Markdown leaves out."""
-    return words(at).replace("\\", "")
+def unescaped_text(at):
+    """Return all text of a page without the backslashes of Markdown."""
+    return page_text(at).replace("\\", "")
 
 
-def labels(at):
-    """Of all buttons."""
+def button_labels(at):
+    """Return the labels of all buttons."""
     return [button.label for button in at.button]
 
 
@@ -85,28 +85,28 @@ def button(at, label):
     return next(button for button in at.button if button.label == label)
 
 
-def primary(at):
-    """The labels of the primary buttons."""
+def primary_labels(at):
+    """Return the labels of the primary buttons."""
     return [button.label for button in at.button if button.proto.type == "primary"]
 
 
-def metrics(at):
-    """Label -> value."""
+def read_metrics(at):
+    """Return label -> value of all metrics."""
     return {metric.label: metric.value for metric in at.metric}
 
 
-def facts(at):
-    """The line of facts of the Dataset page; empty where no data set is shown."""
+def read_facts(at):
+    """Return the line of facts of the Dataset page; empty if no data set is shown."""
     return next((one.value for one in at.markdown if re.match(r"[\d,]+ images? · ", one.value)), "")
 
 
-def keys(at, *kinds):
-    """The keys of all widgets of some kinds."""
+def widget_keys(at, *kinds):
+    """Return the keys of all widgets of some kinds."""
     return {widget.key for kind in kinds or ("button",) for widget in at.get(kind)}
 
 
 def tiny_form(**changes):
-    """Settings of a short run of the tiny network for a form, and the state of the session."""
+    """Return a form's settings of a short run of the tiny network, with the session's state."""
     form = {
         "backbone": TINY_BACKBONE,
         "image_size": 32,
@@ -118,7 +118,7 @@ def tiny_form(**changes):
 
 
 def place_run(run, name):
-    """Copy a run into the app's own folder under another name and return the copy."""
+    """Copy a run into the app's own folder under another name, and return the copy."""
     return read_run(Path(shutil.copytree(run.run_dir, paths.runs_dir() / name)))
 
 

@@ -1,4 +1,4 @@
-"""Sign-in: nothing before it, and whose a run is after it; browser tests have the provider."""
+"""Sign-in: pages show nothing before it, and runs have owners. Browser tests have the provider."""
 
 import os
 from pathlib import Path
@@ -17,12 +17,12 @@ from tests.pages.harness import (
     ANN,
     BEN,
     SECRETS,
-    labels,
+    button_labels,
     open_page,
+    page_text,
     place_run,
     press,
-    unescaped,
-    words,
+    unescaped_text,
 )
 
 PAGES = ["home" if path == "app.py" else Path(path).stem for path, *_ in chrome.PAGES]
@@ -45,7 +45,7 @@ UNUSABLE = {
 
 @pytest.fixture
 def run():
-    """``run(owner)``: the name of a run that belongs to somebody."""
+    """Return the name of a run that belongs to somebody: ``run(owner)``."""
 
     def owned_by(owner):
         run_dir = place_run(trained_run(), "owned").run_dir
@@ -59,7 +59,7 @@ def run():
 def test_before_sign_in_every_page_shows_nothing_but_the_way_in(name, run):
     named = run("ann@example.org")
     at = open_page(name, user=OUTSIDE, run=named)
-    assert labels(at) == ["Sign in"]
+    assert button_labels(at) == ["Sign in"]
     assert not at.get("page_link")
     text = "".join(
         element.value for kind in ("markdown", "caption", "title") for element in at.get(kind)
@@ -70,9 +70,9 @@ def test_before_sign_in_every_page_shows_nothing_but_the_way_in(name, run):
 
 @pytest.fixture
 def secrets(tmp_path):
-    """``secrets(content)``: write the file that the server reads its secrets from.
+    """Write the server's secrets file, and return its path: ``secrets(content)``.
 
-    None deletes the file. Returns its path.
+    None deletes the file.
     """
     file, before = tmp_path / "secrets.toml", config.get_option("secrets.files")
 
@@ -95,7 +95,7 @@ def secrets(tmp_path):
 def test_secrets_that_cannot_be_used_stop_every_page(secrets, run, why):
     secrets(UNUSABLE[why])
     named = run("ann@example.org")
-    # All pages ask the same function (``page``); one of the cases opens them all.
+    # All pages ask the same function (``start_page``); one of the cases opens them all.
     for name in PAGES if why == "a lost quote" else ("runs",):
         assert_nothing_but_a_message(open_page(name, run=named), named)
 
@@ -120,19 +120,19 @@ def test_a_secrets_file_that_cannot_be_opened_stops_every_page(secrets, tmp_path
 def test_sign_in_that_was_there_stays_while_the_server_runs(secrets, run, content):
     secrets(AUTH)
     named = run("ann@example.org")
-    assert labels(open_page("runs")) == ["Sign in"]
+    assert button_labels(open_page("runs")) == ["Sign in"]
     secrets(content)
     st.cache_resource.clear()  # as a browser can ask for
     assert_nothing_but_a_message(open_page("runs", run=named), named)
-    assert account.sign_in_asked()
+    assert account.is_sign_in_required()
     secrets(AUTH)
-    assert labels(open_page("runs")) == ["Sign in"]
+    assert button_labels(open_page("runs")) == ["Sign in"]
 
 
 def test_the_operator_is_told_once_what_is_wrong_and_visitors_are_not(secrets, caplog):
     file = secrets(UNUSABLE["a lost quote"])
     for _ in range(2):
-        assert str(file) not in words(open_page("runs"))
+        assert str(file) not in page_text(open_page("runs"))
     [told] = [record for record in caplog.records if record.name == account.__name__]
     assert str(file) in told.message
     assert "line 4" in told.message
@@ -140,24 +140,24 @@ def test_the_operator_is_told_once_what_is_wrong_and_visitors_are_not(secrets, c
 
 def test_without_secrets_nobody_is_asked(secrets):
     secrets(None)
-    assert not account.sign_in_asked()
+    assert not account.is_sign_in_required()
     secrets("[other]\nkey = 1\n")
-    assert not account.sign_in_asked()
+    assert not account.is_sign_in_required()
 
 
 def assert_nothing_but_a_message(at, named):
-    """A page shows that sign-in cannot be used, and nothing else."""
+    """Assert that a page says that sign-in is unusable, and shows nothing else."""
     [error] = at.error
     assert "sign-in settings of this server cannot be used" in error.value
-    assert named not in words(at)
-    assert not labels(at)
+    assert named not in page_text(at)
+    assert not button_labels(at)
     assert not at.get("page_link")
     assert not at.get("metric")
 
 
 def test_each_provider_has_a_button():
     providers = {name: PROVIDER | {"client_id": name} for name in ("google", "okta")}
-    assert labels(open_page("home", user=OUTSIDE, providers=providers)) == [
+    assert button_labels(open_page("home", user=OUTSIDE, providers=providers)) == [
         "Sign in with Google",
         "Sign in with Okta",
     ]
@@ -166,10 +166,10 @@ def test_each_provider_has_a_button():
 def test_a_run_carries_its_owner_and_only_that_one_may_change_it(run):
     named = run("ann@example.org")
     hers, his = (open_page("train", user=user, run=named) for user in (ANN, BEN))
-    assert "Delete this run" in labels(hers)
-    assert "Delete this run" not in labels(his)
-    assert "ann@example.org" in unescaped(his)
-    assert "Sign out" in labels(his)
+    assert "Delete this run" in button_labels(hers)
+    assert "Delete this run" not in button_labels(his)
+    assert "ann@example.org" in unescaped_text(his)
+    assert "Sign out" in button_labels(his)
 
 
 @pytest.mark.train
@@ -177,11 +177,11 @@ def test_a_run_that_is_started_after_sign_in_belongs_to_who_started_it(device_is
     press(open_page("home", user=ANN), "Try it now")
     runs = RunStore(paths.runs_dir()).runs()
     assert [run.owner for run in runs] == ["ann@example.org"] * 2
-    assert "Try it now" in labels(open_page("home", user=BEN)), "these runs are another's"
+    assert "Try it now" in button_labels(open_page("home", user=BEN)), "these runs are another's"
 
 
 def test_without_an_auth_section_nobody_is_asked_and_all_may_change_all(run):
     named = run("")
     at = open_page("train", run=named)
-    assert "Delete this run" in labels(at)
-    assert "Sign out" not in labels(at)
+    assert "Delete this run" in button_labels(at)
+    assert "Sign out" not in button_labels(at)

@@ -1,4 +1,4 @@
-"""Configure → Compare backbones: the question, the ranking, and the queue that follows from it."""
+"""Configure → Compare backbones: the options, the ranking, and the queue that follows."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from finetune_core.training.speed_book import Speed
 from finetune_core.work import Step
 from pages.shared.configure import advice as page
 from tests.factories import shared_images
-from tests.pages.harness import open_page, words
+from tests.pages.harness import open_page, page_text
 
 LITES = ("efficientnet_lite0", "efficientnet_lite1")
 STAGES = ("stem", "block1")
@@ -29,20 +29,20 @@ def folder(monkeypatch):
 
 
 @pytest.fixture
-def configure(folder, known):
-    """``configure(…)``: the page with the box open, and other state of the session."""
+def configure(folder, data_id_of):
+    """Open the page with the box open, and other state of the session: ``configure(…)``."""
 
     return lambda **state: open_page(
-        "configure", data=known(folder), state={"advice_open": True} | state
+        "configure", data=data_id_of(folder), state={"advice_open": True} | state
     )
 
 
 @pytest.fixture
-def probed(monkeypatch):
-    """(network, size of its images) of each whose features were computed.
+def probed_networks(monkeypatch):
+    """Return (network, image size) of each network whose features were computed.
 
-    They are made up: those of ``block1`` tell the classes apart, but for a few images more with
-    each network.
+    The features are made up. Those of ``block1`` tell the classes apart, but for a few images more
+    with each network.
     """
     asked = []
 
@@ -68,8 +68,8 @@ def probed(monkeypatch):
 
 
 @pytest.fixture
-def submitted(monkeypatch):
-    """The configs that were queued; nothing trains."""
+def submitted_configs(monkeypatch):
+    """Return the configs that were queued; nothing trains."""
     found = []
 
     def submit(_worker, config, *_, **__):
@@ -86,11 +86,11 @@ def table(at, column):
 
 @pytest.mark.train
 def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(
-    configure, probed, finished, known
+    configure, probed_networks, wait_until_finished, data_id_of
 ):
     at = configure(advice_networks=list(LITES))
-    at = finished(at.button(key="advice_ask").click().run())
-    assert [name for name, _ in probed] == list(LITES)
+    at = wait_until_finished(at.button(key="advice_ask").click().run())
+    assert [name for name, _ in probed_networks] == list(LITES)
     ranking = table(at, "Against the best")
     assert list(ranking["Network"]) == list(LITES)
     assert list(ranking["Stage"]) == ["block1", "block1"]
@@ -100,7 +100,7 @@ def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(
     assert not table(at, "Last block").eq("not timed").any(axis=None)
     assert len(table(at, "Training what follows")) == 4
     assert at.get("plotly_chart")
-    shown = words(at)
+    shown = page_text(at)
     assert "validation and test images are not used" in shown
     assert "cannot predict how much fine-tuning will add" in shown
     assert "The best probe" in shown
@@ -110,7 +110,7 @@ def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(
     at.session_state["form_epochs"] = 7
     at.run()
     assert len(table(at, "Against the best")) == 2
-    at.session_state["data_id"] = known(shared_images(red=12, blue=12))
+    at.session_state["data_id"] = data_id_of(shared_images(red=12, blue=12))
     at.run()
     assert not [one for one in at.dataframe if "Against the best" in one.value.columns]
     assert "advice_queue" not in {one.key for one in at.button}
@@ -118,7 +118,7 @@ def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(
 
 @pytest.mark.train
 def test_all_that_are_ready_are_probed_at_the_chosen_size_where_none_is_named(
-    configure, finished, monkeypatch
+    configure, wait_until_finished, monkeypatch
 ):
     asked = []
 
@@ -131,19 +131,19 @@ def test_all_that_are_ready_are_probed_at_the_chosen_size_where_none_is_named(
     monkeypatch.setattr(page, "advise", note)
     at = configure(form_image_size=64)
     assert at.button(key="advice_ask").label == "Probe 2 networks"
-    finished(at.button(key="advice_ask").click().run())
+    wait_until_finished(at.button(key="advice_ask").click().run())
     assert [one.value.replace("\\", "") for one in at.error] == [
         "There are too few *training* images."
     ]
     assert "advice_queue" not in {one.key for one in at.button}
     at.session_state["advice_size"] = "form"
-    finished(at.run().button(key="advice_ask").click().run())
+    wait_until_finished(at.run().button(key="advice_ask").click().run())
     assert asked == [(64, list(LITES), True), (64, list(LITES), False)]
 
 
 @pytest.mark.train
 def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(
-    configure, probed, finished, monkeypatch, tmp_path
+    configure, probed_networks, wait_until_finished, monkeypatch, tmp_path
 ):
     def refused(*_, **__):
         raise OSError("there is <no> route")
@@ -151,8 +151,8 @@ def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("urllib.request.urlopen", refused)
     at = configure(advice_networks=["resnet18", LITES[0]])
-    assert "The weights of resnet18 are downloaded first" in words(at)
-    at = finished(at.button(key="advice_ask").click().run())
+    assert "The weights of resnet18 are downloaded first" in page_text(at)
+    at = wait_until_finished(at.button(key="advice_ask").click().run())
     (said,) = (one.value for one in at.warning if "resnet18" in one.value)
     assert said.startswith("**resnet18** was left out: ")
     assert "there is \\<no\\> route" in said
@@ -162,7 +162,7 @@ def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(
 
 @pytest.mark.train
 def test_both_proposals_are_queued_with_their_linear_probes_as_one_comparison(
-    configure, probed, submitted, finished
+    configure, probed_networks, submitted_configs, wait_until_finished
 ):
     at = configure(
         advice_networks=list(LITES),
@@ -171,10 +171,10 @@ def test_both_proposals_are_queued_with_their_linear_probes_as_one_comparison(
         form_epochs=3,
         form_strategy="full",
     )
-    at = finished(at.button(key="advice_ask").click().run())
-    assert "6 runs: last block with 2 seeds" in words(at)
+    at = wait_until_finished(at.button(key="advice_ask").click().run())
+    assert "6 runs: last block with 2 seeds" in page_text(at)
     at.button(key="advice_queue").click().run()
-    assert {(one.backbone, one.strategy, one.seed, one.epochs) for one in submitted} == {
+    assert {(one.backbone, one.strategy, one.seed, one.epochs) for one in submitted_configs} == {
         (name, strategy, seed, 3)
         for name in LITES
         for strategy, seed in (("last_block", 0), ("last_block", 1), ("linear_probe", 0))
@@ -184,4 +184,4 @@ def test_both_proposals_are_queued_with_their_linear_probes_as_one_comparison(
 
 def test_it_asks_for_data_first():
     at = open_page("configure", state={"advice_open": True})
-    assert "Choose data, and settings that can be used, first." in words(at)
+    assert "Choose data, and settings that can be used, first." in page_text(at)

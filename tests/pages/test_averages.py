@@ -1,4 +1,4 @@
-"""Averaged weights: the box on Compare that makes them, and what the run's own pages show."""
+"""Averaged weights: the box on Compare that averages runs, and the pages of such a run."""
 
 import pytest
 
@@ -7,12 +7,12 @@ from finetune_core.runs.store import RunStore
 from finetune_core.training.parents import averaged_config
 from tests.deadline import wait_until
 from tests.factories import shared_images, train, trained_run
-from tests.pages.harness import open_page, place_run, press, unescaped
+from tests.pages.harness import open_page, place_run, press, unescaped_text
 
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Two seeds that began with the same head, and one that did not."""
+    """Copy two seeds that began with the same head, and one that did not."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(shared_images()))
     return [
         place_run(trained_run(epochs=1, seed=seed, head_seed=head), f"seed-{seed}")
@@ -31,7 +31,7 @@ def compared(runs):
 
 
 def wait_for_new():
-    """The run that was made of others, once it has finished."""
+    """Return the averaged run once it has finished."""
     store = RunStore(paths.runs_dir())
     [made] = [run for run in store.runs() if run.config.averaged]
     wait_until(lambda: not store.run(made.run_id).active)
@@ -67,9 +67,9 @@ def test_one_click_makes_an_ensemble_of_runs_that_began_differently(runs):
     at.run()
     assert (
         "Left out, because each of its networks has stages of its own: Ensemble of 3 runs"
-        in unescaped(at)
+        in unescaped_text(at)
     )
-    text = unescaped(open_page("train", run=made.run_id))
+    text = unescaped_text(open_page("train", run=made.run_id))
     assert "The mean of the probabilities of 3 networks" in text
     assert "Its networks answer together." in text
     for page in ("evaluate", "predict", "runs"):
@@ -99,10 +99,10 @@ def test_wise_takes_one_of_the_runs(runs):
 def test_a_soup_shows_what_it_was_made_of_on_all_pages(runs):
     soup = average("greedy_soup", runs[:2])
     at = open_page("train", run=soup.run_id, state={"details_box": True})
-    assert "The mean of the weights of 2 runs" in unescaped(at)
-    assert all(run.run_id in unescaped(at) for run in runs[:2])
-    assert "Its weights are averaged." in unescaped(at)
-    assert "no epochs to follow" in unescaped(at)
+    assert "The mean of the weights of 2 runs" in unescaped_text(at)
+    assert all(run.run_id in unescaped_text(at) for run in runs[:2])
+    assert "Its weights are averaged." in unescaped_text(at)
+    assert "no epochs to follow" in unescaped_text(at)
     open_page("evaluate", run=soup.run_id)
     open_page("predict", run=soup.run_id)
     open_page("compare", runs=[soup.run_id])
@@ -115,6 +115,6 @@ def test_a_soup_shows_what_it_was_made_of_on_all_pages(runs):
 @pytest.mark.train
 def test_wise_shows_its_mixing_coefficients(runs):
     at = open_page("train", run=average("wise", runs[:1]).run_id)
-    assert "WiSE-FT" in unescaped(at)
+    assert "WiSE-FT" in unescaped_text(at)
     assert len(at.get("plotly_chart")) == 1
-    assert "mixing coefficients" in unescaped(at)
+    assert "mixing coefficients" in unescaped_text(at)

@@ -1,4 +1,4 @@
-"""Dataset → Camera and Predict → Live camera, with what the component would send."""
+"""Dataset → Camera and Predict → Live camera, with batches as the component would send them."""
 
 import os
 from types import SimpleNamespace
@@ -14,14 +14,14 @@ from finetune_core.work import finish
 from pages.shared import camera
 from tests.data.test_camera import encode_base64, jpeg, make_message, press
 from tests.factories import tiny_config, tiny_weights, train, trained_run
-from tests.pages.harness import ANN, open_page, place_run, words
+from tests.pages.harness import ANN, open_page, page_text, place_run
 
 FINE_TUNING = {BASELINE, "feature_extraction", "last_block"}
 
 
 @pytest.fixture
 def component(monkeypatch):
-    """What the camera was drawn with last; ``sends`` arrives when the page is drawn next."""
+    """Return the camera's latest arguments; ``sends`` arrives with the next drawing of the page."""
     found = SimpleNamespace(data={}, sends=None)
 
     def drawn(*, data, key, on_frames_change):
@@ -74,7 +74,7 @@ def test_frames_that_arrive_are_kept_and_the_component_hears_of_it(component):
     assert frames_by_class(recordings_folder() / "objects") == {
         "cup": ["p1_00000.jpg", "p1_00001.jpg"]
     }
-    assert "**cup** · 2 frames · 1 recording · 2 more needed" in words(at)
+    assert "**cup** · 2 frames · 1 recording · 2 more needed" in page_text(at)
 
 
 def test_what_the_disk_could_not_take_is_said_and_sent_again_until_it_is_stored(
@@ -126,7 +126,7 @@ def test_frames_are_deleted_one_by_one_or_all_of_a_class_and_come_back(component
     at.checkbox(key=f"choose-recorded-objects-cup-{frame}").check().run()
     click(at, "delete-frames")
     assert not (folder / frame).exists()
-    assert "1 frame deleted." in words(at)
+    assert "1 frame deleted." in page_text(at)
     click(at, "delete-class")
     assert list(frames_by_class(folder)) == ["pen"]
     click(at, "undo-delete")
@@ -138,7 +138,7 @@ def test_one_class_is_not_enough_and_one_press_gives_no_honest_test(component):
     at = opened(recording_class="cup")
     assert at.button(key="train-on-recording").disabled
     assert at.button(key="compare-recording").disabled
-    assert "record it once more, or its accuracy will be too high" in words(at)
+    assert "record it once more, or its accuracy will be too high" in page_text(at)
 
 
 @pytest.mark.train
@@ -150,7 +150,7 @@ def test_a_recording_leads_to_configure_and_to_a_comparison_with_fine_tuning(com
     assert at.session_state["data_path"][1] == str(manifest_of(folder))
     assert at.session_state["form_strategy"] == BASELINE
     assert load_split(manifest_of(folder))["near_duplicates"] == "together"
-    assert "objects\\.csv**: 24 images in 2 classes" in words(at)
+    assert "objects\\.csv**: 24 images in 2 classes" in page_text(at)
     at = click(opened(recording_class="cup"), "compare-recording")
     assert set(at.session_state["compare_strategies"]) == FINE_TUNING
     assert any(button.label.startswith("Start ") for button in at.button)
@@ -159,10 +159,10 @@ def test_a_recording_leads_to_configure_and_to_a_comparison_with_fine_tuning(com
 def test_where_people_sign_in_each_sees_their_own_recordings(component):
     recorded()
     at = open_page("dataset", user=ANN, state={"data_source": "camera", "recording_class": "cup"})
-    assert "6 frames" not in words(at)
+    assert "6 frames" not in page_text(at)
     component.sends = make_message(recording="objects")
     at.run()
-    assert "**cup** · 1 frame ·" in words(at)
+    assert "**cup** · 1 frame ·" in page_text(at)
     assert len(frames_by_class(recordings_folder() / "objects")["cup"]) == 12
 
 
@@ -197,5 +197,5 @@ def test_a_run_on_a_recording_leads_to_the_live_camera_and_to_a_comparison(compo
     assert component.data == {"mode": "live", "answered": "", "unstored": ""}
     at = click(opened("predict", input_kind="live"), "compare-live")
     assert set(at.session_state["compare_strategies"]) == FINE_TUNING
-    assert "objects\\.csv \\(24 images\\)" in words(at)
+    assert "objects\\.csv \\(24 images\\)" in page_text(at)
     assert any(button.label == "Start 7 runs" for button in at.button)

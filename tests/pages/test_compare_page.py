@@ -1,4 +1,4 @@
-"""Compare: verdicts on runs, which runs, and the form that starts the next comparison."""
+"""Compare: verdicts on runs, the choice of runs, and the form that starts a comparison."""
 
 import json
 
@@ -21,13 +21,13 @@ from tests.factories import image_folder, shared_images, tiny_config, trained_ru
 from tests.pages.harness import (
     ANN,
     BEN,
-    labels,
+    button_labels,
     open_page,
     place_run,
     press,
-    primary,
+    primary_labels,
     tiny_form,
-    unescaped,
+    unescaped_text,
 )
 
 SECTIONS = ("details", "cost", "curves", "disagree", "shift", "layers", "averages")
@@ -35,7 +35,7 @@ SECTIONS = ("details", "cost", "curves", "disagree", "shift", "layers", "average
 
 @pytest.fixture
 def four_runs():
-    """Two strategies, two seeds each, in the app's own folder."""
+    """Copy two strategies with two seeds each into the app's own folder."""
     return [
         place_run(trained_run(epochs=1, strategy=strategy, seed=seed), f"{strategy}-{seed}")
         for strategy in ("feature_extraction", "last_block")
@@ -56,15 +56,16 @@ def test_a_published_ordering_that_a_verdict_contradicts_is_named_with_its_sourc
         answer_rightly(run, run.config.strategy == "feature_extraction")
     comparison = compare_runs(four_runs)
     said = "“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014)"
-    assert f"{said}; on these {comparison.images} images it is 100.0 points worse" in unescaped(
-        open_page("compare", details="true")
+    assert (
+        f"{said}; on these {comparison.images} images it is 100.0 points worse"
+        in unescaped_text(open_page("compare", details="true"))
     )
 
 
 def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     comparison = compare_runs(four_runs)
     at = open_page("compare", **dict.fromkeys(SECTIONS, "true"))
-    text = unescaped(at)
+    text = unescaped_text(at)
     assert all(text.count(line) == 1 for line in comparison.verdict.lines)
     verdicts = [arm_verdict_text(one) for one in comparison.arm_verdicts]
     assert sorted(at.dataframe[0].value["Verdict"]) == sorted(verdicts)
@@ -113,7 +114,7 @@ def test_beside_a_single_run_no_section_stands(four_runs):
 
 
 def test_the_page_follows_the_current_data_set(four_runs, readable, tmp_path, monkeypatch):
-    """Runs of another data set are compared only where the address names them."""
+    """Check that runs of another data set are compared only if the address names them."""
     folder = image_folder(tmp_path / "other", {"red": 8, "blue": 8})
     monkeypatch.setenv("THAW_DATA_ROOTS", f"{readable}:{tmp_path}")
     at = open_page("compare", data=remember(readable))
@@ -132,11 +133,11 @@ def test_the_metric_is_in_the_address(four_runs):
     at = open_page("compare", judged_by="log_loss")
     assert at.segmented_control(key="judged_by").value == "log_loss"
     comparison = compare_runs(four_runs, "log_loss")
-    assert comparison.verdict.answer in unescaped(at)
+    assert comparison.verdict.answer in unescaped_text(at)
     assert "Log loss" in [one.value for one in at.header]
     at.segmented_control(key="judged_by").set_value("macro_f1").run()
     assert at.query_params["judged_by"] == "macro_f1"
-    assert compare_runs(four_runs, "macro_f1").verdict.answer in unescaped(at)
+    assert compare_runs(four_runs, "macro_f1").verdict.answer in unescaped_text(at)
 
 
 def test_the_address_says_which_runs_and_says_when_one_is_gone(four_runs):
@@ -145,13 +146,13 @@ def test_the_address_says_which_runs_and_says_when_one_is_gone(four_runs):
     assert at.multiselect(key="runs_box").value == some
     assert at.query_params["runs"] == some
     assert any("20200101-000000-gone" in one.value.replace("\\", "") for one in at.warning)
-    assert "Three seeds or more" in unescaped(at)
+    assert "Three seeds or more" in unescaped_text(at)
 
 
 def test_runs_on_other_images_are_refused(four_runs):
     other = place_run(trained_run(epochs=1, split_seed=5), "other")
     at = open_page("compare", runs=[other.run_id, *(run.run_id for run in four_runs)])
-    assert "not evaluated on the same images" in unescaped(at)
+    assert "not evaluated on the same images" in unescaped_text(at)
     assert not at.get("plotly_chart")
 
 
@@ -166,12 +167,12 @@ def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_
     [warning] = [text for text in warnings if four_runs[0].run_id in text]
     assert "interrupted after 0 of 1 epoch" in warning
     assert not any(run.run_id in warning for run in four_runs[1:])
-    assert "Test accuracy" in unescaped(at)
+    assert "Test accuracy" in unescaped_text(at)
 
 
 def test_one_seed_each_is_a_verdict_on_the_trained_models_only(four_runs):
     at = open_page("compare", runs=[run.run_id for run in four_runs if run.config.seed == 0])
-    text = unescaped(at)
+    text = unescaped_text(at)
     assert "these trained models" in text
     assert "one says nothing about the method in general" in text
     assert "Take this one" not in text
@@ -184,19 +185,19 @@ def test_one_seed_each_is_a_verdict_on_the_trained_models_only(four_runs):
 
 def test_one_strategy_alone_is_not_to_be_taken(four_runs):
     for runs in ([four_runs[0]], [run for run in four_runs if run.config.strategy == "last_block"]):
-        text = unescaped(open_page("compare", runs=[run.run_id for run in runs]))
+        text = unescaped_text(open_page("compare", runs=[run.run_id for run in runs]))
         assert "Take this one" not in text
         assert "Add another strategy to compare it with." in text
 
 
-def form_for(data):
-    """Compare with nothing trained yet, the data chosen and the settings as quick as can be."""
+def open_form(data):
+    """Open Compare before any training, with data chosen and the quickest settings."""
     form, state = tiny_form()
     return open_page("compare", data=remember(data), form=form, state=state)
 
 
-def starts(at):
-    return [label for label in labels(at) if label.startswith("Start ")]
+def find_start_button(at):
+    return [label for label in button_labels(at) if label.startswith("Start ")]
 
 
 def all_runs():
@@ -204,15 +205,17 @@ def all_runs():
 
 
 @pytest.mark.train
-def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable, finished):
-    at = form_for(readable)
+def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(
+    readable, wait_until_finished
+):
+    at = open_form(readable)
     at.button_group(key="compare_strategies").set_value(["feature_extraction", "last_block"])
     at.number_input(key="compare_seeds").set_value(2)
     at.run()
     assert list(at.dataframe[0].value["Forecast"]) == ["not timed yet"] * 2
     press(at, "Forecast")
-    finished(at)
-    assert "4 runs in total: about" in unescaped(at).replace("*", "")
+    wait_until_finished(at)
+    assert "4 runs in total: about" in unescaped_text(at).replace("*", "")
     assert "not timed yet" not in list(at.dataframe[0].value["Forecast"])
     press(at, "Start 4 runs")
     assert sorted((run.config.strategy, run.config.seed) for run in all_runs()) == [
@@ -224,17 +227,17 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     assert sorted(at.query_params["runs"]) == sorted(run.run_id for run in all_runs())
     wait_until(lambda: not any(run.active for run in all_runs()))
     at.run()
-    assert compare_runs(all_runs()).verdict.answer in unescaped(at)
+    assert compare_runs(all_runs()).verdict.answer in unescaped_text(at)
 
 
 @pytest.mark.train
-def test_a_rate_is_searched_for_each_strategy_and_can_be_taken_back(readable, finished):
-    at = form_for(readable)
+def test_a_rate_is_searched_for_each_strategy_and_can_be_taken_back(readable, wait_until_finished):
+    at = open_form(readable)
     at.button_group(key="compare_strategies").set_value(["feature_extraction", "last_block"])
     at.run()
     before = list(at.dataframe[0].value["Learning rate"])
     press(at, "Find a learning rate for each")
-    finished(at)
+    wait_until_finished(at)
     assert len(set(before)) == 2, "that of the recipe for each"
     assert list(at.dataframe[0].value["Learning rate"]) != before
     press(at, "Undo the search")
@@ -242,7 +245,7 @@ def test_a_rate_is_searched_for_each_strategy_and_can_be_taken_back(readable, fi
 
 
 def test_cuts_and_shares_of_the_data_are_runs_of_their_own(readable):
-    at = form_for(readable)
+    at = open_form(readable)
     at.button_group(key="compare_strategies").set_value(["full"])
     at.multiselect(key="compare_fractions").set_value([0.5, 1.0])
     at.multiselect(key="compare_cuts").set_value(["layer3"])
@@ -253,23 +256,23 @@ def test_cuts_and_shares_of_the_data_are_runs_of_their_own(readable):
         "Full fine-tuning · 100 % of the data",
         "Full fine-tuning · 50 % of the data",
     ]
-    assert starts(at) == ["Start 12 runs"]
+    assert find_start_button(at) == ["Start 12 runs"]
 
 
 def test_settings_that_cannot_be_used_are_named_and_nothing_can_be_started(readable):
-    at = form_for(readable)
+    at = open_form(readable)
     for strategies, rate, said in (
         ([], "0.001", "name at least one"),
         (["full"], "fast", "settings of the Configure page are invalid"),
     ):
         at.session_state["form_learning_rate"] = rate
         at.button_group(key="compare_strategies").set_value(strategies).run()
-        assert said in unescaped(at)
-        assert starts(at) == []
+        assert said in unescaped_text(at)
+        assert find_start_button(at) == []
 
 
 def test_start_is_obeyed_before_anything_is_forecast(readable, monkeypatch, device_is_taken):
-    at = form_for(readable)
+    at = open_form(readable)
     at.button_group(key="compare_strategies").set_value(["feature_extraction"])
     at.run()
     forecasts = []
@@ -294,10 +297,10 @@ def test_the_box_of_chosen_runs_has_a_label_that_never_changes(four_runs):
 def test_there_is_one_primary_button_with_the_form_open_and_closed(four_runs, readable):
     query = {"data": remember(readable), "runs": [run.run_id for run in four_runs]}
     at = open_page("compare", **query)
-    assert primary(at) == ["Try a run on new images"]
+    assert primary_labels(at) == ["Try a run on new images"]
     at.session_state["start_box-0"] = True
     at.run()
-    assert primary(at) == ["Start 10 runs"]
+    assert primary_labels(at) == ["Start 10 runs"]
 
 
 def test_stop_all_stops_only_runs_that_one_may_change(readable, device_is_taken):
@@ -312,7 +315,7 @@ def test_stop_all_stops_only_runs_that_one_may_change(readable, device_is_taken)
     assert not requested_stop(paths.runs_dir() / his)
 
 
-def trained_on_a_gpu(run_dir, device_bytes):
+def mark_as_trained_on_gpu(run_dir, device_bytes):
     """Rewrite a run as if it had been trained on an NVIDIA GPU."""
     file = run_dir / "events.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
@@ -332,7 +335,7 @@ def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
 
     def redrawn(runs, device_bytes):
         for run in runs:
-            trained_on_a_gpu(run.run_dir, device_bytes)
+            mark_as_trained_on_gpu(run.run_dir, device_bytes)
         st.cache_data.clear()
         st.cache_resource.clear()
         at.run()
@@ -341,7 +344,7 @@ def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
     measure = redrawn(four_runs[:2], 3 * 10**9)
     assert measure.options == ["Time", "Trainable parameters", "Size on disk"]
     assert measure.value == "seconds"
-    assert "different devices (cpu, cuda)" in unescaped(at)
+    assert "different devices (cpu, cuda)" in unescaped_text(at)
     assert set(at.dataframe[0].value["GPU memory"]) == {"3.0 GB", "none"}
     measure = redrawn(four_runs[2:], 4 * 10**9)
     assert measure.options == ["Time", "Trainable parameters", "GPU memory", "Size on disk"]

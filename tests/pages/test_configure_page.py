@@ -22,21 +22,21 @@ from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.work import Step
-from pages.shared.configure.choices import Known
+from pages.shared.configure.choices import ChoiceContext
 from pages.shared.jobs import jobs
 from tests.deadline import wait_until
 from tests.factories import TINY_BACKBONE, image_folder, tiny_config, trained_run
 from tests.pages.harness import (
     address,
     button,
-    keys,
     open_page,
+    page_text,
     place_run,
     press,
-    primary,
+    primary_labels,
     tiny_form,
-    unescaped,
-    words,
+    unescaped_text,
+    widget_keys,
 )
 
 QUICK = {"image_size": 32, "batch_size": 8, "epochs": 2, "precision": "fp32"}
@@ -44,12 +44,12 @@ INPUT_FIELDS = ("form_mean", "form_std", "form_crop_pct")
 
 
 @pytest.fixture
-def configure(folder, known):
-    """``configure(state, **form)``: the page with settings in its form."""
+def configure(folder, data_id_of):
+    """Open the page with settings in its form: ``configure(state, **form)``."""
 
     def opened(state=None, **form):
         shown = ALL_STRATEGIES | (state or {})
-        return open_page("configure", data=known(folder), form=QUICK | form, state=shown)
+        return open_page("configure", data=data_id_of(folder), form=QUICK | form, state=shown)
 
     return opened
 
@@ -84,8 +84,8 @@ def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(co
     assert all(one.source in found[name]["tip"] for name, one in STRATEGIES.items())
     title = STRATEGIES["last_block"].title
     assert "Yosinski" in next(one for one in at.caption if title in one.value).help
-    assert "Yosinski" not in unescaped(at)
-    assert primary(at) == ["Start training"]
+    assert "Yosinski" not in unescaped_text(at)
+    assert primary_labels(at) == ["Start training"]
 
 
 def test_a_strategy_that_cannot_run_says_why_on_its_card(configure):
@@ -96,7 +96,7 @@ def test_a_strategy_that_cannot_run_says_why_on_its_card(configure):
 
 @pytest.fixture
 def buttons_for_cards(monkeypatch):
-    """Each card is a button of its title: what JavaScript draws cannot be pressed here."""
+    """Replace each card by a button of its title, because JavaScript cannot be pressed here."""
 
     def drawn(_label, cards, _chosen, on_choice, key):
         for card in cards:
@@ -136,23 +136,25 @@ def test_the_image_size_follows_the_backbone_as_long_as_it_is_the_backbones_own(
 def test_only_the_strategy_that_has_them_shows_settings_of_its_own(configure):
     at = configure(strategy="full")
     own = {"gradual_unfreezing": "form_thaw_every", "discriminative": "form_layer_decay"}
-    assert not keys(at, "number_input", "text_input") & set(own.values())
+    assert not widget_keys(at, "number_input", "text_input") & set(own.values())
     for strategy, setting in own.items():
         at.session_state["form_strategy"] = strategy
         at.run()
-        assert keys(at, "number_input", "text_input") & set(own.values()) == {setting}
+        assert widget_keys(at, "number_input", "text_input") & set(own.values()) == {setting}
 
 
 @pytest.mark.train
-def test_the_forecast_is_on_every_card_and_can_be_measured_again(folder, known, finished):
+def test_the_forecast_is_on_every_card_and_can_be_measured_again(
+    folder, data_id_of, wait_until_finished
+):
     form, state = tiny_form(epochs=10, batch_size=4)
-    at = open_page("configure", data=known(folder), form=form, state=state | ALL_STRATEGIES)
+    at = open_page("configure", data=data_id_of(folder), form=form, state=state | ALL_STRATEGIES)
     assert " s · " not in cards(at)["full"]["facts"]
     press(at, "Forecast all strategies")
-    finished(at)
+    wait_until_finished(at)
     assert all("MB" in card["facts"] for name, card in cards(at).items() if name != "custom")
     assert "MB" in cards(at, "Backbones")[TINY_BACKBONE]["facts"]
-    assert "10 epochs · about " in unescaped(at)
+    assert "10 epochs · about " in unescaped_text(at)
     assert list(at.dataframe[0].value["Strategy"]) == [
         f"▸ {one.title}" if name == "last_block" else one.title
         for name, one in STRATEGIES.items()
@@ -161,14 +163,14 @@ def test_the_forecast_is_on_every_card_and_can_be_measured_again(folder, known, 
     measured = SpeedBook.speed
     before = {name: measured(SpeedBook(), config) for name, config in timed(form).items()}
     press(at, "Measure again")
-    finished(at)
+    wait_until_finished(at)
     after = {name: measured(SpeedBook(), config) for name, config in timed(form).items()}
     assert before["full"]
     assert after != before
 
 
 def timed(form):
-    """Strategy -> the config that its forecast times."""
+    """Return strategy -> config that its forecast times."""
     return {
         name: make_config(
             {"data": "any", "weights": "none", "strategy": name, "optimizer": "adamw"} | form
@@ -201,39 +203,43 @@ def test_a_forecast_is_computed_once_and_none_where_the_strategy_does_not_fit(mo
         return "some time"
 
     monkeypatch.setattr("pages.shared.configure.choices.expected", forecast)
-    known = Known(dataset=object(), timed=True, best={})
+    known = ChoiceContext(dataset=object(), timed=True, best={})
     config = make_config({"data": "any", "strategy": "custom", "cut": "block5"})
     for one in (config, config.model_copy(update={"backbone": "resnet18"})) * 2:
-        assert known.expects(one) == (None if one.backbone == "resnet18" else "some time")
+        assert known.forecast(one) == (None if one.backbone == "resnet18" else "some time")
     assert asked == [config.backbone, "resnet18"]
 
 
 @pytest.mark.train
 def test_the_time_is_estimated_beside_the_page_without_being_asked(
-    folder, known, finished, monkeypatch
+    folder, data_id_of, wait_until_finished, monkeypatch
 ):
     monkeypatch.setattr("pages.shared.configure.forecasts._LARGEST", 10**9)
     form, state = tiny_form(epochs=10)
-    at = open_page("configure", data=known(folder), form=form, state=state)
-    assert "10 epochs · estimating the time …" in unescaped(at)
+    at = open_page("configure", data=data_id_of(folder), form=form, state=state)
+    assert "10 epochs · estimating the time …" in unescaped_text(at)
     assert not button(at, "Start training").disabled
-    finished(at)
-    assert "10 epochs · about " in unescaped(at)
+    wait_until_finished(at)
+    assert "10 epochs · about " in unescaped_text(at)
 
 
 @pytest.mark.train
-def test_nothing_is_timed_behind_a_run_that_trains(folder, known, device_is_taken, monkeypatch):
+def test_nothing_is_timed_behind_a_run_that_trains(
+    folder, data_id_of, device_is_taken, monkeypatch
+):
     form, state = tiny_form(epochs=10)
-    at = open_page("configure", data=known(folder), form=form, state=state)
+    at = open_page("configure", data=data_id_of(folder), form=form, state=state)
     press(at, "Start training")
     monkeypatch.setattr("pages.shared.configure.forecasts._LARGEST", 10**9)
-    at = open_page("configure", data=known(folder), form=form, state=state)
+    at = open_page("configure", data=data_id_of(folder), form=form, state=state)
     assert not jobs().all()
     assert not button(at, "Profile the layers").disabled
 
 
 @pytest.mark.train
-def test_a_timing_that_fails_is_not_tried_again(folder, known, finished, monkeypatch):
+def test_a_timing_that_fails_is_not_tried_again(
+    folder, data_id_of, wait_until_finished, monkeypatch
+):
     tried = []
 
     def calibrate(configs, *_, **__):
@@ -243,16 +249,16 @@ def test_a_timing_that_fails_is_not_tried_again(folder, known, finished, monkeyp
 
     monkeypatch.setattr("pages.shared.configure.forecasts._LARGEST", 10**9)
     monkeypatch.setattr("pages.shared.configure.forecasts.calibrate", calibrate)
-    at = finished(open_page("configure", data=known(folder), form=QUICK))
+    at = wait_until_finished(open_page("configure", data=data_id_of(folder), form=QUICK))
     at.run()
     assert len(tried) == 1
-    assert "estimating" not in unescaped(at)
+    assert "estimating" not in unescaped_text(at)
     assert not button(at, "Start training").disabled
 
 
 @pytest.fixture
 def buttons_for_stages(monkeypatch):
-    """Each stage is a button: what JavaScript draws cannot be pressed here."""
+    """Replace each stage by a button, because JavaScript cannot be pressed here."""
 
     def draw(*, data, key, on_clicked_change):
         def click(name):
@@ -285,39 +291,39 @@ def test_a_click_on_a_stage_selects_the_strategy_that_it_makes(
 
 
 def test_settings_filled_in_for_another_data_set_are_named_and_can_be_put_back(
-    configure, folder, known, tmp_path, monkeypatch
+    configure, folder, data_id_of, tmp_path, monkeypatch
 ):
     other = image_folder(tmp_path / "other", {"red": 12, "blue": 12})
     monkeypatch.setenv("THAW_DATA_ROOTS", f"{folder}{os.pathsep}{tmp_path}")
     at = configure(learning_rate="0.01")
-    assert "Filled in for" not in unescaped(at)
-    at.session_state["data_id"] = known(other)
+    assert "Filled in for" not in unescaped_text(at)
+    at.session_state["data_id"] = data_id_of(other)
     at.run()
-    assert "learning rate" in filled_in(at)
+    assert "learning rate" in read_form(at)
     press(at, "Keep")
-    assert not filled_in(at)
+    assert not read_form(at)
     assert at.text_input(key="form_learning_rate").value == "0.01"
     at.number_input(key="form_epochs").set_value(3).run()
-    assert not filled_in(at), "it was filled in for this one"
+    assert not read_form(at), "it was filled in for this one"
     at.session_state["settings_for"] = "elsewhere"
     at.run()
     press(at, "Use defaults")
-    assert not filled_in(at)
+    assert not read_form(at)
     assert at.number_input(key="form_epochs").value is None
     assert at.text_input(key="form_learning_rate").value == ""
 
 
-def filled_in(at):
+def read_form(at):
     lines = [one.value for one in at.markdown if "Filled in for" in one.value]
     return lines[0] if lines else ""
 
 
 @pytest.mark.train
-def test_what_was_reached_before_is_on_the_cards(folder, known):
+def test_what_was_reached_before_is_on_the_cards(folder, data_id_of):
     form, state = tiny_form()
 
     def opened(**changes):
-        return open_page("configure", data=known(folder), form=form | changes, state=state)
+        return open_page("configure", data=data_id_of(folder), form=form | changes, state=state)
 
     assert cards(opened())["full"]["before"] == ""
     config = tiny_config(folder, strategy="full", weights="none")
@@ -343,8 +349,8 @@ def test_only_finished_runs_on_the_same_data_count():
     assert best_before([replace(run, status="stopped")], fingerprint) == {}
 
 
-def test_an_empty_field_shows_what_the_recipe_chooses_and_what_is_typed_wins(known, folder):
-    at = open_page("configure", data=known(folder))
+def test_an_empty_field_shows_what_the_recipe_chooses_and_what_is_typed_wins(data_id_of, folder):
+    at = open_page("configure", data=data_id_of(folder))
     rate, epochs = at.text_input(key="form_learning_rate"), at.number_input(key="form_epochs")
     dataset = load_dataset(folder)
     first = make_config({"data": str(folder), "auto": following_names()})
@@ -363,16 +369,16 @@ def test_an_empty_field_shows_what_the_recipe_chooses_and_what_is_typed_wins(kno
 def test_a_preset_says_what_it_changed_until_it_is_taken_back_or_more_is_changed(configure):
     at = configure(learning_rate="0.01")
     press(at, "Tutorial, no download")
-    assert "Learning rate 0.01 → **0.0001**" in unescaped(at)
-    assert "Epochs 2 → **10**" in unescaped(at)
-    assert "Backbone efficientnet" not in unescaped(at)
+    assert "Learning rate 0.01 → **0.0001**" in unescaped_text(at)
+    assert "Epochs 2 → **10**" in unescaped_text(at)
+    assert "Backbone efficientnet" not in unescaped_text(at)
     press(at, "Undo")
     assert at.text_input(key="form_learning_rate").value == "0.01"
     assert at.number_input(key="form_epochs").value == 2
-    assert "→" not in unescaped(at)
+    assert "→" not in unescaped_text(at)
     press(at, "Tutorial, no download")
     at.number_input(key="form_epochs").set_value(3).run()
-    assert "→" not in unescaped(at)
+    assert "→" not in unescaped_text(at)
 
 
 @pytest.mark.train
@@ -384,7 +390,7 @@ def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missin
     at = configure()
     press(at, "The tutorial's recipe")
     assert at.session_state["form_backbone"] == "efficientnet_lite0"
-    assert "46.8 MB have to be downloaded" in unescaped(at)
+    assert "46.8 MB have to be downloaded" in unescaped_text(at)
     press(at, "Switch to resnet18")
     assert button(at, "Start training").disabled
     recipe = {
@@ -403,39 +409,39 @@ def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missin
     assert at.session_state["form_learning_rate"] == "0.001"
 
 
-def looks(drawn):
+def stage_looks(drawn):
     return [tile["look"] for tile in drawn[-1]]
 
 
 @pytest.mark.parametrize("data", [True, False])
-def test_the_strategy_is_drawn_and_stays_drawn_whatever_is_wrong(configure, drawn, data):
+def test_the_strategy_is_drawn_and_stays_drawn_whatever_is_wrong(configure, drawn_stages, data):
     at = configure() if data else open_page("configure")
-    assert looks(drawn) == ["frozen"] * 7 + ["warm", "head"]
+    assert stage_looks(drawn_stages) == ["frozen"] * 7 + ["warm", "head"]
     at.text_input(key="form_learning_rate").set_value("fast")
     at.text_input(key="form_weight_decay").set_value("-1")
     at.number_input(key="form_epochs").set_value(-1)
     at.number_input(key="form_image_size").set_value(5)
     at.number_input(key="form_batch_size").set_value(0)
     at.run()
-    assert looks(drawn) == ["frozen"] * 7 + ["warm", "head"]
-    assert {tile["rate"] for tile in drawn[-1]} == {"", "lr ?"}
-    assert "Epochs must be at least 1" in words(at)
-    assert "Batch size must be at least 1" in words(at)
-    assert "Learning rate must be a number" in words(at)
+    assert stage_looks(drawn_stages) == ["frozen"] * 7 + ["warm", "head"]
+    assert {tile["rate"] for tile in drawn_stages[-1]} == {"", "lr ?"}
+    assert "Epochs must be at least 1" in page_text(at)
+    assert "Batch size must be at least 1" in page_text(at)
+    assert "Learning rate must be a number" in page_text(at)
     if data:
-        assert "5 settings cannot be used" in words(at)
+        assert "5 settings cannot be used" in page_text(at)
         assert button(at, "Start training").disabled
 
 
 @pytest.mark.train
-def test_a_custom_strategy_is_drawn_by_its_first_stage_that_trains(configure, drawn):
+def test_a_custom_strategy_is_drawn_by_its_first_stage_that_trains(configure, drawn_stages):
     at = configure(strategy="feature_extraction")
-    assert looks(drawn) == ["frozen"] * 8 + ["head"]
-    assert "2,562" in words(at)
+    assert stage_looks(drawn_stages) == ["frozen"] * 8 + ["head"]
+    assert "2,562" in page_text(at)
     at.session_state["form_strategy"] = "custom"
     at.run()
     at.selectbox(key="custom_cut").set_value("block3").run()
-    assert looks(drawn) == ["frozen"] * 3 + ["warm"] * 5 + ["head"]
+    assert stage_looks(drawn_stages) == ["frozen"] * 3 + ["warm"] * 5 + ["head"]
 
 
 @pytest.mark.train
@@ -445,7 +451,7 @@ def test_an_error_inside_more_settings_opens_it_and_errors_are_listed_beside_sta
     assert at.session_state["more_settings"] is False
     at.number_input(key="form_epochs").set_value(2).run()
     assert at.session_state["more_settings"] is True
-    text = unescaped(at)
+    text = unescaped_text(at)
     assert "1 setting cannot be used" in text
     assert text.count("the warm-up must end") == 2  # beside its field, and beside the button
     at.session_state["more_settings"] = False
@@ -474,32 +480,32 @@ def test_input_settings_are_the_networks_until_they_are_typed_and_survive_a_relo
 
 def test_what_is_wrong_with_input_settings_is_said_beside_them_all_at_once(configure):
     at = configure(mean="0.1, 0.2", std="0, 0, 0")
-    assert "Input mean must be three numbers from 0 to 1" in unescaped(at)
-    assert "Input standard deviation must be three numbers from 0.001 to 1" in unescaped(at)
+    assert "Input mean must be three numbers from 0 to 1" in unescaped_text(at)
+    assert "Input standard deviation must be three numbers from 0.001 to 1" in unescaped_text(at)
     assert button(at, "Start training").disabled
 
 
 @pytest.mark.train
-def test_lora_shows_its_settings_and_tints_its_stages(configure, drawn):
+def test_lora_shows_its_settings_and_tints_its_stages(configure, drawn_stages):
     at = configure(strategy="lora")
     assert at.number_input(key="form_lora_rank").value == 8
     assert at.text_input(key="form_lora_alpha").value == "16"
     assert at.selectbox(key="form_lora_norms").value == "frozen"
     box = at.selectbox(key="lora_from")
     assert (box.value, box.options[0], box.options[-1]) == (None, "stem", "block7")
-    assert looks(drawn) == ["tinted"] * 8 + ["head"]
+    assert stage_looks(drawn_stages) == ["tinted"] * 8 + ["head"]
     box.select("block6").run()
-    assert looks(drawn) == ["frozen"] * 6 + ["tinted"] * 2 + ["head"]
+    assert stage_looks(drawn_stages) == ["frozen"] * 6 + ["tinted"] * 2 + ["head"]
     stage = network_stages("efficientnet_lite0", 2)[6]
     trained = sum(min(8, *shape) * sum(shape) for shape in stage.matrices.values())
-    assert drawn[-1][6]["word"] == f"LoRA {100 * trained / stage.parameter_count:.1f} %"
-    assert "LoRA's factors beside frozen weights" in words(at)
+    assert drawn_stages[-1][6]["word"] == f"LoRA {100 * trained / stage.parameter_count:.1f} %"
+    assert "LoRA's factors beside frozen weights" in page_text(at)
     again = open_page("configure", **address(at))
     assert again.selectbox(key="lora_from").value == "block6"
     again.session_state["form_strategy"] = "full"
     again.run()
-    assert "lora_from" not in keys(again, "selectbox")
-    assert "LoRA" not in words(again)
+    assert "lora_from" not in widget_keys(again, "selectbox")
+    assert "LoRA" not in page_text(again)
 
 
 @pytest.mark.train
@@ -516,7 +522,7 @@ def test_lora_is_trained_as_the_form_says(configure):
 
 def test_lora_with_a_setting_that_does_not_fit_is_refused_beside_its_field(configure):
     at = configure({"more_settings": True}, strategy="lora", l2_sp="0.1")
-    assert "L2-SP pulls whole weights back" in unescaped(at)
+    assert "L2-SP pulls whole weights back" in unescaped_text(at)
     assert button(at, "Start training").disabled
 
 

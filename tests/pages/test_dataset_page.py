@@ -15,13 +15,13 @@ from tests.factories import NASTY, image_folder
 from tests.pages.harness import (
     address,
     button,
-    keys,
-    labels,
+    button_labels,
     open_page,
+    page_text,
     press,
-    primary,
-    unescaped,
-    words,
+    primary_labels,
+    unescaped_text,
+    widget_keys,
 )
 
 WRONG = ("red/003.png", "red/007.png", "red/011.png", "red/015.png")
@@ -29,19 +29,19 @@ SPLIT = {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4}
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
-    """``made(**layout)``: an image folder that the pages may read and a test may change."""
+def make_folder(tmp_path, monkeypatch):
+    """Make an image folder that pages may read and tests may change: ``make_folder(**layout)``."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     return lambda layout, name="images": image_folder(tmp_path / name, layout)
 
 
 @pytest.fixture
-def folder(made):
-    return made({"red": 14, "blue": 14})
+def folder(make_folder):
+    return make_folder({"red": 14, "blue": 14})
 
 
 def open_view(folder, view=None, page="dataset", review=""):
-    """A page on a folder, with a view, and the details of a kind of finding."""
+    """Open a page on a folder, with a view, and the details of a kind of finding."""
     at = open_page(page, data=remember(str(folder)), state={"dataset_view": view} if view else None)
     if review:
         at.button(key=f"review-{review}").click().run()
@@ -57,7 +57,7 @@ def select_box(at, label):
 
 
 def acts(at, verb):
-    return [label for label in labels(at) if label.startswith(verb)]
+    return [label for label in button_labels(at) if label.startswith(verb)]
 
 
 def excluded(folder):
@@ -74,33 +74,33 @@ def darken(folder, *names):
 @pytest.mark.fuzz
 def test_the_sample_is_shown_once_it_is_taken():
     at = open_page("dataset")
-    assert "images ·" not in words(at)
+    assert "images ·" not in page_text(at)
     press(at, "Use the sample")
     assert at.query_params["data"] == "digits"
     facts = "1,797 images · 10 classes · 1,259 training, 269 validation, 269 test · 64 × 64 pixels"
-    assert facts in words(at)
+    assert facts in page_text(at)
     assert len(at.get("image")) == 12
     at.session_state["dataset_view"] = "Images"
     at.run()
     assert len(at.get("image")) == 12 + 24
 
 
-def test_what_is_wrong_with_a_folder_is_named(made):
-    folder = made({"red": 12, NASTY: 12})
+def test_what_is_wrong_with_a_folder_is_named(make_folder):
+    folder = make_folder({"red": 12, NASTY: 12})
     (folder / "red" / "text.jpg").write_text("hello")
     victim = folder / "red" / "000.png"
     victim.write_bytes(victim.read_bytes()[:1500])
     at = open_view(folder)
-    assert "text\\.jpg is not an image" in words(at)
-    assert "damaged or cut short" in words(at)
-    assert NASTY not in words(at)
+    assert "text\\.jpg is not an image" in page_text(at)
+    assert "damaged or cut short" in page_text(at)
+    assert NASTY not in page_text(at)
 
 
-def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(made):
-    folder = made({"weasel": 12, "weasels": 14, "rose": 12, "roses": 13})
+def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(make_folder):
+    folder = make_folder({"weasel": 12, "weasels": 14, "rose": 12, "roses": 13})
     at = open_view(folder, review="similar_class_names")
-    assert "Relabel 12 images of weasel as weasels" in labels(at)
-    assert not [label for label in labels(at) if "all" in label.lower()]
+    assert "Relabel 12 images of weasel as weasels" in button_labels(at)
+    assert not [label for label in button_labels(at) if "all" in label.lower()]
     press(at, "Relabel 12 images of rose as roses")
     edit = load_edits(folder)[-1]
     assert (edit.action, edit.to, len(edit.paths)) == ("relabel", "roses", 12)
@@ -108,13 +108,13 @@ def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(made):
 
 
 @pytest.mark.train
-def test_possible_leakage_is_a_warning_and_moves_selected_images_only(made):
-    folder = made(SPLIT)
+def test_possible_leakage_is_a_warning_and_moves_selected_images_only(make_folder):
+    folder = make_folder(SPLIT)
     for number in range(3):
         with Image.open(folder / f"train/red/00{number}.png") as image:
             image.point(lambda value: value * 0.9).save(folder / f"val/red/copy{number}.png")
     at = open_view(folder, review="near_leakage")
-    assert "Possible leakage" in words(at)
+    assert "Possible leakage" in page_text(at)
     assert not acts(at, "Move")
     tick(at, "val/red/copy1.png", "finding-near_leakage")
     press(at, "Move to the other split the 1 selected")
@@ -124,15 +124,15 @@ def test_possible_leakage_is_a_warning_and_moves_selected_images_only(made):
 
 
 @pytest.mark.train
-def test_exact_copies_across_splits_are_excluded_all_at_once_or_those_selected(made):
-    folder = made(SPLIT)
+def test_exact_copies_across_splits_are_excluded_all_at_once_or_those_selected(make_folder):
+    folder = make_folder(SPLIT)
     for number in range(3):
         shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
     at = open_view(folder, review="leakage")
     assert at.button(key="act-all-leakage").label == "Exclude all 3"
     tick(at, "train/red/001.png", "finding-leakage")
     assert at.button(key="act-selected-leakage").label == "Exclude the 1 selected"
-    assert "act-all-leakage" not in keys(at)
+    assert "act-all-leakage" not in widget_keys(at)
     at.checkbox(key="choose-finding-leakage-train/red/001.png").uncheck().run()
     press(at, "Exclude all 3")
     assert excluded(folder) == [tuple(f"train/red/00{number}.png" for number in range(3))]
@@ -141,13 +141,13 @@ def test_exact_copies_across_splits_are_excluded_all_at_once_or_those_selected(m
 def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(folder):
     darken(folder, "red/a.png", "red/b.png", "red/c.png", "red/d.png")
     at = open_view(folder)
-    assert ":orange-badge[:material/warning: 4]" in words(at)
-    assert "Possibly too dark" not in words(at), "details are drawn on request"
+    assert ":orange-badge[:material/warning: 4]" in page_text(at)
+    assert "Possibly too dark" not in page_text(at), "details are drawn on request"
     at.button(key="review-dark").click().run()
-    assert "Possibly too dark" in words(at)
+    assert "Possibly too dark" in page_text(at)
     assert not acts(at, "Exclude")
     at.slider(key="several-dark").set_value(2).run()
-    assert "First ones excluded" in words(at)
+    assert "First ones excluded" in page_text(at)
     press(at, "Exclude these 2")
     assert excluded(folder) == [("red/d.png", "red/c.png")]
 
@@ -176,20 +176,20 @@ def test_a_selection_on_another_page_is_shown_and_all_shown_can_be_selected(fold
     tick(at, "red/000.png")
     at.session_state["browse"] = 2
     at.run()
-    assert "Selected on other pages:" in words(at)
+    assert "Selected on other pages:" in page_text(at)
     at.checkbox(key="choose-browse-red/000.png").uncheck().run()
-    assert "Selected on other pages:" not in words(at)
+    assert "Selected on other pages:" not in page_text(at)
     at.session_state["browse"] = 1
     at.run()
     press(at, "Select all shown")
-    assert "Exclude 24 images" in labels(at)  # of 28: those on the first page
+    assert "Exclude 24 images" in button_labels(at)  # of 28: those on the first page
     press(at, "Clear selection")
     assert not acts(at, "Exclude")
 
 
 @pytest.mark.train
-def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, made):
-    other = made({"red": 14, "blue": 14}, "others")
+def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, make_folder):
+    other = make_folder({"red": 14, "blue": 14}, "others")
     at = open_view(folder, "Images")
     tick(at, "red/000.png")
     for data, selected in ((other, False), (folder, True)):
@@ -202,13 +202,13 @@ def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, mad
 def test_the_latest_change_can_be_undone_right_after_it(folder):
     save_edits(folder, [Edit(action="exclude", paths=("red/005.png",))])
     at = open_view(folder, "Images")
-    assert "undo-last" not in keys(at)
+    assert "undo-last" not in widget_keys(at)
     tick(at, "red/000.png")
     press(at, "Exclude 1 image")
     assert [toast.value.startswith("1 image excluded") for toast in at.toast] == [True]
     at.button(key="undo-last").click().run()
     assert excluded(folder) == [("red/005.png",)]
-    assert "undo-last" not in keys(at)
+    assert "undo-last" not in widget_keys(at)
     assert not at.toast
 
 
@@ -256,14 +256,14 @@ def test_of_many_changes_the_latest_are_listed_and_the_others_on_further_pages(f
     assert load_edits(folder) == tuple(edits[1:-1])
 
 
-def test_nothing_is_trained_on_a_single_class_and_the_page_says_why(made):
-    folder = made({"red": 12})
+def test_nothing_is_trained_on_a_single_class_and_the_page_says_why(make_folder):
+    folder = make_folder({"red": 12})
     at = open_view(folder, page="configure")
     assert button(at, "Start training").disabled
-    assert "images\\: “red”" in words(at)
+    assert "images\\: “red”" in page_text(at)
     at = open_view(folder, page="compare")
     assert not acts(at, "Start")
-    assert "images\\: “red”" in words(at)
+    assert "images\\: “red”" in page_text(at)
 
 
 @pytest.mark.parametrize(
@@ -272,9 +272,9 @@ def test_nothing_is_trained_on_a_single_class_and_the_page_says_why(made):
 )
 def test_every_view_has_one_primary_button(folder, view):
     at = open_view(folder, view)
-    assert primary(at) == ["Compare layers"]
+    assert primary_labels(at) == ["Compare layers"]
     needs_analysis = view in ("Map", "Linear probe by layer")
-    assert ("Analyze with embeddings" in labels(at)) == needs_analysis
+    assert ("Analyze with embeddings" in button_labels(at)) == needs_analysis
     if view == "Classes and splits":
         # Drawing the page anew would let go of the file.
         assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
@@ -303,12 +303,12 @@ def split_of(folder):
         ("blue", "Merge into blue", ["blue", "green"]),
     ],
 )
-def test_a_class_is_renamed_or_merged_and_no_image_changes_its_split(made, to, label, left):
-    folder = made({"red": 14, "blue": 14, "green": 12})
+def test_a_class_is_renamed_or_merged_and_no_image_changes_its_split(make_folder, to, label, left):
+    folder = make_folder({"red": 14, "blue": 14, "green": 12})
     before = split_of(folder)
     at = open_view(folder, "Classes and splits")
     assert rename(at, "red", to) == label
-    assert ("14 images of red join the 14 of blue" in words(at)) == (to == "blue")
+    assert ("14 images of red join the 14 of blue" in page_text(at)) == (to == "blue")
     at.button(key="rename").click().run()
     assert at.selectbox(key="rename-class").options == left
     assert split_of(folder) == before
@@ -333,10 +333,10 @@ def test_what_is_mere_information_is_folded_and_last(folder):
     with Image.open(folder / "red/000.png") as image:
         image.convert("RGBA").transpose(Image.Transpose.ROTATE_180).save(folder / "red/glass.png")
     at = open_view(folder)
-    assert "review-transparent" not in keys(at)
+    assert "review-transparent" not in widget_keys(at)
     at.session_state[f"notes-{remember(str(folder))}"] = True
     at.run()
-    assert "review-transparent" in keys(at)
+    assert "review-transparent" in widget_keys(at)
 
 
 def test_long_images_can_be_padded_and_the_form_says_so_for_this_data_only(folder):
@@ -345,8 +345,8 @@ def test_long_images_can_be_padded_and_the_form_says_so_for_this_data_only(folde
     at.session_state["settings_for"] = "another"
     at.button(key="review-extreme_aspect").click().run()
     press(at, "Pad to square")
-    assert "Images are padded to squares." in unescaped(at)
-    assert "pad-to-square" not in keys(at)
+    assert "Images are padded to squares." in unescaped_text(at)
+    assert "pad-to-square" not in widget_keys(at)
     assert at.session_state["form_fit"] == "pad"
     assert at.session_state["settings_for"] == str(folder)
 
@@ -362,7 +362,7 @@ def test_a_name_that_no_class_can_have_is_said(folder):
     at = open_view(folder, "Classes and splits")
     rename(at, "red", "x" * 1001)
     at.button(key="rename").click().run()
-    assert "cannot be renamed" in words(at)
+    assert "cannot be renamed" in page_text(at)
     assert load_edits(folder) == ()
 
 
@@ -385,15 +385,15 @@ def test_folders_are_not_walked_behind_a_closed_box(folder):
 
 
 @pytest.fixture
-def mislabelled(made):
-    """Four images of red are labelled blue."""
-    folder = made({"red": 30, "blue": 30})
+def mislabelled_folder(make_folder):
+    """Label four red images as blue."""
+    folder = make_folder({"red": 30, "blue": 30})
     save_edits(folder, [Edit(action="relabel", paths=WRONG, to="blue")])
     return folder
 
 
 def boxes(at, key):
-    """Ids of the images that can be selected, in the order drawn."""
+    """Return the ids of the images that can be selected, in drawing order."""
     start = f"choose-{key}-"
     return [one.key.removeprefix(start) for one in at.checkbox if one.key.startswith(start)]
 
@@ -407,24 +407,26 @@ def alts(at):
 
 
 def similar(at):
-    """The alternative texts of similar images, which stand below the gallery."""
+    """Return the alternative texts of similar images, which stand below the gallery."""
     found = [alt for alt in alts(at) if alt.startswith("Similar image ")]
     assert found == alts(at)[len(alts(at)) - len(found) :]
     return found
 
 
 @pytest.mark.train
-def test_the_analysis_sorts_images_by_confidence_and_finds_similar_ones(mislabelled, finished):
-    at = open_view(mislabelled, "Images")
+def test_the_analysis_sorts_images_by_confidence_and_finds_similar_ones(
+    mislabelled_folder, wait_until_finished
+):
+    at = open_view(mislabelled_folder, "Images")
     assert select_box(at, "Sort by").options == ["Class, in turn", "Name"]
     tick(at, "red/000.png")
-    assert "Similar images are shown after *Compare layers*" in words(at)
+    assert "Similar images are shown after *Compare layers*" in page_text(at)
     at.checkbox(key="choose-browse-red/000.png").uncheck().run()
     at.session_state["form_image_size"] = 32
     at.run()
     press(at, "Compare layers")
     assert at.session_state["dataset_view"] == "Linear probe by layer"
-    finished(at)
+    wait_until_finished(at)
     at.button(key="review-label_errors").click().run()
 
     found = boxes(at, "finding-label_errors")
@@ -436,7 +438,7 @@ def test_the_analysis_sorts_images_by_confidence_and_finds_similar_ones(mislabel
     confidences = [float(re.search(r"\(([\d.]+) %\)", label)[1]) for label in shown]
     assert confidences == sorted(confidences, reverse=True)
     assert not acts(at, "Relabel all")
-    assert len(load_edits(mislabelled)) == 1
+    assert len(load_edits(mislabelled_folder)) == 1
 
     at.session_state["dataset_view"] = "Images"
     at.run()
@@ -450,7 +452,7 @@ def test_the_analysis_sorts_images_by_confidence_and_finds_similar_ones(mislabel
 
     select_box(at, "Sort by").select_index(0).run()
     tick(at, "red/000.png")
-    assert "Similar to red/000" in unescaped(at)
+    assert "Similar to red/000" in unescaped_text(at)
     assert len(similar(at)) == 8
     assert all(alt.startswith("Similar image red/") for alt in similar(at))
     assert all("distance 0." in alt for alt in similar(at))
@@ -462,16 +464,18 @@ def test_the_analysis_sorts_images_by_confidence_and_finds_similar_ones(mislabel
 
 
 @pytest.mark.train
-def test_a_long_analysis_goes_on_whatever_is_pressed_and_is_kept(folder, held_back, finished):
-    gate = held_back("pages.shared.data.analysis.inspect_deeply")
+def test_a_long_analysis_goes_on_whatever_is_pressed_and_is_kept(
+    folder, hold_back, wait_until_finished
+):
+    gate = hold_back("pages.shared.data.analysis.inspect_deeply")
     at = open_view(folder)
     at.session_state["form_image_size"] = 32
     press(at, "Compare layers")
     at.switch_page("pages/runs.py").run()
     at.switch_page("pages/dataset.py").run()
     assert button(at, "Analyze with embeddings").disabled
-    assert "Stop" in labels(at)
+    assert "Stop" in button_labels(at)
     gate.set()
-    finished(at)
-    assert not {"Analyze with embeddings", "Stop"} & set(labels(at))
+    wait_until_finished(at)
+    assert not {"Analyze with embeddings", "Stop"} & set(button_labels(at))
     assert address(at)["data"] == remember(str(folder))

@@ -1,4 +1,4 @@
-"""The sections of Compare that look into the networks: layer diagnostics and disagreements."""
+"""Sections of Compare about the networks: layer diagnostics and disagreements."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from finetune_core.evaluation.comparison.layer_diagnostics import known_layers
 from finetune_core.runs.store import RunStore
 from tests.answers import answer_rightly
 from tests.factories import NASTY, image_folder, tiny_config, train
-from tests.pages.harness import metrics, words
+from tests.pages.harness import page_text, read_metrics
 
 
 @pytest.fixture
 def two(tmp_path, monkeypatch):
-    """Two runs in the app's own folder, of which only the second is right, on all images."""
+    """Copy two runs into the app's own folder. Only the second is right, on all images."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     folder = image_folder(tmp_path / "images", {"red": 14, NASTY: 14})
     # Probes need ten validation images.
@@ -32,12 +32,12 @@ def two(tmp_path, monkeypatch):
 
 
 def sections():
-    from pages.shared.evaluation.diagnostics import disagreements, what_moved
+    from pages.shared.evaluation.diagnostics import draw_disagreements, draw_layer_diagnostics
     from pages.shared.runs.backend import store
 
     compared = sorted(store().runs(), key=lambda run: run.config.strategy)
-    what_moved(compared)
-    disagreements(compared)
+    draw_layer_diagnostics(compared)
+    draw_disagreements(compared)
 
 
 def drawn(**state):
@@ -50,22 +50,22 @@ def drawn(**state):
 
 @pytest.mark.train
 def test_layers_are_measured_when_asked_for_and_stay_whatever_is_pressed_meanwhile(
-    two, held_back, finished
+    two, hold_back, wait_until_finished
 ):
     at = drawn()
-    assert "Which stage to thaw next" not in words(at)
-    gate = held_back("pages.shared.evaluation.diagnostics.measure_layers")
+    assert "Which stage to thaw next" not in page_text(at)
+    gate = hold_back("pages.shared.evaluation.diagnostics.measure_layers")
     at.button(key="measure-layers").click().run()
     at.run()
     assert at.button(key="measure-layers").disabled
     gate.set()
-    finished(at)
+    wait_until_finished(at)
     assert all(known_layers(run) for run in two)
     for view in (at, drawn()):
-        assert "Which stage to thaw next" in words(view)
+        assert "Which stage to thaw next" in page_text(view)
         assert len(view.get("plotly_chart")) == 5
         assert not [button for button in view.button if button.label.startswith("Measure")]
-        assert "Feature extraction" in words(view)
+        assert "Feature extraction" in page_text(view)
 
 
 @pytest.mark.train
@@ -73,10 +73,10 @@ def test_images_that_only_one_gets_right_are_shown_and_one_that_is_gone_is_named
     found = disagreement(*RunStore(paths.runs_dir()).runs())
     [more] = [table for table in (found.only_a, found.only_b) if len(table)]
     at = drawn(disagree_box=True)
-    assert sorted(metrics(at).values()) == sorted(["0", "0", "0", str(len(more))])
+    assert sorted(read_metrics(at).values()) == sorted(["0", "0", "0", str(len(more))])
     shown = min(4, len(more))
     assert len(at.get("image")) == 3 * shown
-    assert NASTY not in words(at)
+    assert NASTY not in page_text(at)
     Path(two[0].config.data, more["id"].iloc[0]).unlink()
     st.cache_data.clear()
     st.cache_resource.clear()

@@ -17,12 +17,12 @@ from tests.factories import image_folder, tiny_config, train
 from tests.pages.harness import (
     button,
     evaluate_state,
-    keys,
-    metrics,
     open_page,
+    page_text,
     press,
-    unescaped,
-    words,
+    read_metrics,
+    unescaped_text,
+    widget_keys,
 )
 
 NASTY = '<script>alert("x")<'
@@ -30,9 +30,10 @@ NASTY = '<script>alert("x")<'
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(home, images): ``tested`` has no test images of the nasty class, ``untested`` has none.
+    """Train two runs; return (home, images).
 
-    Three images of ``tested`` have a wrong label.
+    ``tested`` has no test images of the nasty class, ``untested`` has no test images at all. Three
+    images of ``tested`` have a wrong label.
     """
     home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("images")
     image_folder(folder, {"red": 30, "blue": 30, NASTY: 14})
@@ -69,7 +70,7 @@ def run(trained, in_its_home):
 
 def opened(run_id="tested", view="Mistakes"):
     at = open_page("evaluate", run=run_id, state=evaluate_state(view))
-    assert NASTY not in words(at)
+    assert NASTY not in page_text(at)
     return at
 
 
@@ -85,14 +86,14 @@ def tables(at):
 def test_the_headline_is_of_the_test_images_and_validation_is_called_optimistic(run):
     at = opened()
     result = evaluation(run, "test")
-    assert metrics(at).keys() == {"Test accuracy", "Majority class"}
+    assert read_metrics(at).keys() == {"Test accuracy", "Majority class"}
     assert any("Export" in box.label for box in at.expander)
     assert result.images == 32
-    assert f"32 test images, {HELD_OUT}." in words(at)
+    assert f"32 test images, {HELD_OUT}." in page_text(at)
     at.session_state["evaluate_split"] = "val"
     at.run()
-    assert f"chosen on these {evaluation(run, 'val').images} validation images" in words(at)
-    assert "a little optimistic. Rely on the test images." in words(at)
+    assert f"chosen on these {evaluation(run, 'val').images} validation images" in page_text(at)
+    assert "a little optimistic. Rely on the test images." in page_text(at)
     untested = opened("untested")
     assert "There are no test images." in untested.warning[0].value
 
@@ -104,7 +105,7 @@ def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers(ru
     last = table.iloc[-1]
     assert (last["Class"], last["Images"]) == (NASTY, 0)
     assert table.iloc[-1][["recall", "f1"]].isna().all()
-    assert "not defined" in words(at)
+    assert "not defined" in page_text(at)
     assert pd.isna(last["interval"])
     assert all(" to " in interval for interval in table["interval"][:-1])
 
@@ -120,7 +121,9 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     assert at.button(key="all-mistakes").disabled
     at.selectbox(key="true-tested-test").set_value(true).run()
     images = result.confusion[true].sum()
-    assert f"**All of {wrong['true']}, the highest loss first**: {images} images" in unescaped(at)
+    assert f"**All of {wrong['true']}, the highest loss first**: {images} images" in unescaped_text(
+        at
+    )
     at.selectbox(key="predicted-tested-test").set_value(predicted).run()
     assert len(at.get("image")) == shown > 0
     sample = cell["id"].iloc[0]
@@ -135,12 +138,12 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     # at 32 pixels the maps after it are one cell
     assert layers.options[-1] == "layer3, 2 × 2 (last)"
     assert layers.value == "layer2"
-    assert "map of 4 × 4 cells" in words(at)
+    assert "map of 4 × 4 cells" in page_text(at)
     nasty = result.classes.index(NASTY)
     at.selectbox(key="true-tested-test").set_value(nasty)
     at.selectbox(key="predicted-tested-test").set_value(nasty)
     at.run()
-    assert "no image" in words(at)
+    assert "no image" in page_text(at)
     at.button(key="all-mistakes").click().run()
     assert at.selectbox(key="true-tested-test").value is None
     assert len(at.get("image")) == mistakes
@@ -152,8 +155,10 @@ def test_an_image_that_is_gone_is_said_and_nothing_else_breaks(trained, run):
     file.rename(file.with_suffix(".away"))
     try:
         at = opened()
-        assert "no longer exists" in words(at)
-        opens = [key for key in keys(at) if str(key).startswith("open-mistakes-tested-test-")]
+        assert "no longer exists" in page_text(at)
+        opens = [
+            key for key in widget_keys(at) if str(key).startswith("open-mistakes-tested-test-")
+        ]
         assert opens
         assert f"open-mistakes-tested-test-{sample}" not in opens
     finally:
@@ -163,7 +168,7 @@ def test_an_image_that_is_gone_is_said_and_nothing_else_breaks(trained, run):
 def test_mistakes_or_highest_losses(run):
     at = opened()
     result = evaluation(run, "test")
-    assert f"{len(result.mistakes)} mistakes" in words(at)
+    assert f"{len(result.mistakes)} mistakes" in page_text(at)
     assert len(at.get("image")) == min(12, len(result.mistakes))
     at.session_state["mistakes-by"] = "loss"
     at.run()
@@ -192,7 +197,7 @@ def test_all_numbers_have_intervals_and_say_what_they_leave_out(run):
     assert headline.value == table.loc["Test accuracy", "Value"]
     assert headline.delta == f"95 % interval {table.loc['Test accuracy', '95 % interval']}"
     assert all(" to " in interval for interval in table["95 % interval"])
-    assert "There are no images of 1 class here" in words(at)
+    assert "There are no images of 1 class here" in page_text(at)
 
 
 def test_curves_of_the_hardest_classes_and_the_areas_of_all(run):
@@ -202,7 +207,7 @@ def test_curves_of_the_hardest_classes_and_the_areas_of_all(run):
     assert areas.loc[NASTY, "ROC AUC"] == "not defined"
     assert " to " in areas.loc["red", "ROC AUC, 95 % interval"]
     at.multiselect(key="curves-tested-test").set_value([]).run()
-    assert "Choose a class" in words(at)
+    assert "Choose a class" in page_text(at)
     assert not at.get("plotly_chart")
 
 
@@ -210,47 +215,49 @@ def test_calibration_says_what_the_temperature_was_fitted_on(run):
     at = opened(view="Calibration")
     error = next(metric for metric in at.metric if metric.label == "ECE")
     assert error.delta.startswith("95 % interval ")
-    assert "Too few images to fit a temperature on" in words(at)  # there are twelve for validation
-    assert metrics(at)["Coverage"].endswith("%")
+    assert "Too few images to fit a temperature on" in page_text(
+        at
+    )  # there are twelve for validation
+    assert read_metrics(at)["Coverage"].endswith("%")
     at.slider(key="threshold").set_value(100).run()
-    assert metrics(at)["Selective accuracy"] == "–"
+    assert read_metrics(at)["Selective accuracy"] == "–"
     assert len(at.get("plotly_chart")) == 2
 
 
 @pytest.mark.train
 def test_robustness_is_measured_once_and_kept_whatever_is_pressed_meanwhile(
-    run, held_back, finished
+    run, hold_back, wait_until_finished
 ):
     at = opened(view="Robustness")
     kept = run.run_dir / "robustness-test.parquet"
     assert not kept.exists()
-    gate = held_back("pages.shared.evaluation.tabs.measure_robustness")
+    gate = hold_back("pages.shared.evaluation.tabs.measure_robustness")
     at.button(key="measure").click().run()
     at.segmented_control(key="evaluate_split").set_value("val").run()
     at.segmented_control(key="evaluate_split").set_value("test").run()
     assert at.button(key="measure").disabled
     assert any(button.label == "Stop" for button in at.button)
     gate.set()
-    finished(at)
+    wait_until_finished(at)
     assert kept.is_file()
     again = opened(view="Robustness")
     assert again.button(key="measure").label == "Measure again"
-    assert "Most harmful" in words(again)
+    assert "Most harmful" in page_text(again)
     assert len(again.get("plotly_chart")) == 1
 
 
 @pytest.mark.train
 def test_images_outside_the_folders_that_may_be_read_are_not_shown(
-    run, tmp_path, monkeypatch, finished
+    run, tmp_path, monkeypatch, wait_until_finished
 ):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     at = opened()
     assert not at.get("image")
-    assert unescaped(at).count("lies outside the folders that Thaw may read here") == 1
-    assert not [key for key in keys(at) if str(key).startswith("open-")]
+    assert unescaped_text(at).count("lies outside the folders that Thaw may read here") == 1
+    assert not [key for key in widget_keys(at) if str(key).startswith("open-")]
     at = opened(view="Robustness")
     at.button(key="measure").click().run(timeout=300)
-    finished(at)
+    wait_until_finished(at)
     assert "lies outside the folders" in at.error[0].value
 
 
@@ -278,22 +285,22 @@ def test_how_results_are_looked_at_stays_while_other_tabs_and_pages_are(run):
 
 
 @pytest.mark.train
-def test_flips_at_test_time_are_measured_at_a_click_and_shown_again(runs, finished):
+def test_flips_at_test_time_are_measured_at_a_click_and_shown_again(runs, wait_until_finished):
     query = {"run": runs[0].run_id, "state": evaluate_state("Test-time augmentation (flip)")}
     at = open_page("evaluate", **query)
-    assert "It was not trained on mirror images" in unescaped(at)
+    assert "It was not trained on mirror images" in unescaped_text(at)
     press(at, "Evaluate with flips")
-    finished(at)
+    wait_until_finished(at)
     lines = [one.in_words() for one in augmented(runs[0])]
     assert len(lines) == 2
     for page in (at, open_page("evaluate", **query)):
-        assert all(line in unescaped(page) for line in lines)
+        assert all(line in unescaped_text(page) for line in lines)
         assert button(page, "Measure again")
 
 
 @pytest.mark.train
 def test_a_run_stopped_in_bf16_says_so_and_one_click_evaluates_it_in_fp32(
-    native_bf16, folder, finished
+    native_bf16, folder, wait_until_finished
 ):
     reservation = create_run(tiny_config(folder, precision="bf16"), paths.runs_dir())
     for event in execute(reservation):
@@ -304,6 +311,6 @@ def test_a_run_stopped_in_bf16_says_so_and_one_click_evaluates_it_in_fp32(
     at = open_page("evaluate", run=reservation.run_dir.name)
     assert any("Computed in bf16" in warning.value for warning in at.warning)
     press(at, "Evaluate in fp32")
-    finished(at)
+    wait_until_finished(at)
     assert not any("Computed in bf16" in warning.value for warning in at.warning)
     assert "Evaluate in fp32" not in [one.label for one in at.button]

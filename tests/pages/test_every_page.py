@@ -1,4 +1,4 @@
-"""Every page: opened in each state of the machine; hostile names, links and damaged runs."""
+"""Every page: opened in each state of the machine, with hostile names, links and damaged runs."""
 
 import json
 import shutil
@@ -21,12 +21,12 @@ from tests.deadline import wait_until
 from tests.factories import NASTY, trained_run
 from tests.pages.harness import (
     address,
-    labels,
+    button_labels,
     open_page,
+    page_text,
     press,
-    primary,
-    unescaped,
-    words,
+    primary_labels,
+    unescaped_text,
 )
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -69,8 +69,8 @@ WANTED = {
 
 @pytest.mark.parametrize("state", WANTED)
 @pytest.mark.parametrize("page", TITLES)
-def test_page_opens_with_its_title_and_what_is_looked_for(page, state, request, known):
-    query = {"data": known(request.getfixturevalue("folder"))} if state == "data" else {}
+def test_page_opens_with_its_title_and_what_is_looked_for(page, state, request, data_id_of):
+    query = {"data": data_id_of(request.getfixturevalue("folder"))} if state == "data" else {}
     if state == "runs":
         for run in request.getfixturevalue("runs"):
             RunStore(paths.runs_dir()).describe(run.run_id, HOSTILE, f"note {HOSTILE}")
@@ -78,7 +78,7 @@ def test_page_opens_with_its_title_and_what_is_looked_for(page, state, request, 
     assert [title.value for title in at.title] == ["Thaw" if page == "home" else TITLES[page]]
     assert at.button, "nothing to press"
     # A page that is new has no entry yet.
-    assert WANTED[state].get(page, "") in "\n".join([unescaped(at), *labels(at)])
+    assert WANTED[state].get(page, "") in "\n".join([unescaped_text(at), *button_labels(at)])
     becomes_no_markup(at)
     links = at.get("page_link")
     assert len(links) >= len(TITLES) - 1
@@ -87,10 +87,10 @@ def test_page_opens_with_its_title_and_what_is_looked_for(page, state, request, 
 
 
 def becomes_no_markup(at):
-    """Names of classes and runs are shown as they are."""
-    assert NASTY not in words(at)
+    """Check that names of classes and runs are shown literally."""
+    assert NASTY not in page_text(at)
     assert {element.proto.body for element in at.get("html")} <= {_UNDER_WHITE, _OPENED_BY_IMAGE}
-    named = [line for line in words(at).splitlines() if "free money" in line]
+    named = [line for line in page_text(at).splitlines() if "free money" in line]
     assert not any(mark in line for line in named for mark in ("](http", "<b>", ":red["))
 
 
@@ -98,16 +98,16 @@ def test_names_of_runs_are_shown(runs):
     RunStore(paths.runs_dir()).describe(runs[0].run_id, HOSTILE, f"note {HOSTILE}")
     for page in ("home", "train"):
         at = open_page(page, run=runs[0].run_id)
-        assert "free money" in unescaped(at)
+        assert "free money" in unescaped_text(at)
         becomes_no_markup(at)
 
 
 def test_home_tells_the_state_of_the_machine_in_a_line_and_has_one_primary_button():
     at = open_page("home")
-    assert "CPU · " in unescaped(at)
-    assert "memory free" in unescaped(at)
-    assert labels(at) == ["Try it now", "Choose your data"]
-    assert primary(at) == ["Try it now"]
+    assert "CPU · " in unescaped_text(at)
+    assert "memory free" in unescaped_text(at)
+    assert button_labels(at) == ["Try it now", "Choose your data"]
+    assert primary_labels(at) == ["Try it now"]
 
 
 @pytest.mark.train
@@ -123,7 +123,7 @@ def test_the_first_press_compares_two_runs_on_the_sample_and_says_what_training_
     [header] = [one.value for one in at.header if "training the last block" in one.value]
     accuracies = {run.config.strategy: percent(run_accuracy(run).value) for run in store.runs()}
     assert header.startswith(f"{accuracies['linear_probe']} → {accuracies['last_block']}: ")
-    assert primary(at) == ["Do this with your images"]
+    assert primary_labels(at) == ["Do this with your images"]
     first = {run.run_id for run in store.runs()}
     assert set(press(at, "See the comparison").query_params["runs"]) == first
     [probe] = [run for run in store.runs() if run.config.strategy == "linear_probe"]
@@ -143,12 +143,12 @@ def test_where_training_gained_nothing_home_says_what_compare_says():
 
 def test_a_renamed_run_folder_is_listed_like_any_other(runs):
     runs[0].run_dir.rename(paths.runs_dir() / "baseline")
-    assert "baseline" in words(open_page("home"))
-    assert "Test accuracy" in words(open_page("train", run="baseline"))
+    assert "baseline" in page_text(open_page("home"))
+    assert "Test accuracy" in page_text(open_page("train", run="baseline"))
 
 
-def test_every_link_takes_the_settings_along(folder, known):
-    at = open_page("configure", data=known(folder))
+def test_every_link_takes_the_settings_along(folder, data_id_of):
+    at = open_page("configure", data=data_id_of(folder))
     at.number_input(key="form_epochs").set_value(3).run()
     chosen = address(at)
     at = open_page("train", **chosen)
@@ -162,7 +162,9 @@ NEEDING_DATA = ("dataset", "configure", "compare")
 
 
 def offers_nothing_to_train(at):
-    return not at.metric and not [label for label in labels(at) if label.startswith("Start ")]
+    return not at.metric and not [
+        label for label in button_labels(at) if label.startswith("Start ")
+    ]
 
 
 def test_with_nothing_chosen_nothing_can_be_trained():
@@ -185,26 +187,26 @@ def test_with_nothing_chosen_nothing_can_be_trained():
 )
 def test_an_address_that_names_no_known_data_says_so_and_takes_no_other(page, asked):
     at = open_page(page, data=asked)
-    assert "that the address names is not known here" in unescaped(at)
-    assert "](http://b)" not in words(at)
+    assert "that the address names is not known here" in unescaped_text(at)
+    assert "](http://b)" not in page_text(at)
     assert offers_nothing_to_train(at)
 
 
 def test_an_address_cannot_name_data_outside_the_folders_that_may_be_read(
-    folder, known, tmp_path, monkeypatch
+    folder, data_id_of, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     for page in NEEDING_DATA:
-        at = open_page(page, data=known(folder))
-        assert "outside the folders that Thaw may read" in unescaped(at)
+        at = open_page(page, data=data_id_of(folder))
+        assert "outside the folders that Thaw may read" in unescaped_text(at)
         assert offers_nothing_to_train(at)
         assert not at.get("image")
-        assert f"open-{known(folder)}" not in [one.key for one in at.button]
+        assert f"open-{data_id_of(folder)}" not in [one.key for one in at.button]
 
 
 @pytest.fixture
 def damaged():
-    """The folder of a run whose config is a list."""
+    """Return the directory of a run whose config is a list."""
     run_dir = paths.runs_dir() / "20990101-000000-bad"
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text("[1]")
@@ -214,29 +216,29 @@ def damaged():
 def test_a_damaged_run_is_named_with_its_reason_and_moved_to_the_trash(damaged):
     for page in ("home", "train", "evaluate", "compare", "predict", "runs"):
         at = open_page(page)
-        assert "20990101" in words(at)
-        assert "holds no settings" in words(at)
+        assert "20990101" in page_text(at)
+        assert "holds no settings" in page_text(at)
     at.button(key=f"trash-{damaged.name}").click().run()
     assert not damaged.exists()
-    assert "20990101" not in words(at)
+    assert "20990101" not in page_text(at)
     assert (damaged.parent / ".trash" / damaged.name / "config.json").is_file()
 
 
 def test_an_address_of_a_damaged_run_says_why_another_one_is_shown(runs, damaged):
     for page in ("train", "evaluate"):
         at = open_page(page, run=damaged.name)
-        assert "it is damaged" in unescaped(at)
+        assert "it is damaged" in unescaped_text(at)
         assert address(at)["run"] in {run.run_id for run in runs}
 
 
 def test_lines_of_events_that_were_left_out_are_reported_beside_the_run(runs):
     with (runs[0].run_dir / "events.jsonl").open("a") as file:
         file.write(json.dumps({"event": "EpochEnded"}) + "\n")
-    assert "1 line of events" in unescaped(open_page("train", run=runs[0].run_id))
+    assert "1 line of events" in unescaped_text(open_page("train", run=runs[0].run_id))
 
 
 def test_an_unknown_run_in_the_address_is_said_and_not_fatal(runs):
-    assert "There is no run" in words(open_page("train", run="no-such-run"))
+    assert "There is no run" in page_text(open_page("train", run="no-such-run"))
 
 
 FRAME = """
@@ -291,7 +293,7 @@ for one in threads:
 
 @pytest.mark.processes
 def test_what_is_imported_at_its_first_use_can_be_used_by_several_threads_at_once():
-    """Imported in several threads at once, torchvision fails: it imports itself in a circle."""
+    """Check threads that import at once: torchvision imports itself in a circle, and would fail."""
     done = subprocess.run(
         [sys.executable, "-c", FIRST_USES], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

@@ -1,4 +1,4 @@
-"""The folder browser of the Dataset page, and what a person may paste into the field beside it."""
+"""Folder browser of the Dataset page, and the text field beside it."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from finetune_core.work import finish
 from pages.shared.configure import settings
 from pages.shared.evaluation import other_data
 from tests.factories import image_folder
-from tests.pages.harness import ANN, BEN, facts, open_page, words
+from tests.pages.harness import ANN, BEN, open_page, page_text, read_facts
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def offered(at):
 
 
 def images(at):
-    return facts(at).partition(" ")[0]
+    return read_facts(at).partition(" ")[0]
 
 
 @pytest.mark.train
@@ -66,7 +66,7 @@ def test_a_folder_that_may_not_be_read_any_more_is_said_and_left(folder, tmp_pat
     at = open_page("dataset")
     at.session_state["browse_at"] = str(tmp_path / "elsewhere")
     at.run()
-    assert "outside the folders that Thaw may read" in words(at)
+    assert "outside the folders that Thaw may read" in page_text(at)
     at.run()
     assert offered(at) == ["deep · 28 images"]
 
@@ -82,12 +82,12 @@ def test_where_people_sign_in_nobody_is_shown_what_others_have_uploaded(monkeypa
     at.session_state["browse_at"] = str(paths.data_dir())
     at.run()
     assert [option.split(" · ")[0] for option in offered(at)] == names
-    assert ("not shown to people who sign in" in words(at)) == (user is not None)
+    assert ("not shown to people who sign in" in page_text(at)) == (user is not None)
 
 
 @pytest.fixture
 def uploads():
-    """Uploads of two people, by name: what they chose after they had uploaded it."""
+    """Upload data sets of two people; return the chosen data by name of the person."""
     made = {}
     for user in (ANN, BEN):
         name = user["email"].split("@")[0]
@@ -98,7 +98,7 @@ def uploads():
 
 @pytest.fixture
 def readable(folder, monkeypatch):
-    """The pages may read the folder of all uploads, and the one that is returned."""
+    """Let the pages read the folder of all uploads, and a second folder, which is returned."""
     roots = os.pathsep.join([str(folder.parent), str(paths.home())])
     monkeypatch.setenv("THAW_DATA_ROOTS", roots)
     return folder.parent
@@ -118,7 +118,7 @@ def test_where_people_sign_in_nobody_types_the_path_of_anothers_upload(uploads, 
         f"{ben}/../{ann.name}",
     ):
         at.text_input(key="data_folder").set_value(str(named)).run()
-        assert "not shown to people who sign in" in words(at), named
+        assert "not shown to people who sign in" in page_text(at), named
         assert not images(at)
 
 
@@ -141,7 +141,7 @@ def test_where_people_sign_in_an_address_opens_ones_own_upload_only(uploads):
     assert images(open_page("dataset", user=ANN, data=named)) == "28"
     for page in ("dataset", "configure"):
         at = open_page(page, user=BEN, data=named)
-        assert "not shown to people who sign in" in words(at)
+        assert "not shown to people who sign in" in page_text(at)
         assert not images(at)
     sources = recent_sources([paths.data_dir()], 9, ANN["email"])
     people = {source.path: source.people for source in sources}
@@ -149,24 +149,24 @@ def test_where_people_sign_in_an_address_opens_ones_own_upload_only(uploads):
 
 
 def test_where_people_sign_in_no_run_predicts_anothers_upload(uploads):
-    work = other_data._predicted([], str(uploads["ann"]), [paths.data_dir()], BEN["email"])
+    work = other_data._predict([], str(uploads["ann"]), [paths.data_dir()], BEN["email"])
     with pytest.raises(DataError, match="not shown to people who sign in"):
         finish(work)
 
 
-def test_where_people_sign_in_weights_are_not_taken_from_anothers_upload(uploads, known):
+def test_where_people_sign_in_weights_are_not_taken_from_anothers_upload(uploads, data_id_of):
     weights = uploads["ann"] / "w.safetensors"
     weights.touch()
     named = {"weights_from": settings.FILE_OF_WEIGHTS, "weights_file": str(weights)}
-    at = open_page("configure", user=BEN, state=named, data=known(uploads["ben"]))
-    assert "not shown to people who sign in" in words(at)
+    at = open_page("configure", user=BEN, state=named, data=data_id_of(uploads["ben"]))
+    assert "not shown to people who sign in" in page_text(at)
 
 
-def test_an_archive_on_the_server_belongs_to_who_opens_it(folder, finished):
+def test_an_archive_on_the_server_belongs_to_who_opens_it(folder, wait_until_finished):
     packed = shutil.make_archive(str(folder.parent / "pets"), "zip", folder)
     at = open_page("dataset", user=BEN)
     at.text_input(key="data_folder").set_value(packed).run()
-    finished(at)
+    wait_until_finished(at)
     assert images(at) == "28"
 
 
@@ -184,5 +184,5 @@ def test_a_folder_that_is_not_there_or_may_not_be_read_is_said(folder, tmp_path)
     ):
         at = open_page("dataset")
         at.text_input(key="data_folder").set_value(str(named)).run()
-        assert said in words(at)
+        assert said in page_text(at)
         assert not at.metric

@@ -1,4 +1,4 @@
-"""Pages whose network is gone: each can be used, says what is missing and keeps the settings."""
+"""Pages whose network is gone: they stay usable, name what is missing and keep the settings."""
 
 import json
 import os
@@ -15,7 +15,14 @@ from finetune_core.config.metadata import SPLIT
 from finetune_core.runs.store import RunStore
 from finetune_core.saved_settings import save_settings
 from tests.factories import image_folder, tiny_config, train
-from tests.pages.harness import button, evaluate_state, labels, open_page, press, unescaped
+from tests.pages.harness import (
+    button,
+    button_labels,
+    evaluate_state,
+    open_page,
+    press,
+    unescaped_text,
+)
 
 PAGES = ("home", "dataset", "configure", "train", "runs", "evaluate", "compare", "predict")
 HUB = "hf-hub:somebody/mine"
@@ -29,7 +36,7 @@ STRATEGIES = {
 
 
 def write_network(folder):
-    """A network of timm: what describes it, and its weights."""
+    """Write a network of timm: its description and its weights."""
     folder.mkdir(parents=True)
     config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
     (folder / "config.json").write_text(
@@ -38,8 +45,8 @@ def write_network(folder):
     save_file(timm.create_model("test_vit").state_dict(), folder / "model.safetensors")
 
 
-def cached_at_the_hub(hub):
-    """The folder that the Hub's cache keeps ``HUB`` in, filled."""
+def fill_hub_cache(hub):
+    """Fill the folder in which the Hub's cache keeps ``HUB``, and return it."""
     repository = hub / "models--somebody--mine"
     write_network(repository / "snapshots" / "0123")
     (repository / "refs").mkdir()
@@ -48,7 +55,7 @@ def cached_at_the_hub(hub):
 
 
 def rename_backbone(run, here, name):
-    """Have all files of a run name another backbone."""
+    """Let all files of a run name another backbone."""
     for file in (run.run_dir / "config.json", run.run_dir / "events.jsonl"):
         file.write_text(file.read_text().replace(here, name))
     for file in run.run_dir.glob("*.safetensors"):
@@ -59,15 +66,15 @@ def rename_backbone(run, here, name):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of images, networks and runs: two runs of each network, which is gone since."""
+def trained_folder(tmp_path_factory):
+    """Return a folder of images, networks and two runs of each network, which is gone since."""
     base = tmp_path_factory.mktemp("gone")
     images = image_folder(base / "images", {"red": 12, "blue": 12})
     here = EARLIER.replace("vanished_vit", "test_vit")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(base / "hub"))
         write_network(base / "mine")
-        cached_at_the_hub(base / "hub")
+        fill_hub_cache(base / "hub")
         for name in (f"local-dir:{base / 'mine'}", HUB, here):
             weights = {"weights": "none"} if name == here else {}
             for strategy in ("last_block", "feature_extraction"):
@@ -81,12 +88,14 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(params=["folder", "hub"])
-def gone(request, trained, monkeypatch):
-    """The name of a network that is gone, with runs that were trained from it."""
-    name = {"folder": f"local-dir:{trained / 'mine'}", "hub": HUB, "timm": EARLIER}[request.param]
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(trained / "hub"))
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained))
-    for run in RunStore(trained / "runs").runs():
+def gone_network(request, trained_folder, monkeypatch):
+    """Return the name of a network that is gone, with runs that were trained from it."""
+    name = {"folder": f"local-dir:{trained_folder / 'mine'}", "hub": HUB, "timm": EARLIER}[
+        request.param
+    ]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(trained_folder / "hub"))
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_folder))
+    for run in RunStore(trained_folder / "runs").runs():
         if run.config.backbone == name:
             shutil.copytree(run.run_dir, paths.runs_dir() / run.run_id)
     return name
@@ -106,16 +115,16 @@ def what_is_missing(name):
 
 
 @pytest.fixture
-def address(gone, trained, known):
-    """``address(**settings)``: of a page whose form held the network before it was gone."""
+def address(gone_network, trained_folder, data_id_of):
+    """Return the address of a page whose form held the network before: ``address(**settings)``."""
 
     def kept(**changes):
-        config = tiny_config("any", **{"backbone": gone} | changes)
+        config = tiny_config("any", **{"backbone": gone_network} | changes)
         settings = config.model_dump(mode="json", exclude={"data", "edits", *names_in(SPLIT)})
-        comparison = {"backbones": [gone, "resnet18"], "cuts": ["block2"]}
+        comparison = {"backbones": [gone_network, "resnet18"], "cuts": ["block2"]}
         return {
             "settings": save_settings({"settings": settings, "comparison": comparison}),
-            "data": known(trained / "images"),
+            "data": data_id_of(trained_folder / "images"),
         }
 
     return kept
@@ -128,7 +137,7 @@ def stages_drawn(at):
 
 @pytest.mark.train
 @pytest.mark.parametrize(
-    ("gone", "name", "strategy"),
+    ("gone_network", "name", "strategy"),
     [
         *(("folder", name, "rates") for name in PAGES),
         *(("folder", "configure", strategy) for strategy in ("last_block", "cut", "features")),
@@ -136,10 +145,10 @@ def stages_drawn(at):
         ("timm", "compare", "features"),
         ("hub", "home", "features"),
     ],
-    indirect=["gone"],
+    indirect=["gone_network"],
 )
 def test_every_page_opens_says_what_is_missing_and_keeps_the_settings(
-    gone, address, name, strategy
+    gone_network, address, name, strategy
 ):
     asked = address(**STRATEGIES[strategy])
     at = open_page(
@@ -150,16 +159,16 @@ def test_every_page_opens_says_what_is_missing_and_keeps_the_settings(
         **asked,
     )
     if name in ("configure", "compare", "predict"):
-        assert what_is_missing(gone) in unescaped(at)
-    assert ("Another run can be chosen above." in unescaped(at)) == (name == "predict")
+        assert what_is_missing(gone_network) in unescaped_text(at)
+    assert ("Another run can be chosen above." in unescaped_text(at)) == (name == "predict")
     assert at.session_state["settings_id"] == asked["settings"]
     at.run()
     assert at.session_state["settings_id"] == asked["settings"]
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("gone", ["folder", "timm"], indirect=True)
-def test_what_was_measured_of_a_run_is_still_there(gone):
+@pytest.mark.parametrize("gone_network", ["folder", "timm"], indirect=True)
+def test_what_was_measured_of_a_run_is_still_there(gone_network):
     assert RunStore(paths.runs_dir()).damaged() == []
     for tab in ("Metrics", "Calibration", "Robustness"):
         at = open_page("evaluate", state=evaluate_state(tab))
@@ -168,26 +177,26 @@ def test_what_was_measured_of_a_run_is_still_there(gone):
     at = open_page("compare", runs=[run.run_id for run in runs()])
     assert any(one.value == "Test accuracy" for one in at.header)
     press(at, "Fit a linear probe as the baseline")
-    assert what_is_missing(gone) in unescaped(at)
+    assert what_is_missing(gone_network) in unescaped_text(at)
 
 
 @pytest.mark.train
 def test_nothing_can_be_started_until_another_network_is_chosen_or_it_is_back(
-    gone, address, trained
+    gone_network, address, trained_folder
 ):
     at = open_page("configure", **address(strategy="custom", cut="block4"))
     assert button(at, "Start training").disabled
-    assert labels(at).count("Look it up") == (gone == HUB)
+    assert button_labels(at).count("Look it up") == (gone_network == HUB)
     assert not stages_drawn(at)
     for name in ("mine", "hub"):
-        shutil.copytree(trained / f"{name} elsewhere", trained / name)
+        shutil.copytree(trained_folder / f"{name} elsewhere", trained_folder / name)
     try:
         at.run()
         assert not button(at, "Start training").disabled
         assert stages_drawn(at)[:2] == ["stem", "block1"]
     finally:
         for name in ("mine", "hub"):
-            shutil.rmtree(trained / name)
+            shutil.rmtree(trained_folder / name)
     at.run()
     assert button(at, "Start training").disabled
     at.selectbox(key="form_backbone").set_value("efficientnet_lite0").run()
@@ -195,52 +204,54 @@ def test_nothing_can_be_started_until_another_network_is_chosen_or_it_is_back(
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("gone", ["folder", "timm"], indirect=True)
-def test_settings_of_a_run_are_used_again(gone):
+@pytest.mark.parametrize("gone_network", ["folder", "timm"], indirect=True)
+def test_settings_of_a_run_are_used_again(gone_network):
     at = open_page("train", run=runs()[-1].run_id)
     press(at, "Use these settings again")
-    assert at.session_state["form_backbone"] == gone
+    assert at.session_state["form_backbone"] == gone_network
     assert at.session_state["form_image_size"] == 32
-    assert what_is_missing(gone) in unescaped(at)
+    assert what_is_missing(gone_network) in unescaped_text(at)
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("gone", ["folder"], indirect=True)
-def test_a_network_that_is_gone_can_be_taken_out_of_a_comparison(gone, trained, known):
+@pytest.mark.parametrize("gone_network", ["folder"], indirect=True)
+def test_a_network_that_is_gone_can_be_taken_out_of_a_comparison(
+    gone_network, trained_folder, data_id_of
+):
     at = open_page(
         "compare",
-        data=known(trained / "images"),
+        data=data_id_of(trained_folder / "images"),
         form={"backbone": "efficientnet_lite0", "image_size": 32},
-        state={"start_box-0": True, "compare_backbones": [gone, "efficientnet_lite0"]},
+        state={"start_box-0": True, "compare_backbones": [gone_network, "efficientnet_lite0"]},
     )
-    assert what_is_missing(gone) in unescaped(at)
-    assert "Start 10 runs" not in labels(at)
+    assert what_is_missing(gone_network) in unescaped_text(at)
+    assert "Start 10 runs" not in button_labels(at)
     at.multiselect(key="compare_backbones").set_value(["efficientnet_lite0"]).run()
-    assert any(label.startswith("Start ") for label in labels(at))
+    assert any(label.startswith("Start ") for label in button_labels(at))
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("gone", ["hub"], indirect=True)
-def test_boxes_that_look_at_networks_open_without_it(gone, address):
+@pytest.mark.parametrize("gone_network", ["hub"], indirect=True)
+def test_boxes_that_look_at_networks_open_without_it(gone_network, address):
     at = open_page(
         "configure",
         state={"networks_open": True, "advice_open": True, "more_settings": True},
         **address(),
     )
-    assert what_is_missing(gone) in unescaped(at)
-    at.text_input(key="networks_named").set_value(gone).run()
+    assert what_is_missing(gone_network) in unescaped_text(at)
+    at.text_input(key="networks_named").set_value(gone_network).run()
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("gone", ["folder"], indirect=True)
+@pytest.mark.parametrize("gone_network", ["folder"], indirect=True)
 def test_weights_gone_from_a_folder_are_missed_there_and_not_downloaded(
-    trained, address, tmp_path, monkeypatch
+    trained_folder, address, tmp_path, monkeypatch
 ):
-    folder = shutil.copytree(trained / "mine elsewhere", tmp_path / "described")
+    folder = shutil.copytree(trained_folder / "mine elsewhere", tmp_path / "described")
     (folder / "model.safetensors").unlink()
-    monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join(map(str, (trained, tmp_path))))
+    monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join(map(str, (trained_folder, tmp_path))))
     at = open_page("configure", **address(backbone=f"local-dir:{folder}"))
     weights = folder / "model.safetensors"
-    assert f"There are no weights at {weights}: put them there" in unescaped(at)
+    assert f"There are no weights at {weights}: put them there" in unescaped_text(at)
     assert button(at, "Start training").disabled
-    assert not [label for label in labels(at) if label.startswith("Download")]
+    assert not [label for label in button_labels(at) if label.startswith("Download")]

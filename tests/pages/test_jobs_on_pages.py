@@ -1,4 +1,4 @@
-"""Long work of the pages goes on whatever is pressed; no two pieces disturb each other."""
+"""Long work of pages goes on whatever is pressed, and two pieces of work stay apart."""
 
 import threading
 
@@ -15,8 +15,8 @@ from tests.pages.harness import button, open_page, press, tiny_form
 pytestmark = pytest.mark.train
 
 
-def held_rates(gate, real=lr_finder.find_rate):
-    """A rate finder that waits for ``gate`` before its first step."""
+def make_held_find_rate(gate, real=lr_finder.find_rate):
+    """Return a rate finder that waits for ``gate`` before its first step."""
 
     def find_rate(*args):
         yield Step(0, 100, "rates")
@@ -28,22 +28,24 @@ def held_rates(gate, real=lr_finder.find_rate):
 
 @pytest.fixture
 def held(monkeypatch):
-    """The rate finder waits for this before its first step."""
+    """Return the event that the rate finder waits for before its first step."""
     gate = threading.Event()
-    monkeypatch.setattr(lr_finder, "find_rate", held_rates(gate))
+    monkeypatch.setattr(lr_finder, "find_rate", make_held_find_rate(gate))
     yield gate
     gate.set()
 
 
 @pytest.fixture
-def configure(folder, known):
-    """Configure, in a session of its own, on a small data set."""
+def configure(folder, data_id_of):
+    """Open Configure in a new session, on a small data set."""
     form, state = tiny_form()
     state |= {"more_strategies": True}
-    return lambda: open_page("configure", data=known(folder), form=form, state=state)
+    return lambda: open_page("configure", data=data_id_of(folder), form=form, state=state)
 
 
-def test_a_forecast_waits_for_the_rate_finder_which_nothing_pressed_ends(configure, held, finished):
+def test_a_forecast_waits_for_the_rate_finder_which_nothing_pressed_ends(
+    configure, held, wait_until_finished
+):
     at = configure()
     assert not button(at, "Forecast all strategies").disabled
     button(at, "Find a learning rate").click().run()
@@ -58,13 +60,13 @@ def test_a_forecast_waits_for_the_rate_finder_which_nothing_pressed_ends(configu
     assert jobs().all() == [job]
     assert any(one.label == "Stop" for one in at.button)
     held.set()
-    finished(at)
+    wait_until_finished(at)
     assert len(at.get("plotly_chart")) == 1
     assert not button(at, "Forecast all strategies").disabled
 
 
 def test_work_while_another_program_trains_waits_and_can_be_stopped(
-    configure, device_is_taken, finished
+    configure, device_is_taken, wait_until_finished
 ):
     at = configure()
     button(at, "Forecast all strategies").click().run()
@@ -78,11 +80,13 @@ def test_work_while_another_program_trains_waits_and_can_be_stopped(
     (job,) = jobs().all()
     wait_until(lambda: job.progress.phase == "device")
     device_is_taken.close()
-    finished(at)
+    wait_until_finished(at)
     assert len(at.get("plotly_chart")) == 1
 
 
-def test_two_sessions_share_the_work_and_stop_ends_it_for_both(configure, held, finished):
+def test_two_sessions_share_the_work_and_stop_ends_it_for_both(
+    configure, held, wait_until_finished
+):
     mine, other = configure(), configure()
     button(mine, "Find a learning rate").click().run()
     button(other, "Find a learning rate").click().run()
@@ -91,12 +95,12 @@ def test_two_sessions_share_the_work_and_stop_ends_it_for_both(configure, held, 
     held.set()
     assert job.wait(300)
     for at in (mine, other):
-        finished(at)
+        wait_until_finished(at)
         assert not at.get("plotly_chart")
         assert not any(one.label.startswith("Stop") for one in at.button)
 
 
-def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, finished):
+def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, wait_until_finished):
     at = configure()
     gate = threading.Event()
 
@@ -107,12 +111,12 @@ def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, fin
     monkeypatch.setattr(lr_finder, "find_rate", fails)
     at.run()
     button(at, "Find a learning rate").click().run()
-    finished(at)
+    wait_until_finished(at)
     assert "no weights" in [error.value for error in at.error]
-    monkeypatch.setattr(lr_finder, "find_rate", held_rates(gate))
+    monkeypatch.setattr(lr_finder, "find_rate", make_held_find_rate(gate))
     at.run()
     button(at, "Find a learning rate").click().run()
     assert not at.error
     gate.set()
-    finished(at)
+    wait_until_finished(at)
     assert len(at.get("plotly_chart")) == 1

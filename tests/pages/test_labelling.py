@@ -1,4 +1,4 @@
-"""Dataset, Label: a folder is added, and what the component would send becomes edits."""
+"""Dataset, Label: a folder is added, and answers of the component become edits."""
 
 import shutil
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from pages.shared import labeller
 from tests.deadline import wait_until
 from tests.factories import image_folder
 from tests.labelling.stand_in import draw_features
-from tests.pages.harness import ANN, address, labels, open_page, press, unescaped
+from tests.pages.harness import ANN, address, button_labels, open_page, press, unescaped_text
 
 IMAGES = 12
 
@@ -32,7 +32,7 @@ def data(tmp_path, monkeypatch):
 
 @pytest.fixture
 def component(monkeypatch):
-    """What the labeller was drawn with last; ``sends`` arrives when the page is drawn next."""
+    """Return the labeller's latest arguments. ``sends`` arrives when the page is drawn next."""
     found = SimpleNamespace(data=None, sends=None)
 
     def drawn(*, data, key, on_answers_change, **callbacks):
@@ -90,11 +90,11 @@ def add(at, folder):
 
 def test_a_folder_is_added_and_its_images_wait(data, component):
     at = add(opened(data), data.parent / "gone")
-    assert "There is no folder" in unescaped(at)
+    assert "There is no folder" in unescaped_text(at)
     at = add(at, data.parent / "loose")
     assert load_unlabelled(data).folders == (str(data.parent / "loose"),)
-    assert f"0 labelled · {IMAGES} to label" in unescaped(at)
-    assert "never enter validation or test" in unescaped(at)
+    assert f"0 labelled · {IMAGES} to label" in unescaped_text(at)
+    assert "never enter validation or test" in unescaped_text(at)
     assert len(component.data["images"]) == IMAGES
     first = component.data["images"][0]
     assert first["src"].startswith("/")
@@ -145,7 +145,7 @@ def test_what_cannot_be_kept_is_said_and_taken_when_it_is_sent_again(
         patch.setattr(edits_module, "write_bytes", full)
         drawn = send(at, component, sends)
         assert "No space left" in drawn["problem"]
-        assert "No space left" in unescaped(at)
+        assert "No space left" in unescaped_text(at)
         assert (kept(data), drawn["answered"]) == ([], 0)
     drawn = send(at, component, sends)
     assert kept(data) == [("label", "red")]
@@ -180,7 +180,7 @@ def test_images_like_one_and_probably_of_a_class_come_first(data, at, component)
     next(box for box in at.selectbox if box.label == "Order").set_value("similar").run()
     assert component.data["order"] == f"similar/{image['id']}"
     assert component.data["images"][0]["id"] == image["id"]
-    assert f"Like {image['alt']}" in unescaped(at)
+    assert f"Like {image['alt']}" in unescaped_text(at)
     order = next(box for box in at.selectbox if box.label == "Order")
     order.set_value("probable").run()
     assert component.data["order"] == "probable/green"
@@ -204,7 +204,7 @@ def test_a_tenth_is_set_aside_and_has_no_proposal(data, component):
     at.checkbox(key=f"label-aside-{address(at)['data']}").check()
     add(at, data.parent / "many")
     assert load_unlabelled(data).set_aside
-    assert "A random tenth was set aside" in unescaped(at)
+    assert "A random tenth was set aside" in unescaped_text(at)
     first = component.data["images"][0]
     assert (first["proposal"], first["note"][:10]) == ("", "Test image")
     send(at, component, answers(label(first, "red")))
@@ -215,17 +215,17 @@ def test_a_folder_that_is_gone_is_named_and_can_be_removed(data, component):
     add_folder(data, str(data.parent / "loose"))
     shutil.rmtree(data.parent / "loose")
     at = opened(data)
-    assert "There is no folder" in unescaped(at)
+    assert "There is no folder" in unescaped_text(at)
     assert component.data is None
     press(at, "Remove")
     assert load_unlabelled(data).folders == ()
-    assert "There is no folder" not in unescaped(at)
+    assert "There is no folder" not in unescaped_text(at)
 
 
 def test_another_persons_upload_is_no_folder_to_label(data, component, home):
     mine = image_folder(home / "data" / "mine", {"any": 4})
     at = opened(data, user=ANN)
-    assert "Add images" in labels(at)
+    assert "Add images" in button_labels(at)
     at = add(at, mine)
-    assert "is not shown to people who sign in" in unescaped(at)
+    assert "is not shown to people who sign in" in unescaped_text(at)
     assert load_unlabelled(data).folders == ()

@@ -19,7 +19,7 @@ from finetune_core.evaluation.prediction.neighbours import (
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.work import finish
 from tests.factories import NASTY
-from tests.pages.harness import labels, open_page, press, unescaped, words
+from tests.pages.harness import button_labels, open_page, page_text, press, unescaped_text
 
 
 def image_of(run, name):
@@ -47,11 +47,11 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     assert any(f"?present=1&run={runs[0].run_id}" in code.value for code in at.code)
     red = image_of(runs[0], "red/000.png")
     give(at, (f"{NASTY}.png", red), ("broken.png", b"hello"))
-    text = words(at)
+    text = page_text(at)
     probability = load_predictor(runs[0]).probabilities([red])[0]
     classes = runs[0].history.started["classes"]
     best = f"## {classes[probability.argmax()]} · {100 * probability.max():.1f} %"
-    assert best in unescaped(at)
+    assert best in unescaped_text(at)
     assert len(at.get("image")) == 2, "the network input, and Grad-CAM"
     assert len(at.get("plotly_chart")) == 1
     assert any("broken" in error.value for error in at.error)
@@ -60,26 +60,28 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
 
 
 @pytest.mark.train
-def test_neighbours_stand_beside_an_image_and_strangers_are_flagged(runs, held_back, finished):
-    gate = held_back("pages.shared.evaluation.prediction.compute_neighbourhood")
+def test_neighbours_stand_beside_an_image_and_strangers_are_flagged(
+    runs, hold_back, wait_until_finished
+):
+    gate = hold_back("pages.shared.evaluation.prediction.compute_neighbourhood")
     at = open_page("predict", run=runs[0].run_id)
     press(at, "Show nearest training images")
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
-    assert "## " in words(at), "an upload does not wait, and does not end what is computed"
-    assert "Stop" in labels(at)
+    assert "## " in page_text(at), "an upload does not wait, and does not end what is computed"
+    assert "Stop" in button_labels(at)
     assert neighbours_changed(runs[0]) == 0
     gate.set()
-    finished(at)
+    wait_until_finished(at)
     assert neighbours_changed(runs[0])
-    assert "Show nearest training images" not in labels(at)
-    assert "Nearest training images" in words(at)
+    assert "Show nearest training images" not in button_labels(at)
+    assert "Nearest training images" in page_text(at)
     assert len(at.get("image")) == 6
-    assert "Unlike anything" not in words(at)
+    assert "Unlike anything" not in page_text(at)
     give(at, ("board.png", checkerboard()))
-    assert "Unlike anything in training" in words(at)
+    assert "Unlike anything in training" in page_text(at)
     again = open_page("predict", run=runs[0].run_id)
     give(again, ("000.png", image_of(runs[0], "blue/000.png")))
-    assert "Nearest training images" in words(again), "it is kept for the next time"
+    assert "Nearest training images" in page_text(again), "it is kept for the next time"
 
 
 @pytest.mark.train
@@ -106,23 +108,24 @@ def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
 
 
 @pytest.mark.train
-def test_two_runs_say_what_they_think_of_the_same_image(runs, finished):
+def test_two_runs_say_what_they_think_of_the_same_image(runs, wait_until_finished):
     at = open_page("predict", run=runs[0].run_id, beside=runs[1].run_id)
     press(at, "Show nearest training images")
-    finished(at)
+    wait_until_finished(at)
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
     assert len(at.get("plotly_chart")) == 2
     # what each network sees, Grad-CAM, and four training images
     assert len(at.get("image")) == 2 * (2 + 4)
-    assert "last block" in unescaped(at)
-    assert "feature extraction" in unescaped(at)
+    assert "last block" in unescaped_text(at)
+    assert "feature extraction" in unescaped_text(at)
 
 
 @pytest.fixture
-def given(runs, monkeypatch, finished):
-    """``given(button, meanwhile, **query)``: classify an archive of three images and a broken one.
+def classify_archive(runs, monkeypatch, wait_until_finished):
+    """Classify an archive of three images and a broken one.
 
-    Returns the page and the rows of its CSV.
+    Returns:
+        The page, and the rows of its CSV.
     """
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -143,7 +146,7 @@ def given(runs, monkeypatch, finished):
         at.run()
         press(at, button)
         meanwhile(at)
-        finished(at)
+        wait_until_finished(at)
         label, content, name, _ = made[-1]
         assert (label, name) == ("Download CSV", "new-predictions.csv")
         return at, list(csv.DictReader(io.StringIO(content().decode(), newline="")))
@@ -152,8 +155,10 @@ def given(runs, monkeypatch, finished):
 
 
 @pytest.mark.train
-def test_an_archive_is_named_by_every_chosen_run(runs, given):
-    at, rows = given("Classify with 2 networks", run=runs[0].run_id, beside=runs[1].run_id)
+def test_an_archive_is_named_by_every_chosen_run(runs, classify_archive):
+    at, rows = classify_archive(
+        "Classify with 2 networks", run=runs[0].run_id, beside=runs[1].run_id
+    )
     titles = ["Last block", "Feature extraction"]
     paths_of = [image_of(runs[0], f"red/00{number}.png") for number in range(3)]
     predicted = []
@@ -170,17 +175,19 @@ def test_an_archive_is_named_by_every_chosen_run(runs, given):
 
 
 @pytest.mark.train
-def test_an_archive_becomes_a_table_whatever_is_pressed_meanwhile(runs, held_back, given):
-    gate = held_back("pages.shared.evaluation.prediction.predict_images")
+def test_an_archive_becomes_a_table_whatever_is_pressed_meanwhile(
+    runs, hold_back, classify_archive
+):
+    gate = hold_back("pages.shared.evaluation.prediction.predict_images")
 
     def press_on(at):
         at.selectbox(key="run_box").set_value(runs[0].run_id).run()
         assert at.button(key="classify").disabled
-        assert "Stop" in labels(at)
+        assert "Stop" in button_labels(at)
         gate.set()
 
-    at, rows = given("Classify", press_on, run=runs[0].run_id)
-    assert "**3 images classified**, 1 could not be read." in words(at)
+    at, rows = classify_archive("Classify", press_on, run=runs[0].run_id)
+    assert "**3 images classified**, 1 could not be read." in page_text(at)
     files = [f"new/{name}.png" for name in (0, 1, 2, "broken")]
     assert [row["file"] for row in rows] == files
     assert all(row["class"] for row in rows[:3])
@@ -190,32 +197,32 @@ def test_an_archive_becomes_a_table_whatever_is_pressed_meanwhile(runs, held_bac
 
 @pytest.mark.train
 def test_neighbours_that_become_known_meanwhile_do_not_end_the_classification(
-    runs, held_back, given, finished
+    runs, hold_back, classify_archive, wait_until_finished
 ):
-    gate = held_back("pages.shared.evaluation.prediction.predict_images")
+    gate = hold_back("pages.shared.evaluation.prediction.predict_images")
 
     def another_session(at):
         finish(compute_neighbourhood(runs[0], encoder(load_predictor(runs[0]))))
         at.run()
         gate.set()
 
-    at, rows = given("Classify", another_session, run=runs[0].run_id)
-    assert "**3 images classified**" in words(at)
+    at, rows = classify_archive("Classify", another_session, run=runs[0].run_id)
+    assert "**3 images classified**" in page_text(at)
     assert {row["unlike"] for row in rows} == {""}
     press(at, "Classify again")
-    finished(at)
-    assert not [label for label in labels(at) if label.startswith("Classify")]
+    wait_until_finished(at)
+    assert not [label for label in button_labels(at) if label.startswith("Classify")]
 
 
 @pytest.mark.train
-def test_an_archive_that_is_none_is_refused_in_words(runs, finished):
+def test_an_archive_that_is_none_is_refused_in_words(runs, wait_until_finished):
     at = open_page("predict", run=runs[0].run_id)
     at.session_state["input_kind"] = "many"
     at.run()
     at.file_uploader(key="archive").set_value(("new.zip", b"hello", "application/zip"))
     at.run()
     press(at, "Classify")
-    finished(at)
+    wait_until_finished(at)
     assert any("new" in error.value and "was not read" in error.value for error in at.error)
 
 
@@ -226,14 +233,14 @@ def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
     assert not at.selectbox
     assert not at.get("page_link")
     assert len(at.title) == 1
-    assert "This network distinguishes 3 classes" in words(at)
+    assert "This network distinguishes 3 classes" in page_text(at)
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
-    assert "## " in words(at)
+    assert "## " in page_text(at)
     assert len(at.get("image")) == 2
     give(at, *((f"{number}.png", image_of(runs[0], f"red/00{number}.png")) for number in range(3)))
-    names = [one for one in unescaped(at).splitlines() if one.endswith(".png**")]
+    names = [one for one in unescaped_text(at).splitlines() if one.endswith(".png**")]
     assert names == ["**2.png**", "**1.png**", "**0.png**"]
     assert len(at.get("image")) == 6
     gone = open_page("predict", run="nowhere", present="1")
-    assert "Network not found" in words(gone)
+    assert "Network not found" in page_text(gone)
     assert not gone.file_uploader

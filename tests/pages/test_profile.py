@@ -1,4 +1,4 @@
-"""The profile on the pages: started on Configure or as the next experiment, shown on Compare."""
+"""Profile on the pages: started on Configure or as the next experiment, shown on Compare."""
 
 import pytest
 
@@ -11,7 +11,15 @@ from pages.shared.jobs import jobs
 from pages.shared.runs.profile import LABEL
 from tests.deadline import wait_until
 from tests.factories import Shared, image_folder, shared_images, trained_run
-from tests.pages.harness import button, labels, open_page, place_run, press, tiny_form, unescaped
+from tests.pages.harness import (
+    button,
+    button_labels,
+    open_page,
+    place_run,
+    press,
+    tiny_form,
+    unescaped_text,
+)
 
 pytestmark = pytest.mark.train
 
@@ -33,7 +41,7 @@ def runs():
 
 
 def wait_for_job(at):
-    """Wait for the job that a press started; one with nothing to train may be gone already."""
+    """Wait for the job that a press started. A job with nothing to train may have ended already."""
     for job in jobs().all():
         assert job.wait(300)
         assert job.error is None, job.error
@@ -42,7 +50,7 @@ def wait_for_job(at):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The queue is looked at more often."""
+    """Look at the queue more often."""
     monkeypatch.setattr(queued, "_LOOK", 0.02)
 
 
@@ -60,7 +68,7 @@ def test_one_press_on_configure_profiles_and_compare_shows_it(few_images, quick)
     found = runs()
     assert {run.status for run in found} == {"finished"}
     shown = open_page("compare", state={"data_id": remember(few_images, None)})
-    text = unescaped(shown)
+    text = unescaped_text(shown)
     headers = [header.value for header in shown.header]
     assert headers.index("Profile") < headers.index("Test accuracy")
     assert "Train nothing: take the linear probe." in text
@@ -94,10 +102,10 @@ def test_without_a_profile_compare_shows_none_and_offers_one():
         place_run(trained_run(strategy=name), name)
     state = {"data_id": remember(str(shared_images()), None)}
     at = open_page("compare", state=state)
-    text = unescaped(at)
+    text = unescaped_text(at)
     assert "Profile" not in [header.value for header in at.header]
     assert "Profile the layers of timm/test_resnet" in text
-    assert LABEL in labels(at)
+    assert LABEL in button_labels(at)
     elsewhere = open_page("compare")
-    assert "while these data are chosen" in unescaped(elsewhere)
-    assert LABEL not in labels(elsewhere)
+    assert "while these data are chosen" in unescaped_text(elsewhere)
+    assert LABEL not in button_labels(elsewhere)

@@ -1,4 +1,4 @@
-"""Pages say on which machines runs train, and forecast what several machines take."""
+"""Pages say on which machines runs train, and forecast the time on several machines."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,14 +9,14 @@ from finetune_core import paths
 from finetune_core.runs.executors import InProcess, Machine
 from finetune_core.runs.record import append_event, create_run
 from finetune_core.training.events import Progress, RunPlaced, event_of
-from pages.shared.configure.comparison_form import _total
+from pages.shared.configure.comparison_form import _describe_total
 from tests.factories import tiny_config, trained_run
-from tests.pages.harness import ANN, open_page, unescaped
+from tests.pages.harness import ANN, open_page, unescaped_text
 
 
 @pytest.fixture
 def reserve(folder):
-    """``reserve(seed, owner)``: a run that this process has reserved and does not begin."""
+    """Reserve a run in this process without starting it: ``reserve(seed, owner)``."""
     made = []
 
     def create(seed, owner=""):
@@ -30,7 +30,7 @@ def reserve(folder):
 
 @pytest.fixture
 def elsewhere(reserve):
-    """Ids of a run that a task on the machine ``far`` has, and of one that waits."""
+    """Return the ids of a run that trains on the machine ``far``, and of one that waits."""
     run_dirs = [reserve(seed) for seed in (0, 1)]
     append_event(run_dirs[0], RunPlaced("far", "task"))
     return [run_dir.name for run_dir in run_dirs]
@@ -38,7 +38,7 @@ def elsewhere(reserve):
 
 @pytest.fixture
 def shared_machines(reserve, monkeypatch):
-    """Two people's runs train on ``far``, of which the first has begun; ``near`` is idle."""
+    """Set up two people's runs on ``far``, of which the first has begun; ``near`` is idle."""
     run_dirs = [
         reserve(seed, owner) for seed, owner in enumerate(("ben@example.org", "ann@example.org"))
     ]
@@ -81,7 +81,7 @@ def test_of_a_run_of_this_machine_only_what_is_known_is_said(reserve):
 
 
 def test_the_train_page_names_the_machine(elsewhere):
-    assert f"far · {elsewhere[0]}" in unescaped(open_page("train", run=elsewhere[0]))
+    assert f"far · {elsewhere[0]}" in unescaped_text(open_page("train", run=elsewhere[0]))
 
 
 def test_the_table_of_a_comparison_says_where_each_run_trains_if_not_all_here(elsewhere):
@@ -106,9 +106,9 @@ def test_a_forecast_for_several_machines_says_what_is_saved(monkeypatch):
         "pages.shared.configure.comparison_form.worker",
         lambda: type("W", (), {"executor": executor}),
     )
-    assert _total([[100, 40, 40]]) == (
+    assert _describe_total([[100, 40, 40]]) == (
         "about 2 min 20 s, 2 runs at a time on 2 machines. "
         "Runs that find the frozen stages' output on their machine save 1 min 0 s of work"
     )
     monkeypatch.setattr(executor, "machines", lambda: [1])
-    assert _total([[100, 40, 40]]) == "about 3 min 0 s"
+    assert _describe_total([[100, 40, 40]]) == "about 3 min 0 s"

@@ -1,4 +1,4 @@
-"""Runs: the table, what can be done with the selected runs, and the queue."""
+"""Runs: the table, the actions on selected runs, and the queue."""
 
 import json
 from pathlib import Path
@@ -22,14 +22,14 @@ def store():
 
 
 def select(at, *run_ids):
-    """What clicks on the rows' boxes leave behind: the harness cannot click there."""
+    """Select rows as clicks on their checkboxes would, because the harness cannot click there."""
     at.session_state["selected_runs"] = list(run_ids)
     return at.run()
 
 
 @pytest.fixture
 def three_runs(runs):
-    """Ids of two finished runs, and of one that was cancelled."""
+    """Return the ids of two finished runs, and of one that was cancelled."""
     reservation = create_run(make_config({"data": runs[0].config.data}), paths.runs_dir())
     request_stop(reservation.run_dir)
     list(execute(reservation))
@@ -60,7 +60,7 @@ def test_the_table_tells_how_each_run_stands(three_runs):
 
 
 def hidden_columns(table):
-    """The names of the columns that a table does not show."""
+    """Return the names of the columns that a table does not show."""
     columns = json.loads(table.proto.columns)
     return {name for name, look in columns.items() if look.get("hidden")}
 

@@ -1,4 +1,4 @@
-"""Train: a finished run, one that waits, its closer looks, its name, tags and settings."""
+"""Train: finished and waiting runs, details, name, tags and settings."""
 
 import inspect
 import json
@@ -17,18 +17,18 @@ from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded, Progress
 from pages.shared.runs.backend import worker
 from pages.shared.runs.labels import run_label
-from pages.shared.runs.live import pace
+from pages.shared.runs.live import refresh_seconds
 from tests.deadline import wait_until
 from tests.factories import tiny_config, train, trained_run
 from tests.pages.harness import (
     address,
-    labels,
+    button_labels,
     open_page,
+    page_text,
     place_run,
     press,
-    primary,
-    unescaped,
-    words,
+    primary_labels,
+    unescaped_text,
 )
 
 
@@ -45,42 +45,42 @@ def wait_for_status(run_id, *statuses):
 
 
 @pytest.fixture
-def two_waiting(folder, device_is_taken):
-    """Ids of a run that waits for another program's turn, and of one that is queued behind it."""
+def waiting_runs(folder, device_is_taken):
+    """Return the ids of a run that waits for another program, and of one queued behind it."""
     ids = [worker().submit(tiny_config(folder, device="cpu", seed=seed)) for seed in (0, 1)]
     wait_for_status(ids[0], "waiting")
     return ids
 
 
 @pytest.fixture
-def reserved(folder):
-    """A run that this process has reserved and does not begin."""
+def reserved_run(folder):
+    """Reserve a run in this process without starting it."""
     reservation = create_run(tiny_config(folder), paths.runs_dir())
     yield reservation.run_dir
     reservation.lock.release()
 
 
-def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two_waiting):
-    at = open_page("train", run=two_waiting[0])
-    assert "Waiting for the device" in words(at)
-    assert "Training" not in words(at)
+def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(waiting_runs):
+    at = open_page("train", run=waiting_runs[0])
+    assert "Waiting for the device" in page_text(at)
+    assert "Training" not in page_text(at)
     assert bars(at) == [PHASE_WORDS["device"]]
-    at = open_page("train", run=two_waiting[1])
-    assert "Queued" in words(at)
-    assert "place 1 of 1" in words(at)
+    at = open_page("train", run=waiting_runs[1])
+    assert "Queued" in page_text(at)
+    assert "place 1 of 1" in page_text(at)
     assert bars(at) == ["Waiting for the run before it"]
 
 
 @pytest.mark.parametrize(("key", "status"), [("pause", "paused"), ("stop", "cancelled")])
 def test_a_run_is_paused_and_stopped_by_the_same_buttons_wherever_it_waits(
-    two_waiting, key, status
+    waiting_runs, key, status
 ):
-    for run_id in reversed(two_waiting):
+    for run_id in reversed(waiting_runs):
         at = open_page("train", run=run_id)
         assert [one.label for one in at.button if one.key in ("pause", "stop")] == ["Pause", "Stop"]
         at.button(key=key).click().run()
         wait_for_status(run_id, status)
-        assert "Resume" in labels(open_page("train", run=run_id))
+        assert "Resume" in button_labels(open_page("train", run=run_id))
 
 
 def bar_while_waiting(run_id):
@@ -88,14 +88,16 @@ def bar_while_waiting(run_id):
 
     from finetune_core import paths
     from finetune_core.runs.store import RunStore
-    from pages.shared.runs.live import bar
+    from pages.shared.runs.live import draw_progress
 
-    bar(replace(RunStore(paths.runs_dir()).run(run_id), status="waiting"))
+    draw_progress(replace(RunStore(paths.runs_dir()).run(run_id), status="waiting"))
 
 
-def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(reserved):
-    """Another session may have read its later events meanwhile."""
-    at = AppTest.from_function(bar_while_waiting, args=(reserved.name,), default_timeout=300).run()
+def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(reserved_run):
+    """Check a run whose later events another session has read meanwhile."""
+    at = AppTest.from_function(
+        bar_while_waiting, args=(reserved_run.name,), default_timeout=300
+    ).run()
     assert bars(at) == [PHASE_WORDS["device"]]
 
 
@@ -104,7 +106,7 @@ def live_memory(run_id):
 
     from finetune_core import paths
     from finetune_core.runs.store import RunStore
-    from pages.shared.runs.live import _engine, numbers
+    from pages.shared.runs.live import _draw_timing, draw_numbers
 
     run = RunStore(paths.runs_dir()).run(run_id)
     expected = {
@@ -116,11 +118,11 @@ def live_memory(run_id):
     }
     run.history.started["forecast"] = expected
     run.history.epochs[-1] |= {"memory_bytes": 5 * 10**8, "device_bytes": 6 * 10**9}
-    numbers(replace(run, status="running"))
-    _engine(run)
+    draw_numbers(replace(run, status="running"))
+    _draw_timing(run)
     run.history.epochs[-1]["device_bytes"] = None
-    numbers(replace(run, status="running"))
-    _engine(run)
+    draw_numbers(replace(run, status="running"))
+    _draw_timing(run)
 
 
 def test_a_gpus_memory_is_shown_apart_from_the_programs(runs):
@@ -132,8 +134,8 @@ def test_a_gpus_memory_is_shown_apart_from_the_programs(runs):
     assert "GPU" not in here
 
 
-def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(reserved):
-    at = open_page("train", run=reserved.name)
+def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(reserved_run):
+    at = open_page("train", run=reserved_run.name)
     at.button(key="pause").click().run()
     buttons = {key: at.button(key=key) for key in ("pause", "stop")}
     assert [(one.label, one.disabled) for one in buttons.values()] == [
@@ -141,14 +143,14 @@ def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(reserved):
         ("Stop", False),
     ]
     buttons["stop"].click().run()
-    assert requested_stop(reserved) == "stop"
+    assert requested_stop(reserved_run) == "stop"
     assert (at.button(key="stop").label, at.button(key="stop").disabled) == ("Stopping…", True)
 
 
 def test_a_long_run_is_watched_less_closely_and_one_that_has_ended_not_at_all():
     def watched(active, *seconds):
         history = SimpleNamespace(steps=[{"seconds": at} for at in seconds])
-        return pace(SimpleNamespace(active=active, history=history))
+        return refresh_seconds(SimpleNamespace(active=active, history=history))
 
     assert watched(True) == watched(True, 1, 59)
     assert watched(True, 1, 61) > watched(True, 1)
@@ -162,48 +164,53 @@ def test_a_stopped_run_is_resumed_from_its_page(folder):
         if isinstance(event, EpochEnded):
             request_stop(reservation.run_dir, pause=True)
     at = open_page("train", run=reservation.run_dir.name)
-    assert primary(at) == ["Resume"]
-    assert "The run has run for" in words(at)
-    assert "The run took" not in words(at)
+    assert primary_labels(at) == ["Resume"]
+    assert "The run has run for" in page_text(at)
+    assert "The run took" not in page_text(at)
     press(at, "Resume")
     wait_for_status(reservation.run_dir.name, "finished")
-    assert "Resume" not in labels(open_page("train", run=reservation.run_dir.name))
+    assert "Resume" not in button_labels(open_page("train", run=reservation.run_dir.name))
 
 
 def test_a_finished_run_is_shown_with_its_interval(runs):
     at = open_page("train", run=runs[0].run_id)
-    assert "95 % interval" in words(at)
-    assert "held-out images" in words(at)
-    assert "frozen stages are bit for bit what they were" in words(at)
+    assert "95 % interval" in page_text(at)
+    assert "held-out images" in page_text(at)
+    assert "frozen stages are bit for bit what they were" in page_text(at)
     assert not at.metric, "what the curves end with is not said again"
-    assert primary(at) == ["See the evaluation"]
+    assert primary_labels(at) == ["See the evaluation"]
 
 
 def test_a_run_that_has_converged_says_so_and_one_that_is_too_short_to_tell_does_not(folder):
     fitted = place_run(trained_run(tiny_config(folder, strategy="linear_probe")), "fitted")
-    assert f"Converged: {fitted.convergence.reason}." in unescaped(open_page("train", run="fitted"))
+    assert f"Converged: {fitted.convergence.reason}." in unescaped_text(
+        open_page("train", run="fitted")
+    )
     short = place_run(trained_run(tiny_config(folder)), "short")
     assert short.convergence.converged is None
-    assert "onverged" not in words(open_page("train", run="short"))
+    assert "onverged" not in page_text(open_page("train", run="short"))
 
 
-def test_a_run_with_nothing_ahead_of_it_is_not_called_queued(reserved):
-    at = open_page("train", run=reserved.name)
+def test_a_run_with_nothing_ahead_of_it_is_not_called_queued(reserved_run):
+    at = open_page("train", run=reserved_run.name)
     assert bars(at) == ["Preparing the network"]
-    assert "Starting" in words(at)
-    assert "Queued" not in words(at)
+    assert "Starting" in page_text(at)
+    assert "Queued" not in page_text(at)
     assert "· starting ·" in at.selectbox(key="run_box").options[0]
 
 
-def test_the_drawing_shows_which_frozen_stages_images_go_through(reserved, drawn):
+def test_the_drawing_shows_which_frozen_stages_images_go_through(reserved_run, drawn_stages):
     stages = ["conv1", "layer1", "layer2", "layer3", "layer4", "head"]
-    append_event(reserved, Progress("trunk", 3, 9, "conv1"))
-    open_page("train", run=reserved.name)
-    assert [tile["name"] for tile in drawn[-1]] == stages
-    assert [tile["look"] for tile in drawn[-1]] == ["passing"] * 4 + ["warm", "head"]
-    append_event(reserved, Progress("trunk", 5, 9, "layer2"))
-    open_page("train", run=reserved.name)
-    assert [tile["word"] for tile in drawn[-1][:4]] == [*["computed"] * 2, *["computing"] * 2]
+    append_event(reserved_run, Progress("trunk", 3, 9, "conv1"))
+    open_page("train", run=reserved_run.name)
+    assert [tile["name"] for tile in drawn_stages[-1]] == stages
+    assert [tile["look"] for tile in drawn_stages[-1]] == ["passing"] * 4 + ["warm", "head"]
+    append_event(reserved_run, Progress("trunk", 5, 9, "layer2"))
+    open_page("train", run=reserved_run.name)
+    assert [tile["word"] for tile in drawn_stages[-1][:4]] == [
+        *["computed"] * 2,
+        *["computing"] * 2,
+    ]
 
 
 def test_a_failure_is_shown_in_words(folder, monkeypatch):
@@ -214,20 +221,20 @@ def test_a_failure_is_shown_in_words(folder, monkeypatch):
     monkeypatch.setattr("finetune_core.runs.record.fit", fail)
     with pytest.raises(TrainingError):
         train(tiny_config(folder), paths.runs_dir())
-    assert "not finite" in words(open_page("train"))
+    assert "not finite" in page_text(open_page("train"))
 
 
-def closer(run, what):
-    """The Train page with one of the closer looks at a run open."""
+def open_details(run, what):
+    """Open the Train page with the details of a run."""
     return open_page("train", run=run.run_id, state={"closer": what, "details_box": True})
 
 
 @pytest.mark.train
 def test_closer_looks_show_stages_flips_and_a_log():
     run = place_run(trained_run(strategy="last_block", epochs=3), "three-epochs")
-    assert len(closer(run, "Stages").get("vega_lite_chart")) == 5
-    assert "class" in words(closer(run, "Predictions that changed"))
-    log = closer(run, "Log").code[0].value.splitlines()
+    assert len(open_details(run, "Stages").get("vega_lite_chart")) == 5
+    assert "class" in page_text(open_details(run, "Predictions that changed"))
+    log = open_details(run, "Log").code[0].value.splitlines()
     assert "Finished after" in log[0]  # the latest first
     assert sum("Epoch" in line for line in log) == 3
 
@@ -236,7 +243,7 @@ def test_closer_looks_show_stages_flips_and_a_log():
 def test_timing_says_where_the_time_went_and_what_the_cache_did(folder):
     def told(**settings):
         run = train(tiny_config(folder, epochs=1, **settings), paths.runs_dir())
-        return unescaped(closer(run, "Timing"))
+        return unescaped_text(open_details(run, "Timing"))
 
     first, second = (told(strategy="last_block", seed=seed) for seed in (1, 2))
     assert "Computing the frozen stages (once)" in first
@@ -261,7 +268,7 @@ def test_a_browser_that_sends_a_label_from_before_a_renaming_keeps_its_run(runs)
         box.select(label).run()
         assert address(at)["run"] == run.run_id
         assert at.selectbox(key="run_box").value == run.run_id
-        assert "There is no run" not in words(at)
+        assert "There is no run" not in page_text(at)
 
 
 def test_a_run_gets_tags_where_it_gets_its_name(runs):

@@ -1,4 +1,4 @@
-"""Pretrained weights that are not here: the page downloads them, and nothing is queued before."""
+"""Missing pretrained weights: the page downloads them, and nothing is queued before."""
 
 import hashlib
 
@@ -18,8 +18,8 @@ NAME = "squeezenet1_1"
 
 
 @pytest.fixture
-def published(served, tmp_path, monkeypatch):
-    """The weights are on a server, not on this machine; returns the file that is served."""
+def served_weights(served, tmp_path, monkeypatch):
+    """Put the weights on a server, not on this machine; return the file that is served."""
     folder, address = served
     torch.manual_seed(5)
     torch.save(create(NAME).state_dict(), tmp_path / "weights.pth")
@@ -33,10 +33,10 @@ def published(served, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def opened(published, folder, known):
-    """``opened(page)``: with that network in the form."""
+def open_with_network(served_weights, folder, data_id_of):
+    """Open a page with that network in the form: ``open_with_network(page)``."""
     form = {"backbone": NAME, "image_size": 64, "epochs": 1}
-    return lambda page, **state: open_page(page, data=known(folder), form=form, state=state)
+    return lambda page, **state: open_page(page, data=data_id_of(folder), form=form, state=state)
 
 
 def button(at, start):
@@ -45,30 +45,34 @@ def button(at, start):
 
 @pytest.mark.train
 @pytest.mark.parametrize("page", ["configure", "compare"])
-def test_start_waits_for_the_weights_and_the_page_downloads_them(opened, page, published, finished):
-    assert not button(opened(page, weights_from="Random"), "Start ").disabled
-    at = opened(page)
+def test_start_waits_for_the_weights_and_the_page_downloads_them(
+    open_with_network, page, served_weights, wait_until_finished
+):
+    assert not button(open_with_network(page, weights_from="Random"), "Start ").disabled
+    at = open_with_network(page)
     assert button(at, "Start ").disabled
     assert f"The weights of {NAME} have to be downloaded first" in button(at, "Start ").help
     button(at, "Download the weights").click().run()
-    finished(at)
-    assert backbone_info(NAME).file.read_bytes() == published.read_bytes()
+    wait_until_finished(at)
+    assert backbone_info(NAME).file.read_bytes() == served_weights.read_bytes()
     assert not button(at, "Start ").disabled
     assert not [one for one in at.button if one.label.startswith("Download the weights")]
     assert not at.error
 
 
-def test_a_download_that_fails_says_why_and_nothing_is_queued(opened, published, finished):
-    published.unlink()
-    at = opened("configure")
+def test_a_download_that_fails_says_why_and_nothing_is_queued(
+    open_with_network, served_weights, wait_until_finished
+):
+    served_weights.unlink()
+    at = open_with_network("configure")
     button(at, "Download the weights").click().run()
-    finished(at)
+    wait_until_finished(at)
     assert "could not be downloaded" in "".join(error.value for error in at.error)
     assert button(at, "Start ").disabled
     assert RunStore(paths.runs_dir()).runs() == []
 
 
-def test_the_worker_queues_no_run_whose_weights_are_not_there(published, folder, tmp_path):
+def test_the_worker_queues_no_run_whose_weights_are_not_there(served_weights, folder, tmp_path):
     config = make_config({"data": str(folder), "backbone": NAME, "image_size": 64})
     with pytest.raises(ConfigError, match="download them first"):
         Worker(tmp_path / "runs").submit(config)

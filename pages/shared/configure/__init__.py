@@ -1,3 +1,3 @@
-"""Widgets that make up the settings of the next runs."""
+"""Widgets for the settings of the next runs."""
 
-FIELD, COMPARED = "form_", "compare"  # what the keys of their widgets begin with
+FIELD_PREFIX, COMPARISON_PREFIX = "form_", "compare"  # prefixes of widget keys

@@ -1,4 +1,4 @@
-"""*Compare backbones*: probe networks before training, see them ranked, queue the two proposed."""
+"""*Compare backbones*: probe networks before training, rank them, and queue the two proposed."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -28,10 +28,10 @@ from finetune_core.models.catalogue import backbone_info, ready_backbones
 from finetune_core.work import Work
 from pages.shared.chrome import go, plain
 from pages.shared.configure import settings
-from pages.shared.configure.comparison_form import queued
-from pages.shared.configure.networks import offered
-from pages.shared.configure.weights import download_size
-from pages.shared.jobs import begin, shown_outcome
+from pages.shared.configure.comparison_form import queue_runs
+from pages.shared.configure.networks import list_networks
+from pages.shared.configure.weights import format_download_size
+from pages.shared.jobs import begin, show_outcome
 from pages.shared.runs.backend import why_not_timed
 
 _OPEN, _ASKED, _FOUND = "advice_open", "advice_asked", "advice_found"
@@ -39,11 +39,12 @@ _NETWORKS, _SIZE = "advice_networks", "advice_size"
 _OWN, _FORM = "own", "form"
 
 
-def which_backbone(config: RunConfig | None, dataset: Dataset | None) -> None:
-    """The box with the question and, once it is answered, the ranking and the proposals.
+def draw_backbone_advice(config: RunConfig | None, dataset: Dataset | None) -> None:
+    """Draw the box that compares backbones, with its ranking and proposals once there are some.
 
     Args:
-        config: the settings of the form; None where they cannot be used.
+        config: settings of the form; None if they are invalid.
+        dataset: the chosen data set; None without one.
     """
     with st.expander("Compare backbones", icon=":material/compare:", key=_OPEN, on_change="rerun"):
         if not st.session_state.get(_OPEN):
@@ -51,30 +52,32 @@ def which_backbone(config: RunConfig | None, dataset: Dataset | None) -> None:
         if config is None or dataset is None:
             st.info("Choose data, and settings that can be used, first.", icon=":material/info:")
             return
-        _ask(config, dataset)
+        _draw_options(config, dataset)
         with st.container():
-            _wait(dataset)
+            _keep_outcome(dataset)
         fingerprint, advice = st.session_state.get(_FOUND, ("", None))
         if advice and fingerprint == dataset.fingerprint:
-            _show(advice)
-            _offer(advice, config, dataset)
-            _details(advice)
+            _draw_ranking(advice)
+            _offer_comparison(advice, config, dataset)
+            _draw_details(advice)
 
 
-def _ask(config: RunConfig, dataset: Dataset) -> None:
-    """The question, and the button that asks it."""
+def _draw_options(config: RunConfig, dataset: Dataset) -> None:
+    """Draw the options, and the button that starts probing."""
     st.caption(
-        "Before anything is trained: fits a linear probe to the frozen features of every stage, cross-validated on training images only, "
-        "and forecasts what training would take with the settings of this page."
+        "Before anything is trained: fits a linear probe to the frozen features of every stage, "
+        "cross-validated on training images only, and forecasts what training would take with the "
+        "settings of this page."
     )
     ready = ready_backbones()
-    named = st.multiselect(
+    selected = st.multiselect(
         "Networks",
-        offered(config.backbone, *st.session_state.get(_NETWORKS, [])),
+        list_networks(config.backbone, *st.session_state.get(_NETWORKS, [])),
         key=_NETWORKS,
         persist_state="session",
         placeholder=f"All on this machine ({len(ready)})",
-        help="The networks to probe. Empty: all whose weights are on this machine. *Find a network* adds others to this list.",
+        help="The networks to probe. Empty: all whose weights are on this machine. *Find a "
+        "network* adds others to this list.",
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         images = st.number_input(
@@ -86,7 +89,8 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             key="advice_images",
             persist_state="session",
             width=150,
-            help="At most so many are drawn, of each class its share. More make the intervals narrower.",
+            help="At most so many are drawn, of each class its share. More make the intervals "
+            "narrower.",
         )
         budget = st.number_input(
             "Time budget (minutes)",
@@ -96,7 +100,8 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             key="advice_budget",
             persist_state="session",
             width=190,
-            help="What fine-tuning the last block of one network may take; the proposal by published accuracy keeps to it.",
+            help="What fine-tuning the last block of one network may take; the proposal by "
+            "published accuracy keeps to it.",
         )
         size = st.segmented_control(
             "Image size",
@@ -110,62 +115,66 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             key=_SIZE,
             persist_state="session",
         )
-    # of others the outcome says why
+    # Unknown networks are explained by the outcome.
     missing = [
-        info for info in map(backbone_info, filter(settings.is_known, named)) if not info.ready
+        info for info in map(backbone_info, filter(settings.is_known, selected)) if not info.ready
     ]
     if missing:
-        names, about = ", ".join(plain(info.name) for info in missing), download_size(missing)
-        st.caption(
-            f":material/download: The weights of {names} are downloaded first{f' (about {about})' if about else ''}."
+        names, download = (
+            ", ".join(plain(info.name) for info in missing),
+            format_download_size(missing),
         )
-    asked = named or ready
+        st.caption(
+            f":material/download: The weights of {names} are downloaded "
+            f"first{f' (about {download})' if download else ''}."
+        )
+    networks = selected or ready
     work = partial(
-        advise, dataset, config, asked, int(images), float(budget), own_sizes=size == _OWN
+        advise, dataset, config, networks, int(images), float(budget), own_sizes=size == _OWN
     )
-    question = f"{config.model_dump_json()}{asked}{images}{budget}{size}"
+    question = f"{config.model_dump_json()}{networks}{images}{budget}{size}"
     key = f"advice:{hashlib.sha256(question.encode()).hexdigest()[:16]}-{dataset.fingerprint}"
     reason = why_not_timed()
     st.button(
-        f"Probe {things(len(asked), 'network')}",
+        f"Probe {things(len(networks), 'network')}",
         icon=":material/lightbulb:",
         key="advice_ask",
         disabled=reason is not None,
         help=reason,
-        on_click=_begin,
+        on_click=_begin_probing,
         args=(key, work),
     )
 
 
-def _begin(key: str, work: Callable[[], Work[Any]]) -> None:
-    """Ask (a callback)."""
+def _begin_probing(key: str, work: Callable[[], Work[Any]]) -> None:
+    """Start probing (a callback)."""
     st.session_state[_ASKED] = key
     begin(key, "Probing networks", work)
 
 
-def _wait(dataset: Dataset) -> None:
-    """How far the question is that was asked last; its answer is kept."""
+def _keep_outcome(dataset: Dataset) -> None:
+    """Draw the progress of the latest probing, and keep its result."""
     key = st.session_state.get(_ASKED)
     if key is None:
         return
-    advice = shown_outcome(key)
+    advice = show_outcome(key)
     if advice and key.endswith(dataset.fingerprint):
         st.session_state[_FOUND] = (dataset.fingerprint, advice)
 
 
-def _show(advice: Advice) -> None:
-    """The ranking, and which networks could not be probed."""
+def _draw_ranking(advice: Advice) -> None:
+    """Draw the ranking, and the networks that could not be probed."""
     for one in advice.failed:
         st.warning(
             f"**{plain(one.backbone)}** was left out: {plain(one.reason)}", icon=":material/block:"
         )
     if advice.candidates:
-        _table(*advice.network_rows(), key="advice_ranking")
+        _draw_table(*advice.network_rows(), key="advice_ranking")
         st.caption(plain(advice.in_words()))
 
 
-def _details(advice: Advice) -> None:
-    """The probes by stage, and the forecasts."""
+def _draw_details(advice: Advice) -> None:
+    """Draw the probes by stage, and the forecasts."""
     if not advice.candidates:
         return
     drawn, forecasts, every = st.tabs(["Probes by stage", "Forecasts", "All stages"])
@@ -178,17 +187,20 @@ def _details(advice: Advice) -> None:
     if len(stages) > MOST_DRAWN:
         drawn.caption(f"The {MOST_DRAWN} best networks.")
     with forecasts:
-        _table(*advice.forecast_rows(), key="advice_forecasts")
+        _draw_table(*advice.forecast_rows(), key="advice_forecasts")
     with every:
-        _table(*advice.stage_rows(), key="advice_every_stage")
+        _draw_table(*advice.stage_rows(), key="advice_every_stage")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], key: str) -> None:
+def _draw_table(columns: Sequence[str], rows: Sequence[Sequence[str]], key: str) -> None:
     notes = {
         "Stage": "The one whose features the probe classifies best, or each.",
         "Probe": "Share of the held-out images that the linear probe classifies correctly.",
         "95 % interval": "Wilson's, over images.",
-        "Against the best": "On the same images: exact McNemar tests, with Holm's correction over all pairs of networks and stages.",
+        "Against the best": (
+            "On the same images: exact McNemar tests, with Holm's correction over all pairs of "
+            "networks and stages."
+        ),
         "ImageNet": "Published accuracy of these weights, where their source states it.",
         "Training what follows": "The forecast of training all stages after this one.",
     }
@@ -202,35 +214,35 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], key: str) -> N
     )
 
 
-def _offer(advice: Advice, config: RunConfig, dataset: Dataset) -> None:
-    """What is proposed and why, and the button that queues it."""
+def _offer_comparison(advice: Advice, config: RunConfig, dataset: Dataset) -> None:
+    """Draw the proposals with their reasons, and the button that queues them."""
     if not advice.suggested:
         return
     for number, one in enumerate(advice.suggested, 1):
         st.markdown(f"**{number}. {plain(one.backbone)}**: {plain(one.reason)}")
     st.info(UNKNOWN, icon=":material/help:")
-    seeds = st.session_state[settings.comparison_key("seeds")]
+    num_seeds = st.session_state[settings.comparison_key("seeds")]
     num_images = dataset.split_counts.get(TRAIN, 0)
     try:
         configs = comparison_of(
-            advice.suggested, config, range(config.seed, config.seed + seeds), num_images
+            advice.suggested, config, range(config.seed, config.seed + num_seeds), num_images
         )
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
-    both = len(advice.suggested) > 1
+    has_two = len(advice.suggested) > 1
     pressed = st.button(
-        "Queue both with their linear probes" if both else "Queue it with its linear probe",
+        "Queue both with their linear probes" if has_two else "Queue it with its linear probe",
         type="primary",
         icon=":material/playlist_add:",
         key="advice_queue",
     )
-    taken = [one.seconds for one in advice.suggested]
-    whole = sum(filter(None, taken)) * seeds
-    in_all = f" Fine-tuning takes about {duration(whole)} in all." if None not in taken else ""
+    durations = [one.seconds for one in advice.suggested]
+    total = sum(filter(None, durations)) * num_seeds
+    in_all = f" Fine-tuning takes about {duration(total)} in all." if None not in durations else ""
     st.caption(
-        f"{things(len(configs), 'run')}: last block with {things(seeds, 'seed')} (set on "
+        f"{things(len(configs), 'run')}: last block with {things(num_seeds, 'seed')} (set on "
         f"*Compare*), beside the linear probe.{in_all}"
     )
-    if pressed and (ids := queued(configs)):
+    if pressed and (ids := queue_runs(configs)):
         go("pages/compare.py", runs=ids)

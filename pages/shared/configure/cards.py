@@ -1,4 +1,4 @@
-"""A choice of one among compact cards: a radio group whose options say more than their name."""
+"""Radio group of compact cards, whose options show more than a name."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,14 +11,17 @@ _CSS = (
     """
 .cards { container-type: inline-size; font-family: var(--st-font); color: var(--st-text-color); }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(215px, 1fr)); gap: 8px; }
-.card { display: flex; flex-direction: column; gap: 2px; padding: 8px 10px; cursor: pointer; font-size: 13px; line-height: 1.35;
-  border: 1px solid var(--st-border-color); border-radius: var(--st-base-radius); overflow-wrap: anywhere; }
+.card { display: flex; flex-direction: column; gap: 2px; padding: 8px 10px; cursor: pointer;
+  font-size: 13px; line-height: 1.35; border: 1px solid var(--st-border-color);
+  border-radius: var(--st-base-radius); overflow-wrap: anywhere; }
 .card:hover { border-color: var(--st-primary-color); }
-.card:has(:checked) { border-color: var(--st-primary-color); background: var(--st-secondary-background-color);
+.card:has(:checked) { border-color: var(--st-primary-color);
+  background: var(--st-secondary-background-color);
   box-shadow: inset 0 0 0 1px var(--st-primary-color); }
 .card:has(:focus-visible) { outline: 3px solid var(--st-primary-color); outline-offset: 2px; }
 .top { display: flex; gap: 7px; align-items: baseline; }
-input { flex: none; margin: 0; accent-color: var(--st-primary-color); transform: translateY(2px); outline: none; }
+input { flex: none; margin: 0; accent-color: var(--st-primary-color); transform: translateY(2px);
+  outline: none; }
 .title { font-weight: 600; font-size: 14px; }
 .line { opacity: 0.8; }
 .facts { font-variant-numeric: tabular-nums; }
@@ -28,7 +31,8 @@ input { flex: none; margin: 0; accent-color: var(--st-primary-color); transform:
 .card > :empty { display: none; }
 @container (max-width: 440px) {
   .grid { grid-template-columns: 1fr; gap: 5px; }
-  .card { display: grid; grid-template-columns: 1fr minmax(60px, 100px); align-items: center; padding: 6px 10px; }
+  .card { display: grid; grid-template-columns: 1fr minmax(60px, 100px); align-items: center;
+    padding: 6px 10px; }
   .top, .line, .before { grid-column: 1 / -1; }
   .strip { margin-top: 0; padding-top: 0; }
   .card:not(:has(:checked)) .line { display: none; }
@@ -48,8 +52,10 @@ export default function ({ data, parentElement, setTriggerValue }) {
     if (!element) {
       element = document.createElement("label")
       element.className = "card"
-      element.innerHTML = '<span class="top"><input type="radio"><span class="title"></span></span>' +
-        '<span class="line"></span><span class="facts"></span><span class="before"></span><span class="strip" aria-hidden="true"></span>'
+      element.innerHTML =
+        '<span class="top"><input type="radio"><span class="title"></span></span>' +
+        '<span class="line"></span><span class="facts"></span><span class="before"></span>' +
+        '<span class="strip" aria-hidden="true"></span>'
       grid.append(element)
     }
     for (const part of parts) element.querySelector("." + part).textContent = card[part]
@@ -58,7 +64,8 @@ export default function ({ data, parentElement, setTriggerValue }) {
     input.name = data.label
     input.checked = card.value === data.chosen
     input.setAttribute("aria-label", card.title)
-    input.setAttribute("aria-description", [card.line, card.facts, card.before].filter(Boolean).join(" "))
+    const description = [card.line, card.facts, card.before].filter(Boolean).join(" ")
+    input.setAttribute("aria-description", description)
     input.onchange = () => setTriggerValue("chosen", card.value)
     element.querySelector(".strip").replaceChildren(...card.strip.map((look) => {
       const bit = document.createElement("span")
@@ -82,11 +89,13 @@ class Card:
     """One option.
 
     Attributes:
-        line: what it is, in a few words.
+        value: value passed to the callback.
+        title: title, also the name for screen readers.
+        line: short description.
         facts: numbers, in short.
-        before: what was reached with it.
-        strip: how the stages look that it trains, input to head (``stages.look``).
-        tip: what a mouse that rests on it is shown.
+        before: best result with this option so far.
+        strip: look of each stage with this option, input to head (``stages.stage_look``).
+        tip: tooltip.
     """
 
     value: str
@@ -104,12 +113,17 @@ def choose_card(
     """Draw the cards.
 
     Args:
-        on_choice: called with the value of the card that was chosen (a callback: before the widgets are drawn).
+        label: name of the group for screen readers.
+        cards: the options.
+        chosen: value of the card that is chosen now.
+        on_choice: called with the value of the card that was chosen (a callback, before the widgets
+            are drawn).
+        key: key of the component.
     """
 
-    def picked() -> None:
+    def notify() -> None:
         if value := st.session_state[key].chosen:
             on_choice(value)
 
     data = {"label": label, "cards": [asdict(card) for card in cards], "chosen": chosen}
-    _CARDS(data=data, key=key, on_chosen_change=picked)
+    _CARDS(data=data, key=key, on_chosen_change=notify)

@@ -1,4 +1,4 @@
-"""Backbone and strategy as cards: what trains, what it is expected to take, and what it has reached before."""
+"""Backbone and strategy as cards: trained stages, forecast, and the best result so far."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,23 +29,24 @@ from pages.shared.account import owner
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
 from pages.shared.configure.cards import Card, choose_card
-from pages.shared.configure.stages import look
-from pages.shared.configure.weights import download_size, parameters_of
+from pages.shared.configure.stages import stage_look
+from pages.shared.configure.weights import count_parameters, format_download_size
 from pages.shared.runs.backend import store
 
-_USUAL = (PACKAGED, "resnet18", "resnet50")  # shown beside the other backbones at hand
+_USUAL = (PACKAGED, "resnet18", "resnet50")  # shown after the backbones at hand
 _MOST_BACKBONES = 3
 _USUAL_STRATEGIES = (BASELINE, "last_block", "last_two_blocks", "full")
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of the choices before anything is chosen.
+class ChoiceContext:
+    """Facts that the cards show: the data set, the best runs so far, and forecasts.
 
     Attributes:
-        dataset: None where none is chosen.
-        best: ``best_before``, of the runs of whoever is there.
-        timed: whether forecasts can be made: the settings can be used.
+        dataset: None if none is chosen.
+        timed: whether forecasts can be made: the settings are valid.
+        best: ``best_before`` of this person's runs.
+        book: speeds that were measured on this machine.
     """
 
     dataset: Dataset | None
@@ -56,80 +57,99 @@ class Known:
 
     @property
     def num_images(self) -> int:
-        """Training images of the data set; 0 without one."""
+        """Number of training images of the data set; 0 without one."""
         return self.dataset.split_counts.get(TRAIN, 0) if self.dataset else 0
 
-    def expects(self, config: RunConfig) -> Forecast | None:
-        """The forecast of a run, computed once; None where nothing was timed, or the config does not fit its backbone."""
+    def forecast(self, config: RunConfig) -> Forecast | None:
+        """Return the forecast of a run, computed once.
+
+        Returns:
+            None if nothing was timed, or the config does not fit its backbone.
+        """
         if not (self.dataset and self.timed):
             return None
         key = config.model_dump_json(exclude={"edits"})
         if key not in self._forecasts:
             self._forecasts[key] = None
-            # a stage of another backbone is named, say: its card says nothing of the time
+            # The config may name a stage of another backbone: then the card shows no time.
             with suppress(FinetuneError):
                 self._forecasts[key] = expected(config, self.dataset, self.book)
         return self._forecasts[key]
 
 
-def known_of(dataset: Dataset | None, *, timed: bool) -> Known:
-    """What is known where that data set is chosen."""
-    me = owner()
-    mine = (run for run in store().runs() if run.owner == me)
-    return Known(dataset, timed, best_before(mine, dataset.fingerprint) if dataset else {})
+def collect_context(dataset: Dataset | None, *, timed: bool) -> ChoiceContext:
+    """Collect the facts for a data set from this person's runs."""
+    person = owner()
+    own_runs = (run for run in store().runs() if run.owner == person)
+    return ChoiceContext(
+        dataset, timed, best_before(own_runs, dataset.fingerprint) if dataset else {}
+    )
 
 
-def backbone_cards(config: RunConfig, known: Known) -> None:
-    """The backbones at hand."""
-    cards = [_backbone_card(name, config, known) for name in _at_hand(config.backbone, known)]
+def draw_backbone_cards(config: RunConfig, context: ChoiceContext) -> None:
+    """Draw the backbones at hand."""
+    cards = [
+        _make_backbone_card(name, config, context)
+        for name in _list_backbones(config.backbone, context)
+    ]
     choose_card("Backbones", cards, config.backbone, settings.use_backbone, "backbone_cards")
 
 
-def strategy_cards(config: RunConfig, known: Known) -> None:
-    """Draw the usual strategies and the chosen one, and say when that pays."""
+def draw_strategy_cards(config: RunConfig, context: ChoiceContext) -> None:
+    """Draw the usual strategies and the chosen one, and say when the chosen one pays."""
     chosen = st.session_state[settings.key("strategy")]
     names = list(dict.fromkeys([*_USUAL_STRATEGIES, chosen]))
-    _choose_strategy("Strategies", names, config, known)
-    one = STRATEGIES[chosen]
-    st.caption(f"**{one.title}**: {one.help}", help=f"{plain(one.source)}.")
+    _choose_strategy("Strategies", names, config, context)
+    strategy = STRATEGIES[chosen]
+    st.caption(f"**{strategy.title}**: {strategy.help}", help=f"{plain(strategy.source)}.")
 
 
-def other_strategy_cards(config: RunConfig, known: Known) -> None:
+def draw_other_strategy_cards(config: RunConfig, context: ChoiceContext) -> None:
     """Draw all but the usual strategies.
 
-    The chosen one stands here, too: a card that left would take the keyboard's focus with it.
+    The chosen strategy also stands here, because a card that left would take the keyboard's focus
+    with it.
     """
     names = [name for name in STRATEGIES if name not in _USUAL_STRATEGIES]
-    _choose_strategy("More strategies", names, config, known)
+    _choose_strategy("More strategies", names, config, context)
 
 
-def _choose_strategy(title: str, names: Sequence[str], config: RunConfig, known: Known) -> None:
+def _choose_strategy(
+    title: str, names: Sequence[str], config: RunConfig, context: ChoiceContext
+) -> None:
     choose_card(
         title,
-        [_strategy_card(name, config, known) for name in names],
+        [_make_strategy_card(name, config, context) for name in names],
         st.session_state[settings.key("strategy")],
         lambda name: settings.set_fields({"strategy": name}),
         f"{title.lower().replace(' ', '_')}_cards",
     )
 
 
-def _at_hand(chosen: str, known: Known) -> list[str]:
-    """Those used before, and whose weights are here; few, and the chosen one among them."""
-    used = [name for name in dict.fromkeys(way[0] for way in known.best) if settings.is_known(name)]
+def _list_backbones(chosen: str, context: ChoiceContext) -> list[str]:
+    """Return a few backbones: used before, or with weights on this machine, and the chosen one."""
+    used = [
+        name
+        for name in dict.fromkeys(recipe[0] for recipe in context.best)
+        if settings.is_known(name)
+    ]
     names = list(dict.fromkeys([*used, *ready_backbones(), *_USUAL]))[:_MOST_BACKBONES]
     return names if chosen in names else [*names[:-1], chosen]
 
 
-def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
-    best = best_run(run for way, run in known.best.items() if way[0] == name)
+def _make_backbone_card(name: str, config: RunConfig, context: ChoiceContext) -> Card:
+    best = best_run(run for recipe, run in context.best.items() if recipe[0] == name)
     try:
         info = backbone_info(name)
-    except FinetuneError:  # the field above says why
-        return Card(name, name, line="not on this machine", before=_before(best))
-    size = parameters_of(info)
+    except FinetuneError:
+        # The field above says why.
+        return Card(name, name, line="not on this machine", before=_format_best_run(best))
+    size = count_parameters(info)
     count = f"{short_number(size)} parameters" if size else "size not known"
-    lacking = (
-        "no weights" if why_no_download(info) else f"download {download_size([info])}".rstrip()
+    download = (
+        "no weights"
+        if why_no_download(info)
+        else f"download {format_download_size([info])}".rstrip()
     )
     top1 = f" · {info.top1:.1f} % on ImageNet" if info.top1 else ""
     research = " · research only" if info.research_only else ""
@@ -137,70 +157,71 @@ def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
         name,
         name,
         line=f"{count}{top1}{research}",
-        facts=_costs(
-            known.expects(
+        facts=_format_costs(
+            context.forecast(
                 config.model_copy(
-                    update=settings.for_backbone(name, config.backbone, config.image_size)
+                    update=settings.backbone_fields(name, config.backbone, config.image_size)
                 )
             )
         )
-        or ("" if info.ready else lacking),
-        before=_before(best),
+        or ("" if info.ready else download),
+        before=_format_best_run(best),
     )
 
 
-def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
+def _make_strategy_card(name: str, config: RunConfig, context: ChoiceContext) -> Card:
     strategy = STRATEGIES[name]
     other = config
     if name != config.strategy:
         other = config.model_copy(update=config.for_strategy(name))
-        if known.num_images:
-            other = fill_auto(other, known.num_images)
+        if context.num_images:
+            other = fill_auto(other, context.num_images)
     card = Card(name, strategy.title, strategy.summary, tip=f"{strategy.help} ({strategy.source})")
     if name == "custom" != config.strategy:
         return card
-    classes = len(known.dataset.classes) if known.dataset else 1000
+    classes = len(context.dataset.classes) if context.dataset else 1000
     try:
         stages = stages_of(other, classes)
         rows = describe(plan(other, stages), stages)
     except ConfigError as error:
-        # What is wrong with the network itself is said beside its fields, once.
-        said = [
+        # Problems of the network itself are shown once, beside its fields.
+        problems = [
             problem
             for field, problem in error.problems.items()
             if field not in ("backbone", "image_size")
         ]
-        return Card(name, strategy.title, strategy.summary, facts="; ".join(said), tip=card.tip)
+        return Card(name, strategy.title, strategy.summary, facts="; ".join(problems), tip=card.tip)
     except WeightsError:
         return card
     share = sum(row["trained"] for row in rows) / sum(row["parameters"] for row in rows)
-    costs = _costs(known.expects(other))
+    costs = _format_costs(context.forecast(other))
     return Card(
         name,
         strategy.title,
         strategy.summary,
-        facts=_share(strategy.fits, share) + (f" · {costs}" if costs else ""),
-        before=_before(known.best.get(way_to_train(other))),
-        strip=tuple(look(row, index == len(rows) - 1) for index, row in enumerate(rows)),
+        facts=_format_share(strategy.fits, share) + (f" · {costs}" if costs else ""),
+        before=_format_best_run(context.best.get(way_to_train(other))),
+        strip=tuple(stage_look(row, index == len(rows) - 1) for index, row in enumerate(rows)),
         tip=card.tip,
     )
 
 
-def _share(fits: Fit | None, share: float) -> str:
+def _format_share(fits: Fit | None, share: float) -> str:
     if fits == "nearest_neighbours":
         return "no training"
     share_in_words = percent(share, 0 if share == 1 else 1)
     return f"{share_in_words} of parameters{' fitted' if fits else ''}"
 
 
-def _costs(forecast: Forecast | None) -> str:
+def _format_costs(forecast: Forecast | None) -> str:
     return (
-        f"{rough_duration(forecast.seconds)} · {memory(forecast.memory_bytes, forecast.device_bytes)}"
+        f"{rough_duration(forecast.seconds)} · "
+        f"{memory(forecast.memory_bytes, forecast.device_bytes)}"
         if forecast
         else ""
     )
 
 
-def _before(run: Run | None) -> str:
+def _format_best_run(run: Run | None) -> str:
     accuracy = run_accuracy(run) if run else None
     return f"best run: {accuracy.in_words()}" if accuracy else ""

@@ -1,4 +1,4 @@
-"""The form that starts a comparison: strategies, seeds, what they will take, and one button that queues them all."""
+"""Form that starts a comparison: strategies, seeds, forecasts, and a button to queue all runs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,19 +24,26 @@ from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Work
-from pages.shared.address import carried
+from pages.shared.address import link_parameters
 from pages.shared.chrome import plain
 from pages.shared.configure import form, settings
-from pages.shared.configure.networks import offered
+from pages.shared.configure.networks import list_networks
 from pages.shared.configure.weights import offer_weights
 from pages.shared.data.chosen import data_folder, data_name, readable_roots
-from pages.shared.jobs import begin, forget, shown_outcome
+from pages.shared.jobs import begin, forget, show_outcome
 from pages.shared.runs.backend import submit, why_not_timed, worker
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is ticked in the form."""
+class Selection:
+    """Selection in the form.
+
+    Attributes:
+        strategies: names of strategies, and cuts as ``FROM`` followed by a stage.
+        seeds: number of seeds.
+        backbones: names of backbones. Empty: the one of the Configure page.
+        fractions: fractions of the training images. Empty: the one of the Configure page.
+    """
 
     strategies: list[str]
     seeds: int
@@ -44,34 +51,39 @@ class Wanted:
     fractions: list[float]
 
 
-def start_form() -> list[str] | None:
-    """Choose strategies and seeds, see what they will take, queue them all; the ids of the runs once they are queued."""
-    dataset = form.chosen_dataset()
+def draw_start_form() -> list[str] | None:
+    """Draw the form of strategies and seeds with its forecasts.
+
+    Returns:
+        The ids of the runs once they are queued; None before that, or if no run can be started.
+    """
+    dataset = form.load_chosen_dataset()
     if dataset is None:
         return None
-    base, problems = form.checked(
-        settings.values(data_folder(), effective(dataset.edits)), readable_roots(), dataset
+    base, problems = form.check_settings(
+        settings.read_values(data_folder(), effective(dataset.edits)), readable_roots(), dataset
     )
-    if wrong := form.devices_problem():
-        base, problems = None, problems | wrong
-    _summary(base, problems, dataset)
+    if device_problems := form.check_devices():
+        base, problems = None, problems | device_problems
+    _draw_summary(base, problems, dataset)
     if base is None:
         return None
-    wanted = _choices(base)
+    selection = _draw_choices(base)
     try:
         configs = design(
             base,
-            wanted.strategies,
-            range(base.seed, base.seed + wanted.seeds),
-            wanted.backbones,
-            wanted.fractions,
+            selection.strategies,
+            range(base.seed, base.seed + selection.seeds),
+            selection.backbones,
+            selection.fractions,
             dataset.split_counts.get(TRAIN, 0),
         )
     except ConfigError as error:
         st.info(
             plain(
                 " ".join(
-                    f"{form.label(name)}: {problem}." for name, problem in error.problems.items()
+                    f"{form.get_label(name)}: {problem}."
+                    for name, problem in error.problems.items()
                 )
             )
         )
@@ -79,31 +91,37 @@ def start_form() -> list[str] | None:
     except WeightsError as error:
         st.info(plain(str(error)))
         return None
-    found = st.session_state.setdefault("compared_rates", {})
-    rates = {arm: found.get(_search_key(some[0])) for arm, some in by_arm(configs).items()}
+    found_rates = st.session_state.setdefault("compared_rates", {})
+    rates = {
+        arm: found_rates.get(_search_key(arm_configs[0]))
+        for arm, arm_configs in by_arm(configs).items()
+    }
     configs = with_rates(configs, rates)
     table = st.container()
     with st.container():
-        lacking = offer_weights(configs)
+        reason = offer_weights(configs)
     with st.container(horizontal=True):
-        if _start_button(configs, lacking) and (started := queued(configs)):
-            return started  # before anything is computed that the next page does not need
-        timing, search = _preparing_buttons(configs, dataset)
+        if _draw_start_button(configs, reason) and (run_ids := queue_runs(configs)):
+            # Return before computing things that the next page does not need.
+            return run_ids
+        timing, search = _draw_preparing_buttons(configs, dataset)
     with st.container():
         _show_outcomes(timing, search)
     with table:
-        _table(configs, dataset)
+        _draw_table(configs, dataset)
     return None
 
 
-def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset) -> None:
-    """In one line: what all runs share."""
+def _draw_summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset) -> None:
+    """Say in one line which settings all runs share."""
     data = data_folder()
-    sample, name = data_id(data) == SAMPLE_NAME, data_name(data)
+    is_sample, name = data_id(data) == SAMPLE_NAME, data_name(data)
     if "data" in problems:
         st.error(plain(problems["data"]), icon=":material/error:")
     elif base is None:
-        listed = " ".join(f"{form.label(field)} {problem}." for field, problem in problems.items())
+        listed = " ".join(
+            f"{form.get_label(field)} {problem}." for field, problem in problems.items()
+        )
         st.error(
             plain(f"The settings of the Configure page are invalid. {listed}"),
             icon=":material/error:",
@@ -111,13 +129,15 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
     else:
         st.markdown(
             plain(
-                f"All on {name} ({things(len(dataset.table), 'image')}), from {_start(base)}: {things(base.epochs, 'epoch')} of batches of "
-                f"{base.batch_size}, learning rate {base.learning_rate:g} ({base.schedule.replace('_', ' ')}, {base.optimizer}), "
-                f"{base.image_size} pixels, augmentation {base.augmentation.replace('_', ' ')}. All share the split; for equal seeds also the "
-                "new head and the order of the images."
+                f"All on {name} ({things(len(dataset.table), 'image')}), from "
+                f"{_describe_start(base)}: {things(base.epochs, 'epoch')} of batches of "
+                f"{base.batch_size}, learning rate {base.learning_rate:g} "
+                f"({base.schedule.replace('_', ' ')}, {base.optimizer}), {base.image_size} "
+                f"pixels, augmentation {base.augmentation.replace('_', ' ')}. All share the "
+                "split; for equal seeds also the new head and the order of the images."
                 + (
-                    f" Each trains {form.on_devices()}, those without epochs on one."
-                    if form.on_devices()
+                    f" Each trains {form.describe_devices()}, those without epochs on one."
+                    if form.describe_devices()
                     else ""
                 )
             )
@@ -128,11 +148,11 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
             label="Change these settings",
             icon=":material/tune:",
             width="content",
-            query_params=carried(),
+            query_params=link_parameters(),
         )
         quick = {name: DEMO_RECIPE[name] for name in ("epochs", "image_size")}
         if (
-            sample
+            is_sample
             and base is not None
             and any(getattr(base, name) > value for name, value in quick.items())
         ):
@@ -142,11 +162,12 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
                 icon=":material/bolt:",
                 on_click=settings.apply_recipe,
                 args=(DEMO_RECIPE,),
-                help=f"{quick['epochs']} epochs at {quick['image_size']} pixels: enough for digits, and several times faster.",
+                help=f"{quick['epochs']} epochs at {quick['image_size']} pixels: enough for "
+                "digits, and several times faster.",
             )
 
 
-def _start(base: RunConfig) -> str:
+def _describe_start(base: RunConfig) -> str:
     return (
         f"{base.backbone} as the run {Path(base.from_run).name} left it"
         if base.from_run
@@ -154,7 +175,7 @@ def _start(base: RunConfig) -> str:
     )
 
 
-def _choices(base: RunConfig) -> Wanted:
+def _draw_choices(base: RunConfig) -> Selection:
     names = [name for name in STRATEGIES if name != "custom" or base.strategy == "custom"]
     chosen = st.pills(
         "Strategies",
@@ -166,7 +187,8 @@ def _choices(base: RunConfig) -> Wanted:
         help="Which stages train. Each strategy is trained with every seed; one that is fitted "
         "without epochs once, unless a share of the training images is drawn by the seed.",
     )
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if BASELINE not in chosen:
             st.button(
                 "Add the linear probe as the baseline",
@@ -174,7 +196,8 @@ def _choices(base: RunConfig) -> Wanted:
                 type="tertiary",
                 key="compare_baseline",
                 on_click=_add_baseline,
-                help=f"{STRATEGIES[BASELINE].help} The verdict then says what training gained over it.",
+                help=f"{STRATEGIES[BASELINE].help} The verdict then says what training gained "
+                "over it.",
             )
     seeds = st.number_input(
         "Seeds",
@@ -183,11 +206,12 @@ def _choices(base: RunConfig) -> Wanted:
         key=settings.comparison_key("seeds"),
         persist_state="session",
         width=200,
-        help="A seed determines the initial weights of the head and the order of the images. With one, a lucky run looks like a better strategy; three show the variation between seeds.",
+        help="A seed determines the initial weights of the head and the order of the images. With "
+        "one, a lucky run looks like a better strategy; three show the variation between seeds.",
     )
     with st.expander("Backbones, training fractions, cuts"):
-        backbones, fractions, cuts = _more_choices(base)
-    return Wanted(
+        backbones, fractions, cuts = _draw_more_choices(base)
+    return Selection(
         [*chosen, *(f"{FROM}{stage}" for stage in cuts)], int(seeds), backbones, fractions
     )
 
@@ -197,11 +221,13 @@ def _add_baseline() -> None:
     st.session_state[key] = [*st.session_state[key], BASELINE]
 
 
-def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
-    """Backbones, training fractions, and stages to train from."""
+def _draw_more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
+    """Draw the choice of backbones, training fractions, and first stages to train."""
     backbones = st.multiselect(
         "Backbones",
-        offered(base.backbone, *st.session_state.get(settings.comparison_key("backbones"), [])),
+        list_networks(
+            base.backbone, *st.session_state.get(settings.comparison_key("backbones"), [])
+        ),
         key=settings.comparison_key("backbones"),
         persist_state="session",
         placeholder=base.backbone,
@@ -214,105 +240,127 @@ def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
         key=settings.comparison_key("fractions"),
         persist_state="session",
         placeholder=percent(base.train_fraction, 0),
-        help="Also train on a part of the images, to see what more data is worth. A larger part contains the smaller ones; all are evaluated on the same images.",
+        help="Also train on a part of the images, to see what more data is worth. A larger part "
+        "contains the smaller ones; all are evaluated on the same images.",
     )
     cuts = st.multiselect(
         "First stage that trains",
-        settings.stage_names()[1:-1],
+        settings.list_stage_names()[1:-1],
         key=settings.comparison_key("cuts"),
         persist_state="session",
         placeholder="no additional cuts",
-        help=f"Additional strategies: train {base.backbone} from this stage to the head. Shows which cut is best.",
+        help=f"Additional strategies: train {base.backbone} from this stage to the head. Shows "
+        "which cut is best.",
     )
     return backbones, fractions, cuts
 
 
-def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
-    """The forecast of each arm, and of all together."""
+def _draw_table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
+    """Draw the forecast of each arm, and of all arms together."""
     book, rows = SpeedBook(), []
     forecasts: list[list[float]] = []
     arms = list(by_arm(configs).values())
-    for title, some in zip(arm_titles([some[0] for some in arms]), arms, strict=True):
-        timed = arm_seconds(some, dataset, book)
-        seconds = sum(timed) if timed else None
-        forecasts += [timed] if timed else []
+    for title, arm_configs in zip(
+        arm_titles([arm_configs[0] for arm_configs in arms]), arms, strict=True
+    ):
+        arm_forecasts = arm_seconds(arm_configs, dataset, book)
+        seconds = sum(arm_forecasts) if arm_forecasts else None
+        forecasts += [arm_forecasts] if arm_forecasts else []
         rows.append(
             {
                 "Strategy": title,
-                "Runs": len(some),
-                "Learning rate": f"{some[0].learning_rate:g}" if epochs_of(some[0]) else "none",
+                "Runs": len(arm_configs),
+                "Learning rate": f"{arm_configs[0].learning_rate:g}"
+                if epochs_of(arm_configs[0])
+                else "none",
                 "Forecast": duration(seconds) if seconds is not None else "not timed yet",
             }
         )
     st.dataframe(rows, hide_index=True)
     st.markdown(
-        f"**{things(len(configs), 'run')}** in total: {_total(forecasts) if len(forecasts) == len(arms) else _NOT_TIMED}."
+        f"**{things(len(configs), 'run')}** in total: "
+        f"{_describe_total(forecasts) if len(forecasts) == len(arms) else _NOT_TIMED}."
     )
-    form.about_forecasts()
+    form.draw_forecast_note()
 
 
 _NOT_TIMED = "*Forecast* times a few steps and estimates the duration"
 
 
-def _total(forecasts: Sequence[Sequence[float]]) -> str:
-    """What all runs together take, by the forecasts of each arm: one after the other, or on all places that the executor has."""
+def _describe_total(forecasts: Sequence[Sequence[float]]) -> str:
+    """Return in words how long all runs take: one after another, or on all slots of the executor.
+
+    Args:
+        forecasts: seconds of each run, arm by arm.
+    """
     machines = worker().executor.machines()
     if sum(machines) < 2:
         return f"about {duration(sum(map(sum, forecasts)))}"
-    found = spread(forecasts, machines)
+    schedule = spread(forecasts, machines)
     saves = (
-        f" Runs that find the frozen stages' output on their machine save {duration(found.saved)} of work"
-        if found.saved
+        " Runs that find the frozen stages' output on their machine save "
+        f"{duration(schedule.saved)} of work"
+        if schedule.saved
         else ""
     )
-    return f"about {duration(found.seconds)}, {sum(machines)} runs at a time on {things(len(machines), 'machine')}.{saves}".rstrip(
-        "."
-    )
+    return (
+        f"about {duration(schedule.seconds)}, {sum(machines)} runs at a time on "
+        f"{things(len(machines), 'machine')}.{saves}"
+    ).rstrip(".")
 
 
-def _start_button(configs: Sequence[RunConfig], lacking: str | None) -> bool:
+def _draw_start_button(configs: Sequence[RunConfig], reason: str | None) -> bool:
     return st.button(
         f"Start {things(len(configs), 'run')}",
         type="primary",
         icon=":material/local_fire_department:",
-        disabled=lacking is not None,
-        help=lacking,
+        disabled=reason is not None,
+        help=reason,
         key="compare_start",
     )
 
 
-def queued(configs: Sequence[RunConfig]) -> list[str] | None:
-    """The ids of the runs; None where one of them cannot work, and the page says why."""
+def queue_runs(configs: Sequence[RunConfig]) -> list[str] | None:
+    """Queue runs.
+
+    Returns:
+        The ids of the runs; None, with an error on the page, if a run cannot work.
+    """
     try:
         with st.spinner("Queueing"):
             return [
-                submit(config, settings.devices() if epochs_of(config) else 1) for config in configs
+                submit(config, settings.get_devices() if epochs_of(config) else 1)
+                for config in configs
             ]
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
     return None
 
 
-def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[str, str]:
-    """Forecast, and the search for learning rates; returns the keys of these jobs."""
+def _draw_preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[str, str]:
+    """Draw the buttons for forecasts and for finding learning rates.
+
+    Returns:
+        The keys of both jobs.
+    """
     reason = why_not_timed()
-    firsts = [some[0] for some in by_arm(configs).values()]
-    known = all(SpeedBook().knows(config, dataset) for config in firsts)
+    first_configs = [arm_configs[0] for arm_configs in by_arm(configs).values()]
+    is_timed = all(SpeedBook().knows(config, dataset) for config in first_configs)
     mark = hashlib.sha256(
-        "".join(config.model_dump_json() for config in firsts).encode()
+        "".join(config.model_dump_json() for config in first_configs).encode()
     ).hexdigest()[:16]
     timing, search = f"forecast:{mark}-{dataset.fingerprint}", f"rates-each:{mark}"
     st.button(
         "Forecast",
         icon=":material/timer:",
-        disabled=reason is not None or known,
+        disabled=reason is not None or is_timed,
         help=reason,
         key="compare_forecast",
         on_click=begin,
         args=(
             timing,
             "Timing a few steps of each",
-            partial(calibrate, firsts, dataset, SpeedBook()),
+            partial(calibrate, first_configs, dataset, SpeedBook()),
         ),
     )
     st.button(
@@ -322,7 +370,11 @@ def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[
         help="For a rate of your own: a range test for each strategy, a hundred steps at rising "
         "rates. The recipe auto has a rate for each strategy already.",
         on_click=begin,
-        args=(search, "Trying learning rates", partial(_search, firsts, readable_roots())),
+        args=(
+            search,
+            "Trying learning rates",
+            partial(_find_rates, first_configs, readable_roots()),
+        ),
     )
     if st.session_state["compared_rates"]:
         st.button(
@@ -334,25 +386,29 @@ def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[
 
 
 def _show_outcomes(timing: str, search: str) -> None:
-    """How far these jobs are, and what went wrong; rates that were found go into the form."""
-    shown_outcome(timing)
-    if found := shown_outcome(search):
+    """Draw progress and errors of both jobs, and put the rates that were found into the form."""
+    show_outcome(timing)
+    if found := show_outcome(search):
         st.session_state["compared_rates"].update(found)
         forget(search)
         st.rerun()
 
 
-def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dict[str, float]]:
-    """Arm (``_search_key``) -> the rate that was found for it."""
-    found = {}
-    for config in filter(epochs_of, firsts):
+def _find_rates(configs: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dict[str, float]]:
+    """Find a learning rate for each arm.
+
+    Returns:
+        Arm (``_search_key``) -> learning rate.
+    """
+    rates = {}
+    for config in filter(epochs_of, configs):
         curve = yield from find_rate(config, roots)
         if curve.suggestion is not None:
-            found[_search_key(config)] = curve.suggestion
-    return found
+            rates[_search_key(config)] = curve.suggestion
+    return rates
 
 
 def _search_key(config: RunConfig) -> str:
-    """What a rate that was found is good for: a hash."""
+    """Return a hash of the settings that a learning rate was found for."""
     key = config.model_dump_json(exclude={"learning_rate", "epochs", "seed"})
     return hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Forecasts of the next run: timed beside the page, and of all strategies on request."""
+"""Forecasts of the next run, timed beside the page, and of all strategies on request."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from finetune_core.training.forecast import comparable
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from pages.shared.configure import form
-from pages.shared.configure.choices import Known
-from pages.shared.configure.weights import parameters_of
-from pages.shared.jobs import REFRESH, begin, jobs, shown_outcome
+from pages.shared.configure.choices import ChoiceContext
+from pages.shared.configure.weights import count_parameters
+from pages.shared.jobs import REFRESH, begin, jobs, show_outcome
 from pages.shared.runs.backend import why_not_timed, worker
 
-_LARGEST = 30_000_000  # parameters: a step of a larger network is not timed unasked
+_LARGEST = 30_000_000  # parameters: steps of larger networks are timed on request only
 _TIMED = "timed_unasked"
 _NOTES = {
     "Total": "The whole run when nothing is cached yet; less after a run with the same frozen "
@@ -33,54 +33,54 @@ _NOTES = {
 }
 
 
-def time_in_background(config: RunConfig, known: Known) -> bool:
-    """Time a few steps of a run that no forecast is known of, beside the page.
+def time_in_background(config: RunConfig, context: ChoiceContext) -> bool:
+    """Time a few steps of a run that has no forecast yet, beside the page.
 
-    The page is drawn again once the job has ended. Each run is timed once per session, since
-    timing may fail: the network may be too large for this machine.
+    The page is redrawn once the job has ended. Each run is timed once per session, because timing
+    may fail: the network may be too large for this machine.
 
     Returns:
         Whether the timing goes on.
     """
-    dataset = known.dataset
-    if dataset is None or not known.timed or known.expects(config):
+    dataset = context.dataset
+    if dataset is None or not context.timed or context.forecast(config):
         return False
-    key = _key([config], dataset)
+    key = _timing_key([config], dataset)
     if not jobs().find(key):
         timed: set[str] = st.session_state.setdefault(_TIMED, set())
-        # Behind a run that trains it would wait, and hold back what a person asks for.
+        # The job would wait behind a training run, and hold back the jobs that a person starts.
         if key in timed or not _is_small(config) or why_not_timed() or worker().queues():
             return False
         timed.add(key)
-        begin(key, "Timing a few steps", partial(calibrate, [config], dataset, known.book))
-    st.fragment(_wait, run_every=REFRESH)(key)
+        begin(key, "Timing a few steps", partial(calibrate, [config], dataset, context.book))
+    st.fragment(_redraw_when_done, run_every=REFRESH)(key)
     return True
 
 
-def _wait(key: str) -> None:
+def _redraw_when_done(key: str) -> None:
     if not jobs().find(key):
         st.rerun()
 
 
 def _is_small(config: RunConfig) -> bool:
-    parameters = parameters_of(backbone_info(config.backbone))
+    parameters = count_parameters(backbone_info(config.backbone))
     return parameters is not None and parameters <= _LARGEST
 
 
-def _key(configs: Sequence[RunConfig], dataset: Dataset) -> str:
-    """Return the key of the job that times configs."""
+def _timing_key(configs: Sequence[RunConfig], dataset: Dataset) -> str:
+    """Return the key of the job that times these configs."""
     settings = "".join(one.model_dump_json() for one in configs)
     return f"timing:{hashlib.sha256(settings.encode()).hexdigest()[:16]}-{dataset.fingerprint}"
 
 
-def forecast_all(config: RunConfig, known: Known, dataset: Dataset) -> None:
-    """Offer to time every strategy, and draw the table of those that were timed."""
-    compared = comparable(config, known.num_images)
-    complete = all(known.expects(one) for one in compared)
-    key = f"forecast:{_key(compared, dataset)}"
+def forecast_all(config: RunConfig, context: ChoiceContext, dataset: Dataset) -> None:
+    """Offer to time every strategy, and draw the table of the timed strategies."""
+    configs = comparable(config, context.num_images)
+    is_complete = all(context.forecast(one) for one in configs)
+    key = f"forecast:{_timing_key(configs, dataset)}"
     reason = why_not_timed()
     st.button(
-        "Measure again" if complete else "Forecast all strategies",
+        "Measure again" if is_complete else "Forecast all strategies",
         icon=":material/timer:",
         disabled=reason is not None,
         help=reason
@@ -91,26 +91,26 @@ def forecast_all(config: RunConfig, known: Known, dataset: Dataset) -> None:
         args=(
             key,
             "Timing a few steps of each strategy",
-            partial(calibrate, compared, dataset, known.book, again=complete),
+            partial(calibrate, configs, dataset, context.book, again=is_complete),
         ),
     )
-    shown_outcome(key)
-    if any(known.expects(one) for one in compared):
-        _table(config, compared, known)
+    show_outcome(key)
+    if any(context.forecast(one) for one in configs):
+        _draw_table(config, configs, context)
 
 
-def _table(config: RunConfig, compared: Sequence[RunConfig], known: Known) -> None:
-    rows = [_row(one, config, known) for one in compared if known.expects(one)]
+def _draw_table(config: RunConfig, configs: Sequence[RunConfig], context: ChoiceContext) -> None:
+    rows = [_make_row(one, config, context) for one in configs if context.forecast(one)]
     columns = {name: st.column_config.TextColumn(help=note) for name, note in _NOTES.items()}
     st.dataframe(rows, hide_index=True, column_config=columns)
-    form.about_forecasts()
+    form.draw_forecast_note()
 
 
-def _row(one: RunConfig, chosen: RunConfig, known: Known) -> dict[str, Any]:
-    forecast = known.expects(one)
+def _make_row(config: RunConfig, chosen: RunConfig, context: ChoiceContext) -> dict[str, Any]:
+    forecast = context.forecast(config)
     assert forecast
     return {
-        "Strategy": "▸ " * (one.strategy == chosen.strategy) + STRATEGIES[one.strategy].title,
+        "Strategy": "▸ " * (config.strategy == chosen.strategy) + STRATEGIES[config.strategy].title,
         "Trainable": number(forecast.trainable_parameters),
         "Total": duration(forecast.seconds),
         "Per epoch": duration(forecast.epoch_seconds) if forecast.epoch_seconds else "none",

@@ -1,4 +1,4 @@
-"""The training settings as widgets: the same fields, help and bounds as the config, problems beside their field."""
+"""Training settings as widgets: fields, help and bounds of the config, problems beside fields."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,15 +25,19 @@ from finetune_core.training.recipes import fill_auto
 from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
-from pages.shared.configure.networks import look_up, warn_of_licence
-from pages.shared.data.chosen import check_open, chosen_data, data_folder, offer_data
-from pages.shared.data.datasets import answered, current_dataset
+from pages.shared.configure.networks import offer_look_up, warn_about_licence
+from pages.shared.data.chosen import check_access, chosen_data, data_folder, offer_data
+from pages.shared.data.datasets import attempt_change, current_dataset
 from pages.shared.runs.backend import store, worker
 from pages.shared.runs.labels import run_labels
 
 
-def chosen_dataset() -> Dataset | None:
-    """The chosen data set, with its changes and its split; where there is none, the page says why, and offers some."""
+def load_chosen_dataset() -> Dataset | None:
+    """Load the chosen data set, with its changes and its split.
+
+    Returns:
+        The data set. None if there is none: then the page says why, and offers some.
+    """
     try:
         chosen = chosen_data()
         if chosen:
@@ -46,52 +50,62 @@ def chosen_dataset() -> Dataset | None:
     return None
 
 
-def split_fields(data: str) -> None:
-    """The widgets of how to split a data set; what is set is kept with it."""
-    kept = (data, load_split(data))
-    if st.session_state.get("split_shown") != kept:
-        settings.set_fields(kept[1])
-        st.session_state["split_shown"] = kept
-    problems = _split_problems()
+def draw_split_fields(data: str) -> None:
+    """Draw the widgets that say how to split a data set, and save the split with the data set."""
+    saved = (data, load_split(data))
+    if st.session_state.get("split_shown") != saved:
+        settings.set_fields(saved[1])
+        st.session_state["split_shown"] = saved
+    problems = _check_split()
 
-    def changed() -> None:
-        if not _split_problems():
-            answered(
+    def save() -> None:
+        if not _check_split():
+            attempt_change(
                 lambda: save_split(
-                    data, make_config(_split_widgets() | {"data": data}).split_settings
+                    data, make_config(_read_split_widgets() | {"data": data}).split_settings
                 )
             )
 
-    section(SPLIT, problems, changed)
+    draw_section(SPLIT, problems, save)
     if problems:
         st.caption("Until this is corrected, the split stays as it was.")
 
 
-def _split_widgets() -> dict[str, Any]:
+def _read_split_widgets() -> dict[str, Any]:
     return {name: st.session_state.get(settings.key(name)) for name in names_in(SPLIT)}
 
 
-def _split_problems() -> dict[str, str]:
+def _check_split() -> dict[str, str]:
     try:
-        make_config(_split_widgets() | {"data": "any"})
+        make_config(_read_split_widgets() | {"data": "any"})
     except ConfigError as error:
         return error.problems
     return {}
 
 
-def checked(
-    found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | None
+def check_settings(
+    values: dict[str, Any], roots: Sequence[Path], dataset: Dataset | None
 ) -> tuple[RunConfig | None, dict[str, str]]:
-    """The config, where the data set can be trained with it, and the problems by field; a file of weights, and a folder with a
-    network, has to lie in one of the folders."""
+    """Check the settings of the form.
+
+    A file of weights, and a folder with a network, have to lie in one of the readable folders.
+
+    Args:
+        values: settings, unchecked.
+        roots: readable folders.
+        dataset: the data set to train on; None if none is chosen.
+
+    Returns:
+        The config, or None if the data set cannot be trained with it, and the problems by field.
+    """
     try:
-        config = make_config(found)
+        config = make_config(values)
         if config.earlier_run:
             check_roots(config.earlier_run, [paths.runs_dir(), *roots])
         elif config.starts_from not in (PRETRAINED, RANDOM):
-            check_open(config.weights)
+            check_access(config.weights)
         if config.backbone.startswith(FOLDER):
-            check_open(config.backbone.removeprefix(FOLDER))
+            check_access(config.backbone.removeprefix(FOLDER))
         check_config(config)
         config = fill(config, dataset)
     except ConfigError as error:
@@ -107,30 +121,33 @@ def checked(
 
 
 def fill(config: RunConfig, dataset: Dataset | None) -> RunConfig:
-    """Choose the settings that are left to Thaw, where there is a data set to choose them for."""
+    """Choose the settings that are left to Thaw, if there is a data set to choose them for."""
     return fill_auto(config, dataset.split_counts.get(TRAIN, 0)) if dataset else config
 
 
-def section(
+def draw_section(
     name: str,
     problems: dict[str, str],
     on_change: Callable[[], None] | None = None,
     config: RunConfig | None = None,
 ) -> None:
-    """Draw the fields of a section side by side, without those that have widgets of their own.
+    """Draw the fields of a section side by side, without fields that have their own widgets.
 
     Args:
-        config: the run as it stands, whose values stand in the fields that are left to Thaw.
+        name: name of the section.
+        problems: problems by field.
+        on_change: called when a field has changed.
+        config: the run as it stands. Its values stand in the fields that are left to Thaw.
     """
     with st.grid("auto", min_column_width=200, gap="small"):
-        for field in fields_in(name):
+        for field in list_fields(name):
             with st.container():
-                setting_field(field, problems, on_change, config)
+                draw_setting(field, problems, on_change, config)
 
 
-def devices_field(problems: dict[str, str]) -> None:
-    """On how many devices the next runs train, where there is a choice."""
-    if worker().executor.most_devices() == 1 and settings.devices() == 1:
+def draw_devices_field(problems: dict[str, str]) -> None:
+    """Draw the number of devices that the next runs train on, if there is a choice."""
+    if worker().executor.most_devices() == 1 and settings.get_devices() == 1:
         return
     st.session_state.setdefault(settings.key("devices"), 1)
     st.number_input(
@@ -139,20 +156,24 @@ def devices_field(problems: dict[str, str]) -> None:
         key=settings.key("devices"),
         persist_state="session",
         width=200,
-        help="How many GPUs, or without any how many shares of the processor's cores, train one run together: each takes a part of every "
-        "batch. The result is the same, to rounding; it is there sooner where the runs are long, and starting takes some seconds more.",
+        help="How many GPUs, or without any how many shares of the processor's cores, train one "
+        "run together: each takes a part of every batch. The result is the same, to rounding; it "
+        "is there sooner where the runs are long, and starting takes some seconds more.",
     )
-    _problem("devices", problems)
+    _draw_problem("devices", problems)
 
 
-def devices_problem(config: RunConfig | None = None) -> dict[str, str]:
-    """What is wrong with the number of devices, by field: that there are not so many, or that this run cannot be shared by several."""
-    devices, executor = settings.devices(), worker().executor
-    most = executor.most_devices()
-    if not 1 <= devices <= most:
+def check_devices(config: RunConfig | None = None) -> dict[str, str]:
+    """Return the problems with the number of devices, by field.
+
+    The machine may have fewer devices, or several devices may not be able to share this run.
+    """
+    devices, executor = settings.get_devices(), worker().executor
+    max_devices = executor.most_devices()
+    if not 1 <= devices <= max_devices:
         return {
-            "devices": f"must be from 1 to {most}, which one machine has"
-            if most > 1
+            "devices": f"must be from 1 to {max_devices}, which one machine has"
+            if max_devices > 1
             else "must be 1: there is only one"
         }
     try:
@@ -163,102 +184,116 @@ def devices_problem(config: RunConfig | None = None) -> dict[str, str]:
     return {}
 
 
-def on_devices() -> str:
-    """How many devices are asked for, in words; empty for one."""
-    return f"on {things(settings.devices(), 'device')}" if settings.devices() > 1 else ""
+def describe_devices() -> str:
+    """Return the number of devices in words; empty for one device."""
+    return f"on {things(settings.get_devices(), 'device')}" if settings.get_devices() > 1 else ""
 
 
-def about_forecasts() -> None:
-    """What they do not say, where several devices are asked for."""
-    if settings.devices() > 1:
+def draw_forecast_note() -> None:
+    """Say what the forecasts leave out, if several devices are chosen."""
+    if settings.get_devices() > 1:
         st.caption(
-            "Forecasts are for one device. Several are faster; by how much is not forecast. Each takes as much memory as one."
+            "Forecasts are for one device. Several are faster; by how much is not forecast. Each "
+            "takes as much memory as one."
         )
 
 
-def fields_in(section: str) -> list[str]:
-    """The settings of a section that have a widget, and that the chosen strategy obeys."""
-    stepwise = fits() is None
+def list_fields(section: str) -> list[str]:
+    """Return the settings of a section that have a widget and that the chosen strategy obeys."""
+    is_stepwise = get_head_fit() is None
     return [
         name
         for name in names_in(section)
-        if name not in settings.NO_WIDGETS and (stepwise or not setting_of(name).stepwise)
+        if name not in settings.NO_WIDGETS and (is_stepwise or not setting_of(name).stepwise)
     ]
 
 
-def fits() -> Fit | None:
-    """How the chosen strategy fits its head; None where it trains in steps, and where none is chosen yet."""
+def get_head_fit() -> Fit | None:
+    """Return how the chosen strategy fits its head.
+
+    Returns:
+        None if the strategy trains in steps, or none is chosen yet.
+    """
     chosen = st.session_state.get(settings.key("strategy"))
     return STRATEGIES[chosen].fits if chosen else None
 
 
-def setting_field(
+def draw_setting(
     name: str,
     problems: dict[str, str],
     on_change: Callable[[], None] | None = None,
     config: RunConfig | None = None,
 ) -> None:
-    """Draw the widget that suits what a setting holds, and beneath it what is wrong with it.
+    """Draw the widget of a setting, and its problem beneath.
 
     Args:
-        config: as for ``section``.
+        name: name of the setting.
+        problems: problems by field.
+        on_change: called when the field has changed.
+        config: as for ``draw_section``.
     """
-    one = setting_of(name)
-    placeholder = one.placeholder
-    if one.follows:
-        known = config and name in config.auto
-        placeholder = f"auto: {value_in_words(one, getattr(config, name))}" if known else "auto"
-    usual: dict[str, Any] = {
-        "label": one.label,
+    setting = setting_of(name)
+    placeholder = setting.placeholder
+    if setting.follows:
+        is_known = config and name in config.auto
+        placeholder = (
+            f"auto: {value_in_words(setting, getattr(config, name))}" if is_known else "auto"
+        )
+    arguments: dict[str, Any] = {
+        "label": setting.label,
         "key": settings.key(name),
-        "help": one.help,
+        "help": setting.help,
         "persist_state": "session",
         "on_change": on_change,
     }
-    if one.kind == "choice":
-        first = {settings.AUTO: "Auto"} if one.follows else {}
-        options = first | dict(one.choices)
-        st.selectbox(options=list(options), format_func=lambda name: options[name], **usual)
+    if setting.kind == "choice":
+        first = {settings.AUTO: "Auto"} if setting.follows else {}
+        options = first | dict(setting.choices)
+        st.selectbox(options=list(options), format_func=lambda name: options[name], **arguments)
         if st.session_state[settings.key(name)] == settings.AUTO:
             st.caption(placeholder)
-    elif one.kind == "integer":
-        # Without limits of the widget's own: the config says what is wrong, in words.
+    elif setting.kind == "integer":
+        # The widget has no limits of its own, because the config describes the problem in words.
         empty: dict[str, Any] = (
-            {"value": None, "placeholder": placeholder} if one.optional or one.follows else {}
+            {"value": None, "placeholder": placeholder}
+            if setting.optional or setting.follows
+            else {}
         )
-        st.number_input(step=1, **empty, **usual)
-    else:  # a number is typed as text, so that 1e-4 and 20 % can be written
-        st.text_input(placeholder=placeholder or None, **usual)
-    _problem(name, problems)
+        st.number_input(step=1, **empty, **arguments)
+    else:
+        # Numbers are typed as text, so that 1e-4 and 20 % can be entered.
+        st.text_input(placeholder=placeholder or None, **arguments)
+    _draw_problem(name, problems)
 
 
-def backbone_problems(problems: dict[str, str]) -> None:
-    """Say what is wrong with the chosen backbone, or that its licence restricts it."""
+def draw_backbone_problems(problems: dict[str, str]) -> None:
+    """Say why the chosen backbone is invalid, or that its licence restricts its use."""
     chosen = st.session_state[settings.key("backbone")]
     try:
         info = backbone_info(chosen)
     except ConfigError as error:
-        # said even where the settings have other problems, which come first
-        _problem("backbone", error.problems | problems)
+        # Shown even if other settings have problems, which are checked first.
+        _draw_problem("backbone", error.problems | problems)
     except WeightsError as error:
-        _problem("backbone", {"backbone": str(error)} | problems)
-        look_up(chosen, "backbone")
+        _draw_problem("backbone", {"backbone": str(error)} | problems)
+        offer_look_up(chosen, "backbone")
     else:
-        _problem("backbone", problems)
-        warn_of_licence(info)
+        _draw_problem("backbone", problems)
+        warn_about_licence(info)
 
 
-def strategy_settings(problems: dict[str, str]) -> None:
-    """Settings that only the chosen strategy has, and what is wrong with them."""
-    with st.container():  # always there, so that nothing below is drawn anew
+def draw_strategy_settings(problems: dict[str, str]) -> None:
+    """Draw the settings that only the chosen strategy has, and their problems."""
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         chosen = st.session_state[settings.key("strategy")]
         if chosen == "custom":
-            _custom_widgets()
+            _draw_custom_widgets()
         for name in STRATEGIES[chosen].settings:
             if name in ("features_from", "lora_from"):
-                _stage_widget(name)
+                _draw_stage_widget(name)
             elif name not in settings.NO_WIDGETS:
-                setting_field(name, problems)
+                draw_setting(name, problems)
         own = [
             name
             for one in STRATEGIES.values()
@@ -266,14 +301,14 @@ def strategy_settings(problems: dict[str, str]) -> None:
             if name in settings.NO_WIDGETS
         ]
         for name in ("strategy", *dict.fromkeys(own)):
-            _problem(name, problems)
+            _draw_problem(name, problems)
 
 
-def weights_field(problems: dict[str, str]) -> None:
-    """What the run starts from: pretrained weights, an earlier run, a file, or random weights."""
+def draw_weights_field(problems: dict[str, str]) -> None:
+    """Draw the choice of initial weights: pretrained, an earlier run, a file, or random."""
     st.session_state.setdefault("weights_from", settings.PRETRAINED_WEIGHTS)
     chosen = st.selectbox(
-        label("weights"),
+        get_label("weights"),
         [
             settings.PRETRAINED_WEIGHTS,
             settings.EARLIER_RUN,
@@ -285,7 +320,8 @@ def weights_field(problems: dict[str, str]) -> None:
         on_change=_follow_run,
         help="Random weights are a control: they show what pretraining was worth.",
     )
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if chosen == settings.FILE_OF_WEIGHTS:
             st.text_input(
                 "File of weights",
@@ -294,19 +330,19 @@ def weights_field(problems: dict[str, str]) -> None:
                 help="On this computer: safetensors, or a state dict saved by torch.",
             )
         elif chosen == settings.EARLIER_RUN:
-            _run_field()
+            _draw_run_field()
     for name in ("weights", "from_run"):
-        _problem(name, problems)
+        _draw_problem(name, problems)
 
 
-def _run_field() -> None:
-    """The finished runs that another one can start from."""
-    by_folder = {str(run.run_dir): run for run in _runs_to_start_from()}
+def _draw_run_field() -> None:
+    """Draw the choice among finished runs that another run can start from."""
+    by_folder = {str(run.run_dir): run for run in _list_start_runs()}
     labels = run_labels(by_folder.values())
     current = st.session_state.get("weights_run")
     options = [*by_folder, *([current] if current and current not in by_folder else [])]
     st.selectbox(
-        label("from_run"),
+        get_label("from_run"),
         options,
         format_func=lambda folder: (
             labels[by_folder[folder].run_id] if folder in by_folder else folder
@@ -320,36 +356,36 @@ def _run_field() -> None:
     )
 
 
-def _runs_to_start_from() -> list[Run]:
+def _list_start_runs() -> list[Run]:
     finished = [run for run in store().runs() if run.status == "finished"]
-    whole = [run for run in finished if not run.config.is_ensemble]
-    return [run for run in whole if STRATEGIES[run.config.strategy].fits != "nearest_neighbours"]
+    single = [run for run in finished if not run.config.is_ensemble]
+    return [run for run in single if STRATEGIES[run.config.strategy].fits != "nearest_neighbours"]
 
 
 def _follow_run() -> None:
-    """Backbone and size of images follow from the run that is chosen, the latest at first (a callback)."""
+    """Take backbone and image size from the chosen run, at first the latest one (a callback)."""
     if st.session_state["weights_from"] != settings.EARLIER_RUN:
         return
-    by_folder = {str(run.run_dir): run for run in _runs_to_start_from()}
+    by_folder = {str(run.run_dir): run for run in _list_start_runs()}
     if not st.session_state.get("weights_run"):
         st.session_state["weights_run"] = next(iter(by_folder), None)
     if run := by_folder.get(st.session_state["weights_run"]):
         settings.start_from(run.config)
 
 
-def _custom_widgets() -> None:
-    names = settings.stage_names()
+def _draw_custom_widgets() -> None:
+    names = settings.list_stage_names()
     st.session_state.setdefault("custom_how", settings.FROM_STAGE)
-    how = st.segmented_control(
+    mode = st.segmented_control(
         "What trains",
         [settings.FROM_STAGE, settings.EVERY_STAGE],
         key="custom_how",
         required=True,
         persist_state="session",
     )
-    if how == settings.FROM_STAGE:
+    if mode == settings.FROM_STAGE:
         if st.session_state.get("custom_cut") not in names:
-            st.session_state["custom_cut"] = settings.last_block(names)
+            st.session_state["custom_cut"] = settings.find_last_block(names)
         st.selectbox("First stage that trains", names, key="custom_cut", persist_state="session")
         return
     st.caption("How many times the learning rate each stage gets; 0 is frozen.")
@@ -359,35 +395,40 @@ def _custom_widgets() -> None:
             st.number_input(name, key=settings.rate_key(name), step=0.1, persist_state="session")
 
 
-def _stage_widget(name: str) -> None:
-    """For a setting that names a stage, or none."""
-    names, one = settings.stage_names()[:-1], setting_of(name)
+def _draw_stage_widget(name: str) -> None:
+    """Draw the widget of a setting that names a stage, or none."""
+    names, setting = settings.list_stage_names()[:-1], setting_of(name)
     if st.session_state.get(name) not in names:
         st.session_state[name] = None
     st.selectbox(
-        one.label,
+        setting.label,
         names,
         None,
-        placeholder=one.placeholder,
-        help=one.help,
+        placeholder=setting.placeholder,
+        help=setting.help,
         key=name,
         persist_state="session",
     )
 
 
-def label(name: str) -> str:
-    """What the form calls a setting; what is no setting is called as it is."""
-    known = all_settings().get(name)
-    return known.label if known else name.replace("_", " ").capitalize()
+def get_label(name: str) -> str:
+    """Return the form's label of a setting. Any other name is its own label."""
+    setting = all_settings().get(name)
+    return setting.label if setting else name.replace("_", " ").capitalize()
 
 
-def value_text(one: Setting, value: Any) -> str:
-    """A setting's value as the form shows it, for Markdown."""
-    return plain(STRATEGIES[value].title if one.name == "strategy" else value_in_words(one, value))
+def format_value(setting: Setting, value: Any) -> str:
+    """Return a setting's value as the form shows it, escaped for Markdown."""
+    return plain(
+        STRATEGIES[value].title if setting.name == "strategy" else value_in_words(setting, value)
+    )
 
 
-def _problem(name: str, problems: dict[str, str]) -> None:
-    """What is wrong with a field. Its place is there always, so that nothing below moves, which would be drawn anew."""
+def _draw_problem(name: str, problems: dict[str, str]) -> None:
+    """Draw the problem of a field.
+
+    Its place is there at all times. Otherwise the fields below would move, and be drawn anew.
+    """
     place = st.empty()
     if name in problems:
-        place.markdown(f":red[:material/error: {plain(label(name))} {plain(problems[name])}]")
+        place.markdown(f":red[:material/error: {plain(get_label(name))} {plain(problems[name])}]")

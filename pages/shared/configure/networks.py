@@ -1,4 +1,4 @@
-"""All networks in one table that can be searched and filtered, and others by their repository or folder."""
+"""Table of all networks with search and filters, and a field for other repositories or folders."""
 
 from contextlib import suppress
 from functools import partial
@@ -25,7 +25,7 @@ from finetune_core.models.timm_networks import FOLDER, HUB, is_described, is_tim
 from finetune_core.models.weights import fetch_description
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
-from pages.shared.data.chosen import check_open
+from pages.shared.data.chosen import check_access
 from pages.shared.jobs import offer
 
 OPEN, _SEARCH, _FILTERS, _NAMED = (
@@ -39,72 +39,84 @@ _SIZES = {"Any size": None, "Up to 10 M": 1e7, "Up to 30 M": 3e7, "Up to 100 M":
 _RESEARCH_ONLY = "Research only: the licence of these weights rules commercial use out."
 
 
-def offered(*chosen: str) -> list[str]:
-    """The networks that lists offer: packaged ones and torchvision's, timm's that are on this machine, and those that are chosen."""
-    listed = [name for name in backbone_names() if not is_timm_name(name)]
-    return list(dict.fromkeys([*listed, *ready_backbones(), *chosen]))
+def list_networks(*chosen: str) -> list[str]:
+    """Return the networks that lists offer.
+
+    These are the packaged networks, torchvision's, timm's networks that are on this machine, and
+    the chosen ones.
+    """
+    names = [name for name in backbone_names() if not is_timm_name(name)]
+    return list(dict.fromkeys([*names, *ready_backbones(), *chosen]))
 
 
-def name_and_size(name: str) -> str:
-    """A network in a list: what it is called, and how large it is where that is known without looking at it, which may be gone."""
-    count = None
+def format_name_and_size(name: str) -> str:
+    """Return a network's name and its size in millions of parameters.
+
+    The size is left out if it is not known without looking at the network, which may be gone.
+    """
+    num_parameters = None
     with suppress(FinetuneError):
-        count = known_parameters(name)
-    return f"{name} · {count / 1e6:.1f} M" if count else name
+        num_parameters = known_parameters(name)
+    return f"{name} · {num_parameters / 1e6:.1f} M" if num_parameters else name
 
 
-def _chosen_network() -> None:
-    """Draw the list of networks, and what the weights of the chosen one come with."""
+def _draw_chosen_network() -> None:
+    """Draw the list of networks, and describe the weights of the chosen one."""
     chosen = st.session_state[settings.key("backbone")]
-    # What a backbone is called does not say whether its weights are here: that changes while it
-    # can be chosen.
+    # The options do not say whether weights are on this machine, because that may change while
+    # the list is open.
     st.selectbox(
         setting_of("backbone").label,
-        offered(chosen),
-        format_func=name_and_size,
+        list_networks(chosen),
+        format_func=format_name_and_size,
         key=settings.key("backbone"),
         help=setting_of("backbone").help,
         persist_state="session",
         on_change=settings.follow_backbone,
         args=(chosen,),
     )
-    with suppress(FinetuneError):  # what is wrong with it is said above
-        _about_network(backbone_info(chosen))
+    with suppress(FinetuneError):
+        # Its problems are shown above.
+        _describe_network(backbone_info(chosen))
 
 
-def _about_network(info: BackboneInfo) -> None:
-    """Say what the weights of a network come with: input, licence, and where they are described."""
+def _describe_network(info: BackboneInfo) -> None:
+    """Describe the weights of a network: input, licence, and source."""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
-    badge = f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: {plain(licence_name(info.licence))}]"
-    # a caption's grey is too faint for it
+    badge = (
+        f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: "
+        f"{plain(licence_name(info.licence))}]"
+    )
+    # No caption: its grey is too faint for the badge.
     st.markdown(f"{badge}{page}", help="The licence of the weights, as their source states it.")
     st.caption(
-        f"Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, {info.interpolation}; mean {mean}, std {std}"
+        f"Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, "
+        f"{info.interpolation}; mean {mean}, std {std}"
     )
 
 
-def warn_of_licence(info: BackboneInfo) -> None:
-    """Warn where the licence of a network's weights rules commercial use out."""
+def warn_about_licence(info: BackboneInfo) -> None:
+    """Warn if the licence of a network's weights rules commercial use out."""
     if info.research_only:
         st.warning(_RESEARCH_ONLY, icon=":material/gavel:")
 
 
-def network_finder() -> None:
-    """Draw a list, a table and a field for what is in neither, only while they are open."""
+def draw_network_finder() -> None:
+    """Draw a list, a table, and a field for other networks, only while the box is open."""
     with st.expander("Find a network", icon=":material/search:", key=OPEN, on_change="rerun"):
         if st.session_state.get(OPEN):
-            _chosen_network()
-            _table()
-            _by_name()
+            _draw_chosen_network()
+            _draw_table()
+            _draw_name_field()
 
 
-def _table() -> None:
-    word, filters, largest = _wanted()
+def _draw_table() -> None:
+    query, filters, size_limit = _draw_filters()
     ready = set(ready_backbones())
-    found = [name for name in found_backbones(word) if name in ready or _READY not in filters]
-    infos = [info for info in map(listed, found) if _fits(info, filters, largest)]
-    shown = st.dataframe(
+    found = [name for name in found_backbones(query) if name in ready or _READY not in filters]
+    infos = [info for info in map(listed, found) if _matches(info, filters, size_limit)]
+    selection = st.dataframe(
         {
             "Network": [info.name for info in infos],
             "Licence": [
@@ -114,14 +126,17 @@ def _table() -> None:
             "Million parameters": [(info.known_parameters or 0) / 1e6 or None for info in infos],
             "Pixels": [info.image_size for info in infos],
             "ImageNet accuracy": [info.top1 for info in infos],
-            "Download": [None if info.name in ready else _megabytes(info) for info in infos],
+            "Download": [
+                None if info.name in ready else _download_megabytes(info) for info in infos
+            ],
             "Ready": [info.name in ready for info in infos],
         },
         column_config={
             "Million parameters": st.column_config.NumberColumn(format="%.1f"),
             "ImageNet accuracy": st.column_config.NumberColumn(
                 format="%.1f %%",
-                help="Top-1 accuracy of these weights as torchvision states it for its own; timm and packages state none.",
+                help="Top-1 accuracy of these weights as torchvision states it for its own; timm "
+                "and packages state none.",
             ),
             "Download": st.column_config.NumberColumn(
                 "Download (MB)", format="%.0f", help="Nothing for networks on this machine."
@@ -130,9 +145,9 @@ def _table() -> None:
         hide_index=True,
         on_select="rerun",
         selection_mode="single-row",
-        key=f"networks:{word}:{filters}:{largest}",  # a selection is of the rows that were shown
+        key=f"networks:{query}:{filters}:{size_limit}",  # a selection belongs to these rows
     )
-    rows = shown["selection"]["rows"]
+    rows = selection["selection"]["rows"]
     chosen = infos[rows[0]].name if rows and rows[0] < len(infos) else None
     st.button(
         f"Use {plain(chosen)}" if chosen else "Select a row to use that network",
@@ -143,20 +158,20 @@ def _table() -> None:
     )
 
 
-def _megabytes(info: BackboneInfo) -> float | None:
-    """How much is to be downloaded; None where that is not known."""
+def _download_megabytes(info: BackboneInfo) -> float | None:
+    """Return the size of a download in MB; None if it is not known."""
     return download_bytes(info.known_parameters) / 1e6 if info.known_parameters else None
 
 
-def _wanted() -> tuple[str, list[str], str]:
+def _draw_filters() -> tuple[str, list[str], str]:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        word = st.text_input(
+        query = st.text_input(
             "Search",
             key=_SEARCH,
             placeholder="dinov3, convnext, mobilenetv4, …",
             persist_state="session",
         )
-        largest = st.selectbox(
+        size_limit = st.selectbox(
             "Size", list(_SIZES), key="networks_size", persist_state="session", width=150
         )
     filters = st.pills(
@@ -167,33 +182,34 @@ def _wanted() -> tuple[str, list[str], str]:
         persist_state="session",
         label_visibility="collapsed",
     )
-    return word.strip(), list(filters), largest
+    return query.strip(), list(filters), size_limit
 
 
-def _fits(info: BackboneInfo, filters: list[str], largest: str) -> bool:
-    most = _SIZES[largest]
-    if most and (info.known_parameters or 0) > most:  # what nobody has counted may fit
+def _matches(info: BackboneInfo, filters: list[str], size_limit: str) -> bool:
+    max_parameters = _SIZES[size_limit]
+    if max_parameters and (info.known_parameters or 0) > max_parameters:
+        # A network of unknown size may fit.
         return False
     return not (_COMMERCIAL in filters and info.research_only)
 
 
-def _by_name() -> None:
-    """A field for a repository of the Hub, or a folder: looked up, then used."""
+def _draw_name_field() -> None:
+    """Draw a field for a repository of the Hub or a folder: look the network up, then use it."""
     name = st.text_input(
         "Another network",
         key=_NAMED,
         placeholder=f"{HUB}USER/MODEL or {FOLDER}FOLDER",
-        help="A network of timm by its repository on the Hugging Face Hub, or by a folder with config.json and model.safetensors. "
-        + setting_of("backbone").help,
+        help="A network of timm by its repository on the Hugging Face Hub, or by a folder with "
+        "config.json and model.safetensors. " + setting_of("backbone").help,
     ).strip()
     if not name.startswith((HUB, FOLDER)):
         return
     try:
         check_backbone_name(name)
         if name.startswith(FOLDER):
-            check_open(name.removeprefix(FOLDER))
+            check_access(name.removeprefix(FOLDER))
         if not is_described(name):
-            look_up(name, "named")
+            offer_look_up(name, "named")
         elif network_stages(name):
             st.button(
                 f"Use {plain(name)}",
@@ -205,11 +221,12 @@ def _by_name() -> None:
         st.error(plain(str(error)), icon=":material/error:")
 
 
-def look_up(name: str, place: str) -> None:
-    """A button that fetches what the Hub says of a network.
+def offer_look_up(name: str, place: str) -> None:
+    """Draw a button that fetches a network's description from the Hub.
 
     Args:
-        place: on the page, of several where it may be.
+        name: name of the network.
+        place: names this button among several on a page.
     """
     offer(
         "Look it up",

@@ -1,4 +1,4 @@
-"""Which data set the form was filled in for: changed settings do not silently follow to another."""
+"""Data set that the form was filled in for. Settings do not silently follow to another one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,23 +13,23 @@ from pages.shared.data.chosen import data_name
 _DATA = "settings_for"
 
 
-def say_whose_settings(data: str | None) -> None:
+def warn_of_other_data(data: str | None) -> None:
     """Say that the form was filled in for another data set, and offer the defaults.
 
     Args:
-        data: folder of the current data set; None where none can be read.
+        data: folder of the current data set; None if none can be read.
     """
-    before = st.session_state.get(_DATA)
-    changed = settings.changed_names()
+    previous = st.session_state.get(_DATA)
+    changed = settings.list_changed()
     if data is None:
         return
-    if before in (None, data) or not changed:
+    if previous in (None, data) or not changed:
         st.session_state[_DATA] = data
         return
     names = ", ".join(all_settings()[name].label.lower() for name in changed)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
-            f":material/history: Filled in for **{plain(data_name(before))}**: {plain(names)}.",
+            f":material/history: Filled in for **{plain(data_name(previous))}**: {plain(names)}.",
             width="content",
         )
         st.button(
@@ -49,9 +49,9 @@ def say_whose_settings(data: str | None) -> None:
         )
 
 
-def set_for(data: str, values: Mapping[str, Any]) -> None:
+def set_fields_for(data: str, values: Mapping[str, Any]) -> None:
     """Set some of the form's fields for a data set (a callback)."""
-    if not settings.changed_names():
+    if not settings.list_changed():
         _keep(data)
     settings.set_fields(values)
 

@@ -1,4 +1,7 @@
-"""The strategy drawn: the backbone as a row of stages, cold where frozen, warm where training; where asked, to be clicked."""
+"""Drawing of a strategy: the backbone as a row of stages, cold if frozen, warm if training.
+
+The stages can be made clickable.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,26 +22,32 @@ _HEAD_WORDS: dict[Fit | None, str] = {
 }
 _PART_WORDS = {"norms": "norm layers only", "biases": "biases only"}
 
-# Dark words on light tiles: readable in both themes. The word and the sign say it, too, not the colour alone.
+# Dark text on light tiles is readable in both themes. The word and the icon say the same as the
+# colour.
 LOOKS_CSS = """
 .unused { background: transparent; color: inherit; border-color: #8a8f98; border-style: dashed; }
 .frozen { background: #cfe8f7; color: #0b3c5d; border-color: #8cc4e6; }
-.passing { background: #a9d3ee; color: #0b3c5d; border-color: #2f86bd; box-shadow: inset 0 -5px 0 #2f86bd; }
-.tinted { background: #dfe6ea; color: #0b3c5d; border-color: #8cc4e6; box-shadow: inset 0 -5px 0 #f0a35e; }
+.passing { background: #a9d3ee; color: #0b3c5d; border-color: #2f86bd;
+  box-shadow: inset 0 -5px 0 #2f86bd; }
+.tinted { background: #dfe6ea; color: #0b3c5d; border-color: #8cc4e6;
+  box-shadow: inset 0 -5px 0 #f0a35e; }
 .thaws { background: #ece3dd; color: #4a3326; border-color: #f0a35e; }
 .warm { background: #ffd9b0; color: #6b2a00; border-color: #f0a35e; }
 .head { background: #ff9d57; color: #4a1a00; border-color: #d9622b; }
 """
 _CSS = (
     """
-.row { display: flex; flex-wrap: wrap; gap: 6px; align-items: stretch; font-family: var(--st-font); }
-.tile { flex: 1 1 92px; min-width: 92px; padding: 10px 8px; border: 1px solid; border-radius: 10px; text-align: center;
-  font: inherit; font-size: 13px; line-height: 1.45; }
+.row { display: flex; flex-wrap: wrap; gap: 6px; align-items: stretch;
+  font-family: var(--st-font); }
+.tile { flex: 1 1 92px; min-width: 92px; padding: 10px 8px; border: 1px solid;
+  border-radius: 10px; text-align: center; font: inherit; font-size: 13px; line-height: 1.45; }
 button.tile { cursor: pointer; }
-button.tile:hover, button.tile:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
+button.tile:hover, button.tile:focus-visible {
+  outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
 .name { font-weight: 700; font-size: 14px; overflow-wrap: anywhere; }
 .word { font-weight: 600; }
-.word::before { content: "local_fire_department" / ""; margin-right: 3px; font: normal 1.2em "Material Symbols Rounded"; vertical-align: -0.2em; }
+.word::before { content: "local_fire_department" / ""; margin-right: 3px;
+  font: normal 1.2em "Material Symbols Rounded"; vertical-align: -0.2em; }
 .frozen .word::before, .passing .word::before { content: "ac_unit" / ""; }
 .unused .word::before { content: "block" / ""; }
 @media (max-width: 640px) {
@@ -96,33 +105,40 @@ def draw_strategy(
     *,
     rates: bool = True,
 ) -> None:
-    """Draw what a config would train.
+    """Draw the stages that a config would train.
 
     Args:
-        rates: whether its learning rate is known, and drawn.
-        on_click: called with the name of a stage that was clicked, and all stages as they were drawn.
+        config: config of the run.
+        classes: number of classes.
+        on_click: called with the name of a stage that was clicked, and all stages as drawn.
+        rates: whether the learning rate is known, and drawn.
 
     Raises:
-        ConfigError, WeightsError: when its strategy does not fit its backbone, or that is not known any more.
+        ConfigError: if the strategy does not fit the backbone, or the backbone is not known any
+            more.
+        WeightsError: if the backbone is not known any more.
     """
     stages = stages_of(config, classes)
-    rows = with_unused(describe(plan(config, stages), stages), config)
+    rows = add_unused_stages(describe(plan(config, stages), stages), config)
     draw_stages(
         rows, config.learning_rate if rates else None, on_click, STRATEGIES[config.strategy].fits
     )
 
 
-def with_unused(stages: Sequence[Mapping[str, Any]], config: RunConfig) -> list[Mapping[str, Any]]:
-    """The stages that train or are frozen, and those of the backbone that the network ends before.
+def add_unused_stages(
+    stages: Sequence[Mapping[str, Any]], config: RunConfig
+) -> list[Mapping[str, Any]]:
+    """Return a run's stages, and the backbone's stages after the end of the network.
 
     Raises:
-        ConfigError, WeightsError: when the backbone is not known any more.
+        ConfigError: if the backbone is not known any more.
+        WeightsError: if the backbone is not known any more.
     """
     used = {stage["name"] for stage in stages}
-    whole = (
+    all_stages = (
         network_stages(config.backbone, image_size=config.image_size) if last_used(config) else ()
     )
-    unused = [stage for stage in whole if stage.name not in used]
+    unused = [stage for stage in all_stages if stage.name not in used]
     rows = [
         {
             "name": stage.name,
@@ -146,10 +162,12 @@ def draw_stages(
     """Draw stages, input to head.
 
     Args:
-        stages: ``name, parameters, trains, rate`` each, as in a RunStarted row; see ``with_unused``.
-        learning_rate: of the run; a stage gets ``rate`` times as much. None where it is not known.
+        stages: ``name, parameters, trains, rate`` of each stage, as in a RunStarted row; see
+            ``add_unused_stages``.
+        learning_rate: learning rate of the run. A stage trains at ``rate`` times it. None if it is
+            not known.
         on_click: as in ``draw_strategy``.
-        fits: what the head is fitted by in one go, without a learning rate; None where it trains.
+        fits: how the head is fitted in one go, without a learning rate; None if it trains.
     """
     key = "drawn_stages"
 
@@ -158,7 +176,7 @@ def draw_stages(
             on_click(name, [dict(stage) for stage in stages])
 
     tiles = [
-        _tile(stage, index == len(stages) - 1, learning_rate, fits)
+        _make_tile(stage, index == len(stages) - 1, learning_rate, fits)
         for index, stage in enumerate(stages)
     ]
     _ROW(
@@ -169,47 +187,60 @@ def draw_stages(
     )
     total = sum(stage["parameters"] for stage in stages)
     share = percent(trained / total, 0 if trained == total else 1)
-    caption = f"**{number(trained)}** of {number(total)} parameters {'are fitted' if fits else 'train'} ({share})."
-    # factors come on top of the network's own parameters
+    caption = (
+        f"**{number(trained)}** of {number(total)} parameters {'are fitted' if fits else 'train'} "
+        f"({share})."
+    )
+    # The factors of LoRA come on top of the network's own parameters.
     if any(tile["look"] == "tinted" for tile in tiles):
-        caption = f"**{number(trained)}** parameters train, {share} of the network's {number(total)}: LoRA's factors beside frozen weights."
+        caption = (
+            f"**{number(trained)}** parameters train, {share} of the network's {number(total)}: "
+            "LoRA's factors beside frozen weights."
+        )
     if fits == "nearest_neighbours":
         caption = "Nothing trains: the training images' features stand in for the head."
     st.markdown(caption + (" Click a stage to freeze it, or to let it train." if on_click else ""))
 
 
 def draw_passing(config: RunConfig, first: str) -> None:
-    """Draw the stages of a run while its frozen ones are computed, once for all epochs.
+    """Draw the stages of a run while its frozen stages are computed, once for all epochs.
 
     Args:
-        first: the stage from which on images go through the frozen ones now; those before it have
-            been computed earlier.
+        config: config of the run.
+        first: first of the frozen stages that images go through now. Earlier stages have been
+            computed before.
 
     Raises:
-        ConfigError, WeightsError: as ``draw_strategy``.
+        ConfigError: as in ``draw_strategy``.
+        WeightsError: as in ``draw_strategy``.
     """
     stages = stages_of(config)
     strategy = plan(config, stages)
     tiles = [
-        _tile(
+        _make_tile(
             stage, index == len(stages) - 1, config.learning_rate, STRATEGIES[config.strategy].fits
         )
         for index, stage in enumerate(describe(strategy, stages))
     ]
     names = [tile["name"] for tile in tiles]
-    passing = range(names.index(first) if first in names else 0, cut_index(strategy))
+    computing = range(names.index(first) if first in names else 0, cut_index(strategy))
     for index, tile in enumerate(tiles):
-        if index in passing:
+        if index in computing:
             tile |= {"look": "passing", "word": "computing"}
-        elif index < passing.start:
+        elif index < computing.start:
             tile["word"] = "computed"
-    tiles[-1]["size"] = ""  # the number of classes is not known yet
+    # The number of classes is not known yet.
+    tiles[-1]["size"] = ""
     _ROW(data={"tiles": tiles, "clickable": False}, key="drawn_stages")
 
 
-def look(stage: Mapping[str, Any], is_head: bool) -> str:
-    """How a stage looks: ``unused``, ``frozen``, ``tinted`` (frozen with a small part that trains), ``thaws`` (later), ``warm``, or
-    ``head`` where it trains."""
+def stage_look(stage: Mapping[str, Any], is_head: bool) -> str:
+    """Return the look of a stage.
+
+    Returns:
+        ``unused``, ``frozen``, ``tinted`` (frozen with a small part that trains), ``thaws`` (trains
+        later), ``warm`` (trains), or ``head`` (the head, if it trains).
+    """
     if stage.get("unused"):
         return "unused"
     if stage["trains"] and stage.get("part", "all") in ("lora", "lora_norms"):
@@ -225,13 +256,13 @@ def look(stage: Mapping[str, Any], is_head: bool) -> str:
     )
 
 
-def _tile(
+def _make_tile(
     stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None
 ) -> dict[str, str]:
-    style = look(stage, is_head)
-    # of an unused stage none are counted
+    style = stage_look(stage, is_head)
+    # The parameters of an unused stage are not counted.
     share = stage.get("trained", 0) / (stage["parameters"] or 1)
-    words = {
+    text = {
         "unused": "not used",
         "frozen": "frozen",
         "tinted": f"LoRA {percent(share, 1)}",
@@ -242,7 +273,7 @@ def _tile(
     return {
         "name": stage["name"],
         "size": "" if style == "unused" else short_number(stage["parameters"]),
-        "word": words[style],
+        "word": text[style],
         "rate": "left out"
         if style == "unused"
         else ""

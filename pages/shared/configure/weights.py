@@ -1,4 +1,4 @@
-"""Pretrained weights that are not on this machine: why nothing can be started, and their download."""
+"""Missing pretrained weights: the reason why no run can be started, and the download."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,41 +17,56 @@ from pages.shared.chrome import plain
 from pages.shared.jobs import offer
 
 
-def parameters_of(info: BackboneInfo) -> int | None:
-    """How many a published network has; None where it cannot be built, which is said where it is chosen."""
+def count_parameters(info: BackboneInfo) -> int | None:
+    """Return the number of parameters of a published network.
+
+    Returns:
+        None if the network cannot be built. The page says so beside the choice of the network.
+    """
     with suppress(FinetuneError):
         return parameter_count(info.name)
     return None
 
 
-def download_size(infos: Iterable[BackboneInfo]) -> str:
-    """About how much the weights of some backbones are; empty where that is not known of one of them."""
-    counts = [parameters_of(info) or 0 for info in infos]
+def format_download_size(infos: Iterable[BackboneInfo]) -> str:
+    """Return the approximate size of some backbones' weights in words.
+
+    Returns:
+        An empty string if the size of one of them is not known.
+    """
+    counts = [count_parameters(info) or 0 for info in infos]
     return size(download_bytes(sum(counts))) if all(counts) else ""
 
 
 def offer_weights(configs: Sequence[RunConfig]) -> str | None:
-    """Offer to download what runs need and this machine lacks, with its progress, or why it failed; returns why none can be started."""
+    """Offer to download the weights that runs need and this machine lacks.
+
+    The progress of the download is drawn, and the reason if it failed.
+
+    Returns:
+        The reason why no run can be started; None if nothing is missing.
+    """
     try:
         missing = missing_weights(configs)
-    except FinetuneError:  # a network is gone, or not known yet: said where it is chosen
+    except FinetuneError:
+        # The network is gone or not known yet. The page says so beside its choice.
         return None
     if not missing:
         return None
-    nowhere = [reason for info in missing if (reason := why_no_download(info))]
-    for reason in nowhere:
+    reasons = [reason for info in missing if (reason := why_no_download(info))]
+    for reason in reasons:
         st.warning(plain(reason), icon=":material/folder_off:")
-    if nowhere:
-        return plain(nowhere[0])
+    if reasons:
+        return plain(reasons[0])
     names = ", ".join(info.name for info in missing)
     st.info(
-        f"The pretrained weights of {names} are not on this machine yet. Offline, use {PACKAGED} or a file of weights "
-        "(*More settings* on the Configure page).",
+        f"The pretrained weights of {names} are not on this machine yet. Offline, use {PACKAGED} "
+        "or a file of weights (*More settings* on the Configure page).",
         icon=":material/download:",
     )
-    about = download_size(missing)
+    download = format_download_size(missing)
     offer(
-        f"Download the weights (about {about})" if about else "Download the weights",
+        f"Download the weights (about {download})" if download else "Download the weights",
         f"weights:{names}",
         f"Downloading the weights of {names}",
         partial(fetch_weights, missing),

@@ -1,1 +1,1 @@
-"""Widgets about the data set: which one is chosen, where it comes from, what was found in it."""
+"""Widgets for the data set: its choice, its sources, and its findings."""

@@ -13,15 +13,15 @@ from finetune_core.data.findings import KINDS
 from finetune_core.data.splits import SPLITS
 from finetune_core.formatting import SPLIT_WORDS, number, things
 from pages.shared.chrome import plain
-from pages.shared.data.datasets import answered, change, undo
-from pages.shared.images import page_of, unselect
+from pages.shared.data.datasets import attempt_change, change, undo
+from pages.shared.images import choose_page, unselect
 
-_SHOWN = 3  # of the edits of one change
+_SHOWN = 3  # edits of one change
 _LISTED = 20  # changes at a time
 
 
 def change_undoably(*edits: Edit) -> None:
-    """Change the data set (a callback), and offer the way back at once."""
+    """Change the data set (a callback), and offer to undo the change at once."""
     change(*edits)
     if "change_problem" in st.session_state:
         return
@@ -30,45 +30,46 @@ def change_undoably(*edits: Edit) -> None:
         unselect(f"finding-{edit.kind}", edit.paths)
 
 
-def last_change(edits: Sequence[Edit]) -> None:
-    """What was changed last, with *Undo*, at the foot of the window, for as long as it stands."""
-    last = st.session_state.get("last_change", ())
-    if not last or not set(last) <= set(edits):
+def draw_last_change(edits: Sequence[Edit]) -> None:
+    """Draw the latest change with *Undo* at the foot of the window, while it is in effect."""
+    latest = st.session_state.get("last_change", ())
+    if not latest or not set(latest) <= set(edits):
         return
-    words = plain(
-        "; ".join(edit_in_words(edit) for edit in last[:_SHOWN])
-        + (", …" if len(last) > _SHOWN else "")
+    text = plain(
+        "; ".join(edit_in_words(edit) for edit in latest[:_SHOWN])
+        + (", …" if len(latest) > _SHOWN else "")
     )
     if st.session_state.pop("change_is_new", False):
-        st.toast(f"{words}. *Undo* is at the foot of the window.", icon=":material/check:")
+        st.toast(f"{text}. *Undo* is at the foot of the window.", icon=":material/check:")
     with st.bottom, st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f":material/check: {words}", width="content")
-        st.button("Undo", key="undo-last", icon=":material/undo:", on_click=undo, args=(last,))
+        st.markdown(f":material/check: {text}", width="content")
+        st.button("Undo", key="undo-last", icon=":material/undo:", on_click=undo, args=(latest,))
 
 
-def changes(edits: Sequence[Edit]) -> None:
-    """Everything that was changed, the latest first, each with its way back."""
+def draw_changes(edits: Sequence[Edit]) -> None:
+    """List all changes, the latest first, each with *Undo*."""
     if not edits:
         return
     summary = edits_in_words(edits)
-    words = (
+    text = (
         f"Changes to this data set: {summary}"
         if summary
         else f"{things(len(edits), 'finding')} dismissed"
     )
-    st.markdown(f":material/edit_note: {plain(words)}")
-    # The numbers stand above: a label that changes with each change that is undone would close the box.
+    st.markdown(f":material/edit_note: {plain(text)}")
+    # The numbers stand above, because a label that changes with each undone change would close the
+    # box.
     box = st.expander("All changes", key="changes_box", on_change="rerun")
     if not box.open:
         return
     with box:
         st.caption("The files stay as they are. Every run records the changes it was trained with.")
         listed = list(dict.fromkeys(reversed(edits)))
-        for edit in (listed[index] for index in page_of(len(listed), "changes-page", _LISTED)):
+        for edit in (listed[index] for index in choose_page(len(listed), "changes-page", _LISTED)):
             mark = hashlib.sha256(edit.model_dump_json().encode()).hexdigest()[:16]
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(
-                    plain(edit_in_words(edit) + _reason(edit) + _list_paths(edit)),
+                    plain(edit_in_words(edit) + _format_reason(edit) + _list_paths(edit)),
                     width="stretch",
                 )
                 st.button(
@@ -81,7 +82,7 @@ def changes(edits: Sequence[Edit]) -> None:
         st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(tuple(edits),))
 
 
-def _reason(edit: Edit) -> str:
+def _format_reason(edit: Edit) -> str:
     return f" ({KINDS[edit.kind].title.lower()})" if edit.kind in KINDS else ""
 
 
@@ -89,31 +90,38 @@ def _list_paths(edit: Edit) -> str:
     return f": {some(edit.paths)}" if edit.paths else ""
 
 
-def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
-    """What can be done with images that were selected in the gallery of that key."""
+def draw_tools(dataset: Dataset, chosen: set[str], key: str) -> None:
+    """Draw the buttons that change the selected images of a gallery.
+
+    Args:
+        dataset: the data set.
+        chosen: ids of the selected images.
+        key: key of the gallery.
+    """
     if not chosen:
         st.caption("Select images to exclude, move or relabel them.")
         return
     paths = tuple(sorted(chosen))
 
-    def act(action: str, widget: str | None = None) -> None:
+    def change_images(action: str, widget: str | None = None) -> None:
         to = str(st.session_state[widget] or "").strip() if widget else ""
         if to or not widget:
             change_undoably(Edit(action=action, paths=paths, to=to))
             unselect(key, paths)
         if action == "relabel":
-            st.session_state[name] = None  # the next images are perhaps of another class
+            # The next images may have another class.
+            st.session_state[name] = None
 
     split, name = f"{key}-split", f"{key}-class"
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.button(
             f"Exclude {things(len(paths), 'image')}",
             key=f"{key}-exclude",
-            on_click=act,
+            on_click=change_images,
             args=("exclude",),
         )
         st.selectbox("Split", SPLITS, key=split, format_func=SPLIT_WORDS.__getitem__, width=140)
-        st.button("Move there", key=f"{key}-move", on_click=act, args=("move", split))
+        st.button("Move there", key=f"{key}-move", on_click=change_images, args=("move", split))
         st.selectbox(
             "Class",
             dataset.classes,
@@ -126,36 +134,45 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
         st.button(
             "Relabel",
             key=f"{key}-relabel",
-            on_click=act,
+            on_click=change_images,
             args=("relabel", name),
             disabled=not st.session_state[name],
         )
 
 
-def rename_class(dataset: Dataset) -> None:
-    """A class gets another name; where that is another class's, the two become one."""
+def draw_rename_form(dataset: Dataset) -> None:
+    """Draw the form that renames a class. With another class's name, the two are merged."""
     st.header("Rename or merge classes", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.selectbox("Class", dataset.classes, key="rename-class", width=240)
         key = f"rename-to-{name}"
-        help_ = "The name of another class merges the two. No image changes its split, and the files stay as they are."
-        to = st.text_input("New name", key=key, width=240, help=help_).strip()
-        merging = to != name and to in dataset.classes
-        words, icon = (
-            (f"Merge into {to}", ":material/merge:") if merging else ("Rename", ":material/edit:")
+        help_ = (
+            "The name of another class merges the two. No image changes its split, and the files "
+            "stay as they are."
         )
-        st.button(
-            plain(words), icon=icon, key="rename", on_click=_rename, args=(dataset, name, key)
+        new_name = st.text_input("New name", key=key, width=240, help=help_).strip()
+        is_merge = new_name != name and new_name in dataset.classes
+        text, icon = (
+            (f"Merge into {new_name}", ":material/merge:")
+            if is_merge
+            else ("Rename", ":material/edit:")
         )
-    if merging:
+        st.button(plain(text), icon=icon, key="rename", on_click=_rename, args=(dataset, name, key))
+    if is_merge:
         counts = dataset.table["class"].value_counts()
         st.caption(
             plain(
-                f"{things(counts[name], 'image')} of {name} join the {number(counts[to])} of {to}."
+                f"{things(counts[name], 'image')} of {name} join the {number(counts[new_name])} "
+                f"of {new_name}."
             )
         )
 
 
 def _rename(dataset: Dataset, name: str, key: str) -> None:
-    """A callback; reads the box itself, which may have been filled in by the same click."""
-    answered(lambda: change_undoably(relabelled_class(dataset.table, name, st.session_state[key])))
+    """Rename a class (a callback).
+
+    It reads the text box itself, because the same click may have filled the box in.
+    """
+    attempt_change(
+        lambda: change_undoably(relabelled_class(dataset.table, name, st.session_state[key]))
+    )

@@ -1,4 +1,4 @@
-"""The data set that this session has chosen: an id in the address, which stands for a folder or manifest."""
+"""Data set of this session: an id in the address that stands for a folder or manifest."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,46 +16,50 @@ from finetune_core.data.recent import (
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.data.sources import check_roots, data_roots
 from finetune_core.errors import DataError
-from pages.shared.account import owner, sign_in_asked
+from pages.shared.account import is_sign_in_required, owner
 from pages.shared.chrome import go, plain
 
 MOST_RECENT = 5
 
 
 def readable_roots() -> tuple[Path, ...]:
-    """The folders that this server may read; its owner's home only where nobody has to sign in."""
-    return data_roots(home_too=not sign_in_asked())
+    """Return the folders that this server may read.
+
+    The home folder of the server's owner is among them only on a server without sign-in.
+    """
+    return data_roots(home_too=not is_sign_in_required())
 
 
-def check_open(path: str | Path) -> None:
-    """Refuse what this session's person may not open, by whichever way it was named.
+def check_access(path: str | Path) -> None:
+    """Check that this session's person may open a path, by any way of naming it.
 
     Raises:
-        DataError: when it lies outside the readable folders, or is what another person has brought.
+        DataError: if the path lies outside the readable folders, or another person has brought it.
     """
     check_roots(path, readable_roots())
-    if sign_in_asked():
+    if is_sign_in_required():
         check_private(path, owner())
 
 
 def chosen_data() -> str:
-    """The folder or manifest that is chosen; empty where none is.
+    """Return the folder or manifest that is chosen; empty if none is.
 
     Raises:
-        DataError: when it is not known, or may not be read.
+        DataError: if the data set is not known, or may not be read.
     """
-    wanted = st.session_state.get("data_id")
-    if not wanted:
+    chosen_id = st.session_state.get("data_id")
+    if not chosen_id:
         return ""
-    held = st.session_state.get("data_path")  # beside its id: also where nothing can be written
-    path = held[1] if held and held[0] == wanted else source_of(wanted)
-    check_open(path)
-    st.session_state["data_path"] = (wanted, path)
+    # The path is kept beside its id, so that it is there even if nothing can be written to disk.
+    cached = st.session_state.get("data_path")
+    path = cached[1] if cached and cached[0] == chosen_id else source_of(chosen_id)
+    check_access(path)
+    st.session_state["data_path"] = (chosen_id, path)
     return path
 
 
 def data_folder() -> str:
-    """``chosen_data``, or an empty string where it cannot be used: the page says why."""
+    """Return ``chosen_data``, or an empty string if it is unusable: then the page says why."""
     try:
         return chosen_data()
     except DataError:
@@ -63,39 +67,39 @@ def data_folder() -> str:
 
 
 def choose_data(data: str) -> None:
-    """Choose a folder or manifest, which may be looked at from then on under its id.
+    """Choose a folder or manifest, which may be opened from then on under its id.
 
     Raises:
-        DataError: when it may not be read.
+        DataError: if it may not be read.
     """
-    check_open(data)
+    check_access(data)
     st.session_state["data_id"] = remember(data, owner())
     st.session_state["data_path"] = (st.session_state["data_id"], data)
 
 
-def choose_id(wanted: str) -> None:
-    """Choose a data set that is known (a callback)."""
-    st.session_state["data_id"] = wanted
+def choose_id(chosen_id: str) -> None:
+    """Choose a known data set (a callback)."""
+    st.session_state["data_id"] = chosen_id
 
 
 def key_for_data(name: str) -> str:
-    """The key of something that this session has for each data set apart: what is chosen in one says nothing of another."""
+    """Return the key of a session value that each data set has separately."""
     return f"{name}-{st.session_state.get('data_id', '')}"
 
 
 def data_name(data: str) -> str:
-    """A data set as a person would call it."""
+    """Return the name of a data set in words."""
     return "the sample of handwritten digits" if data_id(data) == SAMPLE_NAME else data
 
 
 def recent_data() -> Sequence[Source]:
-    """The data sets opened lately; where people sign in, by this person."""
-    return recent_sources(readable_roots(), MOST_RECENT, owner() if sign_in_asked() else None)
+    """Return the data sets opened lately; on a server with sign-in, those opened by this person."""
+    return recent_sources(readable_roots(), MOST_RECENT, owner() if is_sign_in_required() else None)
 
 
 def offer_data() -> None:
-    """Recent data sets, and the sample, to be chosen."""
-    recent_list(recent_data())
+    """Offer recent data sets and the sample."""
+    draw_recent(recent_data())
     with st.container(horizontal=True):
         st.button(
             "Use the sample",
@@ -107,11 +111,12 @@ def offer_data() -> None:
         )
 
 
-def recent_list(sources: Sequence[Source], *, lead_to: str | None = None) -> None:
-    """One line per data set, each with a button to open it.
+def draw_recent(sources: Sequence[Source], *, lead_to: str | None = None) -> None:
+    """Draw one line per data set, each with a button that opens it.
 
     Args:
-        lead_to: the page that opens.
+        sources: the data sets.
+        lead_to: page that the button leads to.
     """
     for source in sources:
         path = Path(source.path)

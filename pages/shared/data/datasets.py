@@ -1,4 +1,4 @@
-"""The data sets that this process has looked through, the changes made to them, and their deep inspections."""
+"""Data sets that this process has scanned, the changes to them, and their deep inspections."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,78 +25,81 @@ _MOST_HELD = 4  # data sets
 
 
 @st.cache_resource(show_spinner=False)
-def _looked_through() -> dict[str, Seen]:
+def _scans() -> dict[str, Seen]:
     return {}
 
 
 @st.cache_resource(show_spinner=False)
-def _assembled() -> dict[tuple[Any, ...], Dataset]:
+def _datasets() -> dict[tuple[Any, ...], Dataset]:
     return {}
 
 
 @st.cache_resource(show_spinner=False)
 def _reports() -> dict[tuple[str, str, int, str], DeepReport]:
-    """Deep inspections of this process by (fingerprint of the data, backbone, image size, fit)."""
+    """Return the deep inspections by (fingerprint of the data, backbone, image size, fit)."""
     return {}
 
 
 def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = False) -> Dataset:
-    """The data set that this session has chosen, with the changes made to it; looked through once per process, with a bar.
+    """Return the data set that this session has chosen, with its changes.
+
+    The data set is scanned once per process, with a progress bar.
 
     Args:
-        settings: how to split: arguments of ``index_dataset``; as it is kept with the data set when not given.
-        again: look for files that were added or changed.
+        settings: how to split: arguments of ``index_dataset``. None: as saved with the data set.
+        again: whether to look for added or changed files.
 
     Raises:
-        DataError: when it cannot be used, or may not be read.
+        DataError: if the data set is unusable, or may not be read.
     """
     root = chosen_data()
     settings = settings or load_split(root)
     edits = load_edits(root)
-    seen = None if again else _looked_through().get(root)
-    if seen is not None and not seen.has_labelled(edits):
-        seen, again = None, True
-    # always there, so that nothing below is drawn anew once there is nothing to wait for
+    scan = None if again else _scans().get(root)
+    if scan is not None and not scan.has_labelled(edits):
+        scan, again = None, True
+    # Always there: otherwise everything below would be drawn anew once the wait is over.
     place = st.container()
-    if seen is None:
+    if scan is None:
         job = f"look:{root}"
         if again:
             forget(job)
         with place:
-            looking = partial(look_through, root, readable_roots(), edits=edits)
-            seen = wait_for(job, "Scanning images", looking)
-        if seen is None:
+            work = partial(look_through, root, readable_roots(), edits=edits)
+            scan = wait_for(job, "Scanning images", work)
+        if scan is None:
             raise DataError(
-                "The scan of these images was stopped; its results so far are kept. Read the folder again to continue (Dataset page)."
+                "The scan of these images was stopped; its results so far are kept. Read the "
+                "folder again to continue (Dataset page)."
             )
-        keep_latest(_looked_through(), root, seen)
-        for key in list(_assembled()):
+        keep_latest(_scans(), root, scan)
+        for key in list(_datasets()):
             if key[0] == root:
-                _assembled().pop(key, None)
+                _datasets().pop(key, None)
     key = (root, tuple(settings.values()), edits)
-    dataset = _assembled().get(key)
+    dataset = _datasets().get(key)
     if dataset is None:
-        dataset = assemble(root, seen, **settings, edits=edits)
-        keep_latest(_assembled(), key, dataset)
+        dataset = assemble(root, scan, **settings, edits=edits)
+        keep_latest(_datasets(), key, dataset)
     if st.session_state.get("opened_data") != root:
         st.session_state["opened_data"] = root
         remember(root, owner())
     return dataset
 
 
-def keep_report(dataset: Dataset, report: DeepReport) -> None:
-    """Hold a deep inspection for every session."""
+def cache_report(dataset: Dataset, report: DeepReport) -> None:
+    """Keep a deep inspection for all sessions."""
     key = (dataset.fingerprint, report.backbone, report.image_size, report.fit)
     keep_latest(_reports(), key, report)
 
 
 def image_fit() -> str:
-    """Return how images become squares, as Configure has it."""
+    """Return how images become squares, as set on Configure."""
     return str(st.session_state.get("form_fit", CROP))
 
 
-def report_of(dataset: Dataset) -> DeepReport | None:
-    """Return the latest deep inspection of these images, fitted as Configure has it, if any."""
+def find_report(dataset: Dataset) -> DeepReport | None:
+    """Return the latest deep inspection of these images, fitted as set on Configure, if any."""
     return next(
         (
             report
@@ -107,29 +110,29 @@ def report_of(dataset: Dataset) -> DeepReport | None:
     )
 
 
-def keep_latest(held: dict[Key, Value], key: Key, value: Value) -> None:
-    """Hold a value for every session, and let go of the oldest ones.
+def keep_latest(cache: dict[Key, Value], key: Key, value: Value) -> None:
+    """Keep a value for all sessions, and drop the oldest ones.
 
-    Sessions share these: what another one has taken out meanwhile is no loss.
+    All sessions share these values. A value that another session has removed meanwhile is no loss.
     """
-    while len(held) >= _MOST_HELD:
-        held.pop(next(iter(list(held))), None)
-    held[key] = value
+    while len(cache) >= _MOST_HELD:
+        cache.pop(next(iter(list(cache))), None)
+    cache[key] = value
 
 
 def change(*edits: Edit) -> None:
     """Add changes to the chosen data set (a callback)."""
-    answered(lambda: add_edits(data_folder(), edits))
+    attempt_change(lambda: add_edits(data_folder(), edits))
 
 
 def undo(edits: Sequence[Edit]) -> None:
     """Take changes back (a callback)."""
-    answered(lambda: remove_edits(data_folder(), edits))
+    attempt_change(lambda: remove_edits(data_folder(), edits))
 
 
-def answered(act: Callable[[], None]) -> None:
-    """Do what a callback is for; what is wrong with it is said by the page that is drawn next."""
+def attempt_change(change_data: Callable[[], None]) -> None:
+    """Run the body of a callback. The page that is drawn next shows its error."""
     try:
-        act()
+        change_data()
     except FinetuneError as error:
         st.session_state["change_problem"] = str(error)

@@ -1,4 +1,4 @@
-"""Findings: one line each, and on request why it matters, examples, and what can be done."""
+"""Findings: one line each, and on request a reason, examples, and actions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -12,10 +12,10 @@ from finetune_core.data.findings import KINDS, Action, Finding, Severity
 from finetune_core.formatting import number, things
 from pages.shared.chrome import Color, plain
 from pages.shared.configure import settings
-from pages.shared.configure.origin import set_for
+from pages.shared.configure.origin import set_fields_for
 from pages.shared.data.changes import change_undoably
 from pages.shared.data.chosen import chosen_data, key_for_data
-from pages.shared.images import Picture, chooser, picture_gallery
+from pages.shared.images import Picture, choose_images, draw_picture_gallery
 
 _LOOKS: dict[Severity, tuple[Color, str]] = {
     "error": ("red", ":material/error:"),
@@ -38,107 +38,111 @@ _BORDER = 3  # images shown on each side of a threshold
 
 
 def list_findings(dataset: Dataset, findings: Sequence[Finding]) -> None:
-    """One line per finding, the gravest first; those that are mere information are folded."""
+    """Draw one line per finding, the gravest first. Findings that only inform are folded."""
     notes = [one for one in findings if one.severity == "info"]
-    graver = [one for one in findings if one.severity != "info"]
-    if not graver:
+    problems = [one for one in findings if one.severity != "info"]
+    if not problems:
         st.markdown(":green[:material/check_circle:] Nothing looks wrong.")
     with st.container(gap="xxsmall"):
-        for finding in sorted(graver, key=lambda one: _ORDER[one.severity]):
-            _line(dataset, finding)
+        for finding in sorted(problems, key=lambda one: _ORDER[one.severity]):
+            _draw_line(dataset, finding)
     if not notes:
         return
-    # A label with their number would close the box with each that is dismissed.
+    # A label with the number of findings would close the box at each dismissal.
     box = st.expander(
         "Information", icon=":material/info:", key=key_for_data("notes"), on_change="rerun"
     )
     if box.open:
         with box, st.container(gap="xxsmall"):
             for finding in notes:
-                _line(dataset, finding)
+                _draw_line(dataset, finding)
 
 
-def _line(dataset: Dataset, finding: Finding) -> None:
+def _draw_line(dataset: Dataset, finding: Finding) -> None:
     color, icon = _LOOKS[finding.severity]
-    count, sentence = _count_and_sentence(finding)
-    reviewed = st.session_state.get(_review_key()) == finding.kind
+    count, sentence = _split_message(finding)
+    is_open = st.session_state.get(_review_key()) == finding.kind
     with st.container(gap="xsmall"):
         with st.container(horizontal=True, vertical_alignment="center", wrap=False):
             st.badge(count, color=color, icon=icon)
             st.markdown(plain(sentence), width="stretch")
             st.button(
-                "Close" if reviewed else "Review",
+                "Close" if is_open else "Review",
                 key=f"review-{finding.kind}",
                 type="tertiary",
                 on_click=_review,
-                args=("" if reviewed else finding.kind,),
+                args=("" if is_open else finding.kind,),
             )
-        if reviewed:
+        if is_open:
             with st.container(border=True):
-                _details(dataset, finding)
+                _draw_details(dataset, finding)
 
 
 def _review_key() -> str:
-    """The key under which the session holds the kind of finding that is open."""
+    """Return the key of the session value that holds the kind of the open finding."""
     return key_for_data("reviewed")
 
 
 def _review(kind: str) -> None:
-    """A callback."""
+    """Open the finding of a kind, or close it with an empty string (a callback)."""
     st.session_state[_review_key()] = kind
 
 
-def _count_and_sentence(finding: Finding) -> tuple[str, str]:
+def _split_message(finding: Finding) -> tuple[str, str]:
     """Return a finding's number, and its message without that number.
 
-    The number is empty where the message starts with another one, or nothing is counted.
+    The number is empty if the message starts with another one, or nothing is counted.
     """
     first, _, rest = finding.message.partition(" ")
     count = number(finding.count)
     if first == count:
         return count, rest
-    counted = (finding.paths or finding.classes) and not first[0].isdigit()
-    return count if counted else "", finding.message
+    is_counted = (finding.paths or finding.classes) and not first[0].isdigit()
+    return count if is_counted else "", finding.message
 
 
-def _details(dataset: Dataset, finding: Finding) -> None:
+def _draw_details(dataset: Dataset, finding: Finding) -> None:
     kind = KINDS[finding.kind]
     st.markdown(f"**{plain(kind.title)}**")
     st.caption(plain(kind.why))
-    # All of a finding's paths are images of the table, or none is: they may be a million.
+    # Either all paths of a finding are images of the table, or none is. There may be a million.
     if finding.kind == "shift" or not finding.paths or finding.paths[0] not in dataset.by_id.index:
-        _as_text(finding)
-        _answers(finding, set())
+        _draw_paths(finding)
+        _draw_actions(finding, set())
     elif finding.kind == "similar_class_names":
-        _spellings(dataset, finding)
-        _dismiss_button(finding)
+        _draw_spellings(dataset, finding)
+        _draw_dismiss_button(finding)
     else:
-        pictured = _in_order(finding, finding.paths)
-        picture = _pictures(dataset, finding)
-        partners = _partners(finding)
-        beside = set(partners.values())
-        leads = [path for path in pictured if path not in beside] if beside else pictured
+        paths = _sort_paths(finding, finding.paths)
+        picture = _make_pictures(dataset, finding)
+        partners = _find_partners(finding)
+        partner_paths = set(partners.values())
+        leads = [path for path in paths if path not in partner_paths] if partner_paths else paths
         key = f"finding-{finding.kind}"
-        chosen = chooser(
+        chosen = choose_images(
             leads, lambda index: picture(leads[index], partners), key, _PER_PAGE, partners
         )
-        if kind.ranked and kind.action and len(pictured) > 1:
-            _several(finding, kind.action, pictured, picture)
-        _answers(finding, chosen)
+        if kind.ranked and kind.action and len(paths) > 1:
+            _draw_bulk_selection(finding, kind.action, paths, picture)
+        _draw_actions(finding, chosen)
 
 
-def _partners(finding: Finding) -> dict[str, str]:
-    """Of each pair that can be selected on both sides, the first -> the second."""
+def _find_partners(finding: Finding) -> dict[str, str]:
+    """Return first -> second of each pair in which both images can be selected."""
     pairs = [one for one in finding.sets if len(one) == 2]
     selectable = set(finding.paths) if pairs else set()
     return {first: second for first, second in pairs if {first, second} <= selectable}
 
 
-def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
-    """As found, the least likely label first; or by how confident the model is of another class."""
+def _sort_paths(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
+    """Draw the choice of an order; return the paths in that order.
+
+    The order is that of the finding (least likely label first), or by the model's confidence in
+    another class.
+    """
     if len(paths) < 2 or not finding.confidence:
         return paths
-    by = st.segmented_control(
+    order = st.segmented_control(
         "Sort by",
         list(_ORDERS),
         format_func=_ORDERS.__getitem__,
@@ -148,12 +152,18 @@ def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
         persist_state="session",
     )
     return (
-        paths if by == "label" else sorted(paths, key=finding.confidence.__getitem__, reverse=True)
+        paths
+        if order == "label"
+        else sorted(paths, key=finding.confidence.__getitem__, reverse=True)
     )
 
 
-def _pictures(dataset: Dataset, finding: Finding) -> Callable[..., Picture]:
-    """Makes the picture of an image of a finding, beside what it is to be compared with, or beside its partner, which can be selected."""
+def _make_pictures(dataset: Dataset, finding: Finding) -> Callable[..., Picture]:
+    """Return a function that makes the picture of an image of a finding.
+
+    The picture shows the image beside the one to compare it with. An image beside it can be
+    selected if it is a partner.
+    """
     classes = dataset.by_id["class"]
     beside = {
         path: next(other for other in one if other != path)
@@ -178,10 +188,13 @@ def _pictures(dataset: Dataset, finding: Finding) -> Callable[..., Picture]:
     return picture
 
 
-def _several(
+def _draw_bulk_selection(
     finding: Finding, action: Action, paths: Sequence[str], picture: Callable[[str], Picture]
 ) -> None:
-    """The first so many of a list sorted by confidence, with those at its border: what a threshold does is seen before it is used."""
+    """Draw the selection of the first images of a list that is sorted by confidence.
+
+    Images at the border are shown, so that the effect of a threshold is visible before it is used.
+    """
     with st.expander("Bulk selection"):
         count = st.slider(
             "How many, most confident first",
@@ -192,25 +205,25 @@ def _several(
         )
         if not count:
             return
-        for words, some in (
+        for text, border in (
             ("Last ones included", paths[max(0, count - _BORDER) : count]),
             ("First ones excluded", paths[count:][:_BORDER]),
         ):
-            if some:
-                st.caption(words)
-                pictures = [picture(path) for path in some]
-                key = f"border-{words}-{finding.kind}"
-                picture_gallery(len(pictures), pictures.__getitem__, key)
+            if border:
+                st.caption(text)
+                pictures = [picture(path) for path in border]
+                key = f"border-{text}-{finding.kind}"
+                draw_picture_gallery(len(pictures), pictures.__getitem__, key)
         st.button(
             f"{_VERBS[action]} these {number(count)}",
             key=f"act-several-{finding.kind}",
-            on_click=_act,
+            on_click=_apply,
             args=(finding, paths[:count]),
         )
 
 
-def _spellings(dataset: Dataset, finding: Finding) -> None:
-    """Each pair of class names, with images of both, to be confirmed by itself."""
+def _draw_spellings(dataset: Dataset, finding: Finding) -> None:
+    """Draw each pair of similar class names with images of both, each with its own button."""
     pairs: dict[tuple[str, str], list[str]] = {}
     for path in finding.paths:
         pairs.setdefault((finding.notes[path], finding.to[path]), []).append(path)
@@ -222,30 +235,33 @@ def _spellings(dataset: Dataset, finding: Finding) -> None:
             path = examples[index]
             return Picture(dataset.root / path, str(dataset.by_id.at[path, "class"]), path, path)
 
-        picture_gallery(len(examples), picture, key=f"spelling-{name}-{target}")
-        words = f"Relabel {things(len(paths), 'image')} of {name} as {target}"
+        draw_picture_gallery(len(examples), picture, key=f"spelling-{name}-{target}")
+        text = f"Relabel {things(len(paths), 'image')} of {name} as {target}"
         key = f"act-spelling-{name}-{target}"
-        st.button(plain(words), key=key, on_click=_act, args=(finding, paths))
+        st.button(plain(text), key=key, on_click=_apply, args=(finding, paths))
 
 
-def _as_text(finding: Finding) -> None:
+def _draw_paths(finding: Finding) -> None:
     names = finding.paths or finding.classes
     if names:
-        shown = names[:_MOST_LISTED]
-        words = (
+        listed = names[:_MOST_LISTED]
+        text = (
             f"All {number(len(names))}"
-            if len(shown) == len(names)
-            else f"{number(len(shown))} of {number(len(names))}"
+            if len(listed) == len(names)
+            else f"{number(len(listed))} of {number(len(names))}"
         )
-        with st.expander(words if len(names) > 1 else "Which one"):
+        with st.expander(text if len(names) > 1 else "Which one"):
             st.dataframe(
-                [{"Path": path, "Why": finding.notes.get(path, "")} for path in shown],
+                [{"Path": path, "Why": finding.notes.get(path, "")} for path in listed],
                 hide_index=True,
             )
 
 
-def _answers(finding: Finding, chosen: set[str]) -> None:
-    """The finding's one action, on the selected images, or, where it was measured, on all; and a way to dismiss it."""
+def _draw_actions(finding: Finding, chosen: set[str]) -> None:
+    """Draw the finding's one action and a button to dismiss the finding.
+
+    The action is applied to the selected images, or to all images if the finding was measured.
+    """
     action = KINDS[finding.kind].action
     paths = [path for path in finding.paths if path in chosen]
     if not paths and (finding.bulk or len(finding.paths) == 1):
@@ -253,35 +269,36 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         if action and paths:
             targets = {finding.to[path] for path in paths} if action == "relabel" else set()
-            words = f"{_VERBS[action]} {_which(paths, chosen)}" + (
+            text = f"{_VERBS[action]} {_describe_selection(paths, chosen)}" + (
                 f" as {min(targets)}" if len(targets) == 1 else ""
             )
-            # A click that was on its way to all of them must not act on those that were selected meanwhile, nor the other way round.
+            # A click on the button for all images must not act on images that were selected
+            # meanwhile, nor the other way round.
             key = f"act-{'selected' if chosen else 'all'}-{finding.kind}"
-            st.button(plain(words), key=key, on_click=_act, args=(finding, paths))
+            st.button(plain(text), key=key, on_click=_apply, args=(finding, paths))
         elif action:
             st.caption(f"Select the images to {_VERBS[action].lower()}.", width="content")
         if finding.kind == "extreme_aspect":
-            _padding_button()
-        _dismiss_button(finding)
+            _draw_padding_button()
+        _draw_dismiss_button(finding)
 
 
-def _padding_button() -> None:
-    if settings.as_set().fit == PAD:
+def _draw_padding_button() -> None:
+    if settings.read_config().fit == PAD:
         st.markdown(":green[:material/check:] Images are padded to squares.", width="content")
         return
     st.button(
         "Pad to square",
         key="pad-to-square",
         icon=":material/fit_screen:",
-        on_click=set_for,
+        on_click=set_fields_for,
         args=(chosen_data(), {"fit": PAD}),
         help="Sets *Image fit* on Configure: all images of this data set are kept whole, and the "
         "shorter side is filled with gray.",
     )
 
 
-def _dismiss_button(finding: Finding) -> None:
+def _draw_dismiss_button(finding: Finding) -> None:
     st.button(
         "Dismiss",
         key=f"ignore-{finding.kind}",
@@ -291,19 +308,22 @@ def _dismiss_button(finding: Finding) -> None:
     )
 
 
-def _act(finding: Finding, paths: Sequence[str]) -> None:
-    """A callback: the change is made once it is asked for, and not for each button that is drawn."""
+def _apply(finding: Finding, paths: Sequence[str]) -> None:
+    """Apply a finding's action to images (a callback).
+
+    The changes are made on the click, not for each button that is drawn.
+    """
     change_undoably(*finding.edits(paths))
 
 
 def _dismiss(finding: Finding) -> None:
-    """A callback."""
+    """Dismiss a finding (a callback)."""
     change_undoably(
         Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind)
     )
 
 
-def _which(paths: Sequence[str], chosen: set[str]) -> str:
+def _describe_selection(paths: Sequence[str], chosen: set[str]) -> str:
     if chosen:
         return f"the {number(len(paths))} selected"
     return "it" if len(paths) == 1 else f"all {number(len(paths))}"

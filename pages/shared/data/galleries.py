@@ -1,4 +1,4 @@
-"""The images of a data set as galleries: all of them, those picked on the map, and those similar to a chosen one."""
+"""Galleries of a data set: all images, images picked on the map, and images similar to another."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from finetune_core.figures.data import feature_map
 from finetune_core.formatting import SPLIT_WORDS, percent, things
 from pages.shared.chrome import plain
 from pages.shared.data.analysis import analyze
-from pages.shared.data.changes import tools
+from pages.shared.data.changes import draw_tools
 from pages.shared.data.chosen import key_for_data
-from pages.shared.data.datasets import report_of
-from pages.shared.images import Picture, chooser, picture_gallery
+from pages.shared.data.datasets import find_report
+from pages.shared.images import Picture, choose_images, draw_picture_gallery
 
 _ORDERS = ("class", "name")
 _BY_CONFIDENCE = ("unsure", "sure")
@@ -26,17 +26,17 @@ _TITLES = {
     "sure": "Label confidence, highest first",
 }
 _HELP = (
-    "Label confidence: the probability of an image's label, predicted by a linear model that has seen neither the image nor its "
-    "near-duplicates. It is known after *Compare layers*."
+    "Label confidence: the probability of an image's label, predicted by a linear model that has "
+    "seen neither the image nor its near-duplicates. It is known after *Compare layers*."
 )
 _NEAREST = 8
 _EXAMPLES, _EXAMPLE_WIDTH = 12, 96  # images; pixels, at least
 
 
-def examples(dataset: Dataset) -> None:
+def draw_examples(dataset: Dataset) -> None:
     """Draw a few images, all classes in turn; a click opens one."""
     rows = dataset.table.groupby("label").head(_EXAMPLES)
-    ids = _sorted(rows, "class", None)[:_EXAMPLES]
+    ids = _sort_ids(rows, "class", None)[:_EXAMPLES]
     classes = dataset.by_id["class"]
 
     def picture(index: int) -> Picture:
@@ -44,59 +44,61 @@ def examples(dataset: Dataset) -> None:
         name = classes.loc[sample]
         return Picture(dataset.root / sample, name, f"{sample}, class {name}", sample)
 
-    picture_gallery(len(ids), picture, key="examples", per_page=_EXAMPLES, width=_EXAMPLE_WIDTH)
+    draw_picture_gallery(
+        len(ids), picture, key="examples", per_page=_EXAMPLES, width=_EXAMPLE_WIDTH
+    )
 
 
-def images(dataset: Dataset) -> None:
-    """All images: filtered, sorted, selected, changed."""
-    report = report_of(dataset)
-    in_use = [split for split in SPLITS if (dataset.table["split"] == split).any()]
+def draw_images(dataset: Dataset) -> None:
+    """Draw all images, to be filtered, sorted, selected and changed."""
+    report = find_report(dataset)
+    splits = [split for split in SPLITS if (dataset.table["split"] == split).any()]
     orders = [*_ORDERS, *(_BY_CONFIDENCE if report else ())]
     with st.container(horizontal=True):
         split = st.selectbox(
             "Split",
-            ["", *in_use],
+            ["", *splits],
             format_func=lambda s: SPLIT_WORDS.get(s, "All"),
             width=180,
-            **_kept("split"),
+            **_filter_options("split"),
         )
         name = st.selectbox(
             "Class",
             ["", *dataset.classes],
             format_func=lambda s: s or "All",
             width=260,
-            **_kept("class"),
+            **_filter_options("class"),
         )
-        part = st.text_input("Name contains", width=220, **_kept("name"))
+        name_part = st.text_input("Name contains", width=220, **_filter_options("name"))
         order = st.selectbox(
             "Sort by",
             orders,
             format_func=_TITLES.__getitem__,
             width=260,
             help=_HELP,
-            **_kept("order"),
+            **_filter_options("order"),
         )
     rows = dataset.table
     rows = rows[rows["split"] == split] if split else rows
     rows = rows[rows["class"] == name] if name else rows
-    rows = rows[rows["id"].str.contains(part, regex=False, case=False)] if part else rows
+    rows = rows[rows["id"].str.contains(name_part, regex=False, case=False)] if name_part else rows
     predictions = report.predictions if report and order in _BY_CONFIDENCE else None
-    ids = _sorted(rows, order, predictions)
+    ids = _sort_ids(rows, order, predictions)
     st.caption(things(len(rows), "image"))
     place = st.container()
-    chosen = _selection(dataset, ids, "browse", 24, predictions)
+    chosen = _draw_selection(dataset, ids, "browse", 24, predictions)
     with place:
-        tools(dataset, chosen, "browse")
-    _similar(dataset, chosen, "browse")
+        draw_tools(dataset, chosen, "browse")
+    _draw_similar(dataset, chosen, "browse")
 
 
-def _kept(filtered_by: str) -> dict[str, Any]:
-    """Of a filter: each data set has its own, which stays while other tabs and pages are looked at."""
+def _filter_options(filtered_by: str) -> dict[str, Any]:
+    """Return the key of a filter. Each data set has its own filters, which persist across pages."""
     return {"key": key_for_data(f"filter-{filtered_by}"), "persist_state": "session"}
 
 
-def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) -> list[str]:
-    """The ids in the order asked for; images without a prediction come last."""
+def _sort_ids(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) -> list[str]:
+    """Return the ids in the chosen order; images without a prediction come last."""
     ids = rows["id"]
     if predictions is not None:
         confidence = ids.map(predictions["label_confidence"])
@@ -106,42 +108,46 @@ def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) ->
             ).index
         ]
     elif order == "class":
-        # all classes on the first page
+        # Show all classes on the first page.
         ids = ids.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]
     return ids.tolist()
 
 
-def _selection(
+def _draw_selection(
     dataset: Dataset,
     ids: Sequence[str],
     key: str,
     per_page: int,
     predictions: pd.DataFrame | None = None,
 ) -> set[str]:
-    """A gallery to select from; with what each image is taken for, where it is sorted by that."""
+    """Draw a gallery to select from.
+
+    Args:
+        predictions: predictions to show with each image; None to show only its class.
+    """
     classes, splits = dataset.by_id["class"], dataset.by_id["split"]
 
     def picture(index: int) -> Picture:
         sample = ids[index]
         name, split = classes.loc[sample], SPLIT_WORDS[splits.loc[sample]].lower()
-        words = f"{name} · {split}"
+        text = f"{name} · {split}"
         if predictions is not None and sample in predictions.index:
             likeliest, sure, own = (
                 predictions[one].loc[sample]
                 for one in ("predicted", "confidence", "label_confidence")
             )
             other = "" if likeliest == name else f", predicted {likeliest} ({percent(sure, 0)})"
-            words = f"{name} ({percent(own, 0)}){other} · {split}"
-        return Picture(dataset.root / sample, words, f"{sample}, class {name}", sample)
+            text = f"{name} ({percent(own, 0)}){other} · {split}"
+        return Picture(dataset.root / sample, text, f"{sample}, class {name}", sample)
 
-    return chooser(ids, picture, key=key, per_page=per_page)
+    return choose_images(ids, picture, key=key, per_page=per_page)
 
 
-def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
-    """The images nearest to a selected one; to one of those selected, where there are several."""
+def _draw_similar(dataset: Dataset, chosen: set[str], key: str) -> None:
+    """Draw the nearest neighbours of a selected image; of several, the user chooses one."""
     if not chosen:
         return
-    report, samples = report_of(dataset), sorted(chosen)
+    report, samples = find_report(dataset), sorted(chosen)
     if report is None:
         st.caption("Similar images are shown after *Compare layers*.")
         return
@@ -156,11 +162,11 @@ def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
         )
     if sample is None:
         return
-    near = report.embeddings.nearest(sample, _NEAREST)
+    neighbours = report.embeddings.nearest(sample, _NEAREST)
     classes, splits = dataset.by_id["class"], dataset.by_id["split"]
 
     def picture(index: int) -> Picture:
-        other, distance = near[index]
+        other, distance = neighbours[index]
         name, split = classes.loc[other], SPLIT_WORDS[splits.loc[other]].lower()
         alt = f"Similar image {other}, class {name}, distance {distance:.2f}"
         return Picture(
@@ -170,18 +176,19 @@ def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
     with st.container(border=True):
         st.markdown(
             f"**Similar to {plain(sample)}** ({plain(classes.loc[sample])})",
-            help=f"Nearest neighbours by cosine distance (0 to 2) between the embeddings of {report.backbone}.",
+            help="Nearest neighbours by cosine distance (0 to 2) between the embeddings of "
+            f"{report.backbone}.",
         )
-        picture_gallery(len(near), picture, key=f"similar-{key}", per_page=_NEAREST)
+        draw_picture_gallery(len(neighbours), picture, key=f"similar-{key}", per_page=_NEAREST)
 
 
-def map_of_images(dataset: Dataset) -> None:
-    """The embeddings in the plane, and the images of the points that are picked."""
-    report = report_of(dataset)
+def draw_map(dataset: Dataset) -> None:
+    """Draw the embeddings in the plane, and the images of the points that are picked."""
+    report = find_report(dataset)
     if report is None:
         analyze(dataset, "map")
         return
-    by = st.segmented_control(
+    colour = st.segmented_control(
         "Colour",
         ["class", "split"],
         format_func=str.capitalize,
@@ -190,28 +197,29 @@ def map_of_images(dataset: Dataset) -> None:
         key="map-colour",
         persist_state="session",
     )
-    places = report.places.merge(dataset.table[["id", "class", "split"]], on="id")
+    points = report.places.merge(dataset.table[["id", "class", "split"]], on="id")
     st.caption(
-        f"{things(len(places), 'image')}: images with similar features of {report.backbone} are close together. Click a point, or draw "
-        "around some (box or lasso, at the top right), to see the images. Distances between distant groups mean little."
+        f"{things(len(points), 'image')}: images with similar features of {report.backbone} are "
+        "close together. Click a point, or draw around some (box or lasso, at the top right), to "
+        "see the images. Distances between distant groups mean little."
     )
     names = (
         {split: SPLIT_WORDS[split] for split in SPLITS}
-        if by == "split"
+        if colour == "split"
         else {name: name for name in dataset.classes}
     )
     event = st.plotly_chart(
-        feature_map(places, by, names),
-        key=f"map-{by}",
+        feature_map(points, colour, names),
+        key=f"map-{colour}",
         on_select="rerun",
         selection_mode=("points", "box", "lasso"),
-        alt=f"Map of the images by their features, coloured by {by}",
+        alt=f"Map of the images by their features, coloured by {colour}",
     )
     picked = [point["customdata"][0] for point in event["selection"]["points"]]
     if picked:
         place = st.container()
-        chosen = _selection(dataset, picked, "map", 12)
+        chosen = _draw_selection(dataset, picked, "map", 12)
         with place:
             st.markdown(f"**{things(len(picked), 'image')}** picked")
-            tools(dataset, chosen, "map")
-        _similar(dataset, chosen, "map")
+            draw_tools(dataset, chosen, "map")
+        _draw_similar(dataset, chosen, "map")

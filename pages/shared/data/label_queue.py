@@ -1,4 +1,4 @@
-"""The queue of images to label that a session shows, ranked beside the page."""
+"""Queue of images to label in a session, ranked in the background."""
 
 from functools import partial
 from typing import Any
@@ -8,79 +8,88 @@ from finetune_core.data.threads import in_threads
 from finetune_core.formatting import percent
 from finetune_core.jobs import Job
 from finetune_core.labelling.session import Labelling, Labels, Probe, Ranking
-from pages.shared.images import picture_bytes, picture_url
+from pages.shared.images import make_thumbnail, serve_picture
 from pages.shared.jobs import jobs
 
-_AHEAD = 160  # images that a browser holds: half a minute of five keys a second
+_AHEAD = 160  # images that a browser holds: half a minute at five keys a second
 _MADE_AT_ONCE = 32  # thumbnails; the others follow when the browser asks again
 _SIDE = 400  # pixels of a thumbnail
-_PLACES = 600  # of thumbnails that the server hands out
+_PLACES = 600  # addresses of thumbnails
 _REFIT = 5  # labels between two fits of the linear probe
 
 
 class SessionQueue:
-    """The images that a session is shown for a label, in the latest order.
+    """Images that a session is shown for labelling, in the latest order.
 
     Attributes:
-        labelling: what they are of.
+        labelling: the labelling that the images belong to.
     """
 
     def __init__(self, labelling: Labelling) -> None:
         self.labelling = labelling
         self._ranking: Ranking | None = None
-        self._job: Job | None = None  # the next ranking
-        self._wanted = ("", "")  # its order
-        self._pictures: dict[int, tuple[str, bytes]] = {}  # row -> place, JPEG
-        self._made = 0
+        self._job: Job | None = None  # computes the next ranking
+        self._wanted_order = ("", "")  # order of the next ranking
+        self._thumbnails: dict[int, tuple[str, bytes]] = {}  # row -> place, JPEG
+        self._num_made = 0
 
     @property
     def probe(self) -> Probe:
-        """The linear probe of the latest ranking."""
+        """Linear probe of the latest ranking."""
         return self._latest.probe
 
     def rank(self, labels: Labels, order: str, of: str) -> None:
-        """Begin a new ranking every few labels, and take the last one that is complete.
+        """Start a new ranking every few labels, and take the latest complete one.
 
         Only the first ranking, and the first in another order, is waited for.
 
+        Args:
+            labels: labels so far.
+            order: key of ``ORDERS``.
+            of: image or class that the order refers to.
+
         Raises:
-            DataError: when images cannot be ranked in that order.
+            DataError: if images cannot be ranked in that order.
         """
         self._take()
         latest = self._ranking
-        fits = latest is not None and (latest.order, latest.of) == (order, of)
-        if self._job is not None and self._wanted != (order, of):
-            self._job = None  # it ends by itself, and nobody looks at it
-        if self._job is None and not (fits and _is_recent(self._latest.labels, labels)):
+        is_same_order = latest is not None and (latest.order, latest.of) == (order, of)
+        if self._job is not None and self._wanted_order != (order, of):
+            # The job ends by itself, and its result is ignored.
+            self._job = None
+        if self._job is None and not (is_same_order and _is_recent(self._latest.labels, labels)):
             key = f"rank:{id(self.labelling)}:{labels.count}:{labels.waiting.sum()}:{order}:{of}"
             work = partial(self.labelling.rank, labels, order, of)
-            self._job, self._wanted = jobs().start(key, "Ordering the images", work), (order, of)
-        if self._job is not None and not fits:
+            self._job, self._wanted_order = (
+                jobs().start(key, "Ordering the images", work),
+                (order, of),
+            )
+        if self._job is not None and not is_same_order:
             self._job.wait()
             self._take()
 
-    def draw(self, labels: Labels) -> dict[str, Any]:
-        """Return the next images as the browser needs them.
+    def next_images(self, labels: Labels) -> dict[str, Any]:
+        """Return the next images in the form that the browser needs.
 
         Returns:
-            ``images``, without those that cannot be read, and whether there are ``more``: when
-            more thumbnails are to be made, or a new ranking is on its way.
+            ``images``, without unreadable ones, and ``more``: whether more thumbnails have to be
+            made, or a new ranking is on its way.
         """
         rows = self._latest.rows
         rows = rows[labels.waiting[rows]][:_AHEAD].tolist()
-        lacking = [row for row in rows if row not in self._pictures]
-        made = dict(in_threads(self._picture, lacking[:_MADE_AT_ONCE]))
-        for row, picture in made.items():
-            self._pictures[row] = (f"label-{self._made % _PLACES}", picture)
-            self._made += 1
-        self._pictures = {row: self._pictures[row] for row in rows if row in self._pictures}
-        ready = [row for row, (_, picture) in self._pictures.items() if picture]
+        missing = [row for row in rows if row not in self._thumbnails]
+        thumbnails = dict(in_threads(self._make_thumbnail, missing[:_MADE_AT_ONCE]))
+        for row, picture in thumbnails.items():
+            self._thumbnails[row] = (f"label-{self._num_made % _PLACES}", picture)
+            self._num_made += 1
+        self._thumbnails = {row: self._thumbnails[row] for row in rows if row in self._thumbnails}
+        ready = [row for row, (_, picture) in self._thumbnails.items() if picture]
         names, shares = self.labelling.proposals(self.probe, ready)
         images = [
-            self._image(row, name, share)
+            self._describe_image(row, name, share)
             for row, name, share in zip(ready, names, shares, strict=True)
         ]
-        return {"images": images, "more": len(lacking) > len(made) or self._job is not None}
+        return {"images": images, "more": len(missing) > len(thumbnails) or self._job is not None}
 
     @property
     def _latest(self) -> Ranking:
@@ -95,20 +104,22 @@ class SessionQueue:
             raise job.error.with_traceback(None)
         self._ranking = job.result or self._ranking
 
-    def _picture(self, row: int) -> bytes:
-        """Return the thumbnail of an image; empty where it cannot be read."""
-        made = picture_bytes(self.labelling.root / str(self.labelling.pool["id"].iat[row]), _SIDE)
-        return made if isinstance(made, bytes) else b""
+    def _make_thumbnail(self, row: int) -> bytes:
+        """Return the thumbnail of an image; empty if the image cannot be read."""
+        thumbnail = make_thumbnail(
+            self.labelling.root / str(self.labelling.pool["id"].iat[row]), _SIDE
+        )
+        return thumbnail if isinstance(thumbnail, bytes) else b""
 
-    def _image(self, row: int, name: str | None, share: float | None) -> dict[str, str]:
+    def _describe_image(self, row: int, name: str | None, share: float | None) -> dict[str, str]:
         sample = str(self.labelling.pool["id"].iat[row])
-        testing = self.labelling.pool["split"].iat[row] == TEST
-        note = "Test image, drawn at random: there is no proposal." if testing else ""
+        is_test = self.labelling.pool["split"].iat[row] == TEST
+        note = "Test image, drawn at random: there is no proposal." if is_test else ""
         if name is not None and share is not None:
             note = f"Proposed: {name}, {percent(share, 0)}"
         return {
             "id": sample,
-            "src": picture_url(self._pictures[row][1], self._pictures[row][0]),
+            "src": serve_picture(self._thumbnails[row][1], self._thumbnails[row][0]),
             "alt": sample.rpartition("/")[2],
             "note": note,
             "proposal": name or "",
@@ -116,5 +127,5 @@ class SessionQueue:
 
 
 def _is_recent(before: Labels, now: Labels) -> bool:
-    """Return whether few labels are new, and no image waits that was passed over before."""
+    """Return whether few labels are new, and no passed-over image waits again."""
     return abs(now.count - before.count) < _REFIT and not (now.waiting & ~before.waiting).any()

@@ -1,4 +1,4 @@
-"""Dataset, Label: a folder of images is added, and each image gets its class by a key."""
+"""Dataset, Label: add a folder of images, and give each image its class by a key."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +27,7 @@ from finetune_core.labelling.session import ORDERS, Labelling, Labels, Probe, pr
 from pages.shared.chrome import plain
 from pages.shared.data.analysis import backbone_and_size
 from pages.shared.data.chosen import chosen_data, key_for_data, readable_roots
-from pages.shared.data.datasets import answered, image_fit, keep_latest
+from pages.shared.data.datasets import attempt_change, image_fit, keep_latest
 from pages.shared.data.label_queue import SessionQueue
 from pages.shared.data.unlabelled import add_unlabelled
 from pages.shared.jobs import forget, wait_for
@@ -45,88 +45,93 @@ def label_images(dataset: Dataset) -> None:
         add_unlabelled(data, unlabelled)
         return
     try:
-        labelling = _prepared(dataset, data, unlabelled)
+        labelling = _prepare_labelling(dataset, data, unlabelled)
         if labelling is not None:
-            _desk(data, labelling)
-    except FinetuneError as error:  # of a folder that is gone, say: it can be removed
+            _draw_desk(data, labelling)
+    except FinetuneError as error:
+        # A folder may be gone: it can be removed below.
         st.error(plain(str(error)), icon=":material/error:")
     with st.expander("Folders without labels", icon=":material/folder:", key="label-folders"):
-        _folders(data, unlabelled)
+        _draw_folders(data, unlabelled)
         add_unlabelled(data, unlabelled)
 
 
-def _folders(data: str, unlabelled: Unlabelled) -> None:
+def _draw_folders(data: str, unlabelled: Unlabelled) -> None:
     for folder in unlabelled.folders:
         with st.container(horizontal=True, vertical_alignment="center"):
-            # an upload or a recording lies in a folder that nobody has chosen
+            # Uploads and recordings lie in a folder that nobody has chosen: show the name only.
             is_upload = Path(folder).is_relative_to(unlabelled_folder(image_root(data)))
-            shown = Path(folder).name if is_upload else folder
-            st.markdown(f":material/folder: {plain(shown)}", width="stretch")
+            folder_name = Path(folder).name if is_upload else folder
+            st.markdown(f":material/folder: {plain(folder_name)}", width="stretch")
             st.button(
                 "Remove",
                 key=f"label-remove-{folder}",
                 help="Its images wait no longer. Labels and files stay.",
-                on_click=lambda folder=folder: answered(lambda: remove_folder(data, folder)),
+                on_click=lambda folder=folder: attempt_change(lambda: remove_folder(data, folder)),
             )
 
 
 @st.cache_resource(show_spinner=False)
-def _held() -> dict[tuple[Any, ...], Labelling]:
-    """What this process has prepared, by the data set's own images, folders and backbone."""
+def _labellings() -> dict[tuple[Any, ...], Labelling]:
+    """Return the labellings of this process, by the data set's own images, folders and backbone."""
     return {}
 
 
-def _prepared(dataset: Dataset, data: str, unlabelled: Unlabelled) -> Labelling | None:
-    """Features of all images, with a bar. A label does not change what is held."""
+def _prepare_labelling(dataset: Dataset, data: str, unlabelled: Unlabelled) -> Labelling | None:
+    """Compute the features of all images, with a progress bar. Labels do not invalidate the cache.
+
+    Returns:
+        None if the computation was stopped.
+    """
     backbone, size = backbone_and_size()
     fit = image_fit()
     own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
     key = (data, unlabelled.folders, unlabelled.set_aside, backbone, size, fit, fingerprint_of(own))
-    made = _held().get(key)
-    if made is None:
+    labelling = _labellings().get(key)
+    if labelling is None:
         job = "label:" + ":".join(map(str, key))
         roots = readable_roots()
         work = partial(prepare_labelling, dataset, unlabelled, backbone, size, roots, fit)
-        made = wait_for(job, "Computing features", work)
-        if made is None:
+        labelling = wait_for(job, "Computing features", work)
+        if labelling is None:
             st.button("Continue", key="label-again", on_click=forget, args=(job,))
             return None
-        keep_latest(_held(), key, made)
-    return made
+        keep_latest(_labellings(), key, labelling)
+    return labelling
 
 
 @st.fragment
-def _desk(data: str, labelling: Labelling) -> None:
-    """Everything that a key changes: an answer draws only this part of the page."""
+def _draw_desk(data: str, labelling: Labelling) -> None:
+    """Draw the part of the page that a key changes. An answer redraws only this fragment."""
     if problem := st.session_state.pop("label_problem", None):
         st.error(plain(problem), icon=":material/error:")
     try:
         edits = load_edits(data)
         labels = labelling.labels(edits)
-        classes = _classes(data, labelling, labels)
-        order, of, most = _choose_order(classes)
-        queue = _queue(labelling)
+        classes = _list_classes(data, labelling, labels)
+        order, of, num_images = _choose_order(classes)
+        queue = _get_queue(labelling)
         queue.rank(labels, order, of)
         labeller(
             key_for_data("label-keys"),
             {
                 "data": st.session_state.get("data_id", ""),
                 "order": f"{order}/{of}",
-                "most": most,
+                "most": num_images,
                 "classes": classes,
-                **queue.draw(labels),
+                **queue.next_images(labels),
             },
-            keep=partial(_keep, data, labelling),
+            keep=partial(_save_known, data, labelling),
             like=_show_similar,
         )
-        _summary(labelling, labels, queue.probe)
-        _below(data, labelling, edits, labels)
+        _draw_summary(labelling, labels, queue.probe)
+        _draw_footer(data, labelling, edits, labels)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
 
 
-def _queue(labelling: Labelling) -> SessionQueue:
-    """The queue of this session; another labelling has another one."""
+def _get_queue(labelling: Labelling) -> SessionQueue:
+    """Return this session's queue for a labelling."""
     key = key_for_data("label-queue")
     queue = st.session_state.get(key)
     if queue is None or queue.labelling is not labelling:
@@ -134,10 +139,10 @@ def _queue(labelling: Labelling) -> SessionQueue:
     return queue
 
 
-def _keep(data: str, labelling: Labelling, answers: Sequence[Answer]) -> None:
-    """Save what a browser sends. Images that are not in the queue any more are passed over."""
-    known = [answer for answer in answers if answer.path in labelling.split_of]
-    save_answers(data, labelling.split_of, known)
+def _save_known(data: str, labelling: Labelling, answers: Sequence[Answer]) -> None:
+    """Save answers from a browser, except for images that have left the queue."""
+    known_answers = [answer for answer in answers if answer.path in labelling.split_of]
+    save_answers(data, labelling.split_of, known_answers)
 
 
 def _show_similar(sample: str) -> None:
@@ -145,23 +150,23 @@ def _show_similar(sample: str) -> None:
     st.session_state[key_for_data("label-order")] = "similar"
 
 
-def _classes(data: str, labelling: Labelling, labels: Labels) -> list[str]:
-    """Return all classes; those of the data set keep their keys, new ones follow."""
+def _list_classes(data: str, labelling: Labelling, labels: Labels) -> list[str]:
+    """Return all classes. Those of the data set keep their keys, and new ones follow."""
     new = load_unlabelled(data).classes
     return list(dict.fromkeys((*labelling.classes, *new, *labelling.classes_with(labels))))
 
 
 def _choose_order(classes: Sequence[str]) -> tuple[str, str, int]:
-    """Draw the choice of an order and of how many images are shown at once.
+    """Draw the choice of an order and of the number of images shown at once.
 
     Returns:
-        The order, the image or class that it is by, and the number of images.
+        The order, the image or class that the order refers to, and the number of images.
     """
-    like = st.session_state.get(key_for_data("label-like"), "")
+    similar_to = st.session_state.get(key_for_data("label-like"), "")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         order = st.selectbox(
             "Order",
-            [one for one in ORDERS if one != "similar" or like],
+            [one for one in ORDERS if one != "similar" or similar_to],
             format_func=ORDERS.__getitem__,
             key=key_for_data("label-order"),
             width=280,
@@ -172,7 +177,7 @@ def _choose_order(classes: Sequence[str]) -> tuple[str, str, int]:
         of = ""
         if order == "probable":
             of = st.selectbox("Class", classes, key=key_for_data("label-of"), width=200) or ""
-        most = st.segmented_control(
+        num_images = st.segmented_control(
             "Images",
             list(_AT_ONCE),
             format_func=_AT_ONCE.__getitem__,
@@ -183,27 +188,31 @@ def _choose_order(classes: Sequence[str]) -> tuple[str, str, int]:
             help="A key answers all images on show but those that you click.",
         )
     if order == "similar":
-        of = like
-        st.caption(f"Like {plain(Path(like).name)}")
-    return order, of, most
+        of = similar_to
+        st.caption(f"Like {plain(Path(similar_to).name)}")
+    return order, of, num_images
 
 
-def _summary(labelling: Labelling, labels: Labels, probe: Probe) -> None:
+def _draw_summary(labelling: Labelling, labels: Labels, probe: Probe) -> None:
     facts = [f"{number(labels.count)} labelled", f"{number(labels.waiting.sum())} to label"]
     if labels.none:
         facts.append(f"{number(labels.none)} of none of these classes")
     if probe.accuracy is not None:
         facts.append(f"linear probe {percent(probe.accuracy)} on validation images")
     st.markdown(" · ".join(facts))
-    aside = (labelling.pool["split"] == TEST).any()
+    has_test_images = (labelling.pool["split"] == TEST).any()
     st.caption(
         "The model chooses what is labelled, so these images only train: they never enter "
-        "validation or test." + (" A random tenth was set aside for testing." if aside else "")
+        "validation or test."
+        + (" A random tenth was set aside for testing." if has_test_images else "")
     )
 
 
-def _below(data: str, labelling: Labelling, edits: Sequence[Edit], labels: Labels) -> None:
-    """A new class, skipped images, the manifest, and the way to the rest of the page."""
+def _draw_footer(data: str, labelling: Labelling, edits: Sequence[Edit], labels: Labels) -> None:
+    """Draw the field for a new class and the buttons below the images.
+
+    The buttons bring skipped images back, download the manifest, and update the page.
+    """
     key = key_for_data("label-class")
 
     def add() -> None:
@@ -235,9 +244,9 @@ def _below(data: str, labelling: Labelling, edits: Sequence[Edit], labels: Label
             st.rerun()
 
 
-def _attempt(act: Callable[[], None]) -> None:
-    """Do what a callback is for; its error is shown where the images are."""
+def _attempt(change: Callable[[], None]) -> None:
+    """Run the body of a callback. Its error is shown beside the images."""
     try:
-        act()
+        change()
     except FinetuneError as error:
         st.session_state["label_problem"] = str(error)

@@ -1,4 +1,4 @@
-"""Preprocessing: the original of an image beside the network's input, and its augmented versions."""
+"""Preprocessing: an image beside the network's input, and its augmented versions."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from pages.shared.chrome import plain
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import backbone_and_size
 from pages.shared.data.chosen import key_for_data
-from pages.shared.images import picture_bytes
+from pages.shared.images import make_thumbnail
 
 _VERSIONS = 5
 _SIDE = 280  # pixels of a picture on the screen
@@ -23,25 +23,25 @@ _FITTED = {
 }
 
 
-def fed_to_network(dataset: Dataset) -> None:
-    """An image beside the network's input, and what augmentation makes of it."""
+def draw_preprocessing(dataset: Dataset) -> None:
+    """Draw an image beside the network's input, and its augmented versions."""
     backbone, size = backbone_and_size()
-    info = input_info(settings.as_set().model_copy(update={"backbone": backbone}))
-    some = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
+    info = input_info(settings.read_config().model_copy(update={"backbone": backbone}))
+    samples = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
     chosen = st.selectbox(
         "Image",
-        some,
+        samples,
         key=key_for_data("preprocessed"),
         persist_state="session",
         help="Three images of each class to choose from.",
     )
     try:
-        fed = network_input(dataset.root / chosen, info, size)
+        network_image = network_input(dataset.root / chosen, info, size)
     except FinetuneError as error:
         st.error(plain(str(error)))
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        original = picture_bytes(dataset.root / chosen, _SIDE)
+        original = make_thumbnail(dataset.root / chosen, _SIDE)
         if isinstance(original, bytes):
             width, height = dataset.by_id.loc[chosen, ["width", "height"]]
             st.image(
@@ -53,30 +53,32 @@ def fed_to_network(dataset: Dataset) -> None:
         else:
             st.caption(plain(original), width=_SIDE)
         st.image(
-            fed.image,
+            network_image.image,
             caption=f"Network input: {size} × {size} pixels",
             width=_SIDE,
             alt=f"{chosen}, network input",
         )
         st.markdown(
-            f"{_FITTED[info.fit].format(info.interpolation)}: **{size} × {size} pixels, 3 channels**. Then each channel is shifted "
-            f"by its mean ({_listed(info.mean)}) and divided by its standard deviation ({_listed(info.std)}); the numbers here go from "
-            f"**{fed.low:.2f}** to **{fed.high:.2f}**. The image is those numbers turned back into colours. Backbone, size and the rest "
-            "are set on the Configure page.",
+            f"{_FITTED[info.fit].format(info.interpolation)}: **{size} × {size} pixels, 3 "
+            f"channels**. Then each channel is shifted by its mean ({_format_values(info.mean)}) "
+            f"and divided by its standard deviation ({_format_values(info.std)}); the numbers "
+            f"here go from **{network_image.low:.2f}** to **{network_image.high:.2f}**. The image "
+            "is those numbers turned back into colours. Backbone, size and the rest are set on "
+            "the Configure page.",
             width=420,
         )
-    _augmentations(dataset, chosen, info, size)
+    _draw_augmentations(dataset, chosen, info, size)
 
 
-def _listed(values: Iterable[float]) -> str:
+def _format_values(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _augmentations(dataset: Dataset, chosen: str, info: BackboneInfo, size: int) -> None:
+def _draw_augmentations(dataset: Dataset, chosen: str, info: BackboneInfo, size: int) -> None:
     st.header("Augmentation", anchor=False)
-    settings.fill_in()
+    settings.set_missing_defaults()
     with st.container(width=320):
-        form.setting_field("augmentation", {})
+        form.draw_setting("augmentation", {})
     kind = st.session_state["form_augmentation"]
     if kind == "none":
         st.caption("Training images are not augmented. Choose another augmentation to see it.")

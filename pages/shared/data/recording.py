@@ -1,4 +1,4 @@
-"""Dataset → Camera: name a class, hold an object up, record; look at what was recorded, and go on with it."""
+"""Dataset → Camera: name a class, hold an object up, record, review the frames, and continue."""
 
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,12 @@ from finetune_core.errors import DataError, FinetuneError
 from finetune_core.formatting import things
 from finetune_core.training.strategies import BASELINE, STRATEGIES
 from pages.shared.account import owner
-from pages.shared.camera import camera
+from pages.shared.camera import draw_camera
 from pages.shared.chrome import go, plain
 from pages.shared.configure import settings
 from pages.shared.data.chosen import choose_data
 from pages.shared.data.datasets import current_dataset
-from pages.shared.images import Picture, chooser, unselect
+from pages.shared.images import Picture, choose_images, unselect
 from pages.shared.jobs import forget, wait_for
 
 _FIRST_NAME = "objects"
@@ -38,42 +38,47 @@ _PER_PAGE = 12
 
 @st.fragment
 def record() -> None:
-    """Record a data set, or go on with one."""
+    """Record a data set, or continue one."""
     with st.grid("auto", min_column_width=220, gap="small"):
         with st.container():
-            name = _data_set()
+            name = _choose_data_set()
         with st.container():
-            class_name = _class(recordings_folder(owner()) / name) if name else ""
+            class_name = _choose_class(recordings_folder(owner()) / name) if name else ""
     left, right = st.columns([5, 4], gap="medium")
     with left:
-        camera(
+        draw_camera(
             "record-camera",
             {
                 "mode": "record",
                 "recording": name,
                 "class_name": class_name,
-                "ready": bool(name) and _ready(name),
+                "ready": bool(name) and _is_ready(name),
             },
-            _arrived,
+            _store_frames,
         )
         st.caption(
-            "Hold the button (or Space) for a few seconds. All frames of one recording are nearly alike, so they stay in one split: record "
-            "at least twice per class, and move the object in between. Frames are sent only to the machine that Thaw runs on, and stay there"
-            + (f", in {plain(str(recordings_folder(owner()) / name))}." if name else ".")
+            "Hold the button (or Space) for a few seconds. All frames of one recording are nearly "
+            "alike, so they stay in one split: record at least twice per class, and move the "
+            "object in between. Frames are sent only to the machine that Thaw runs on, and stay "
+            "there" + (f", in {plain(str(recordings_folder(owner()) / name))}." if name else ".")
         )
     if not name:
         return
     folder = recordings_folder(owner()) / name
     with right:
-        _classes(folder, class_name)
+        _draw_classes(folder, class_name)
         if class_name:
-            _frames(folder, class_name)
-        _undo(folder)
-    _onward(folder)
+            _draw_frames(folder, class_name)
+        _draw_undo(folder)
+    _draw_next_steps(folder)
 
 
-def _data_set() -> str:
-    """The name of the data set; empty where it cannot be one, and the field says why."""
+def _choose_data_set() -> str:
+    """Draw the field for the data set's name.
+
+    Returns:
+        The name; empty if it is not valid: then the page says why.
+    """
     known = recordings(owner())
     name = st.selectbox(
         "Data set",
@@ -83,55 +88,62 @@ def _data_set() -> str:
         accept_new_options=True,
         help="A new name begins a new data set; an earlier one is continued.",
     )
-    return _checked(name, "data set", known)
+    return _check_name(name, "data set", known)
 
 
-def _class(folder: Path) -> str:
-    """The class that is recorded next; empty where there is none yet, and the field says why."""
+def _choose_class(folder: Path) -> str:
+    """Draw the field for the class to record next.
+
+    Returns:
+        The class; empty if there is none yet, or it is not valid: then the page says why.
+    """
     typed = st.text_input(
         "Class",
         key=_CLASS,
         persist_state="session",
         placeholder="mug",
         help="What you hold up.",
-        live=True,  # or a press of the record button that ends typing would still record the class before
+        # Without ``live``, pressing the record button while typing would record the earlier class.
+        live=True,
     ).strip()
-    return _checked(typed, "class", list(frames_by_class(folder)))
+    return _check_name(typed, "class", list(frames_by_class(folder)))
 
 
-def _checked(name: str, what: str, known: list[str]) -> str:
-    with st.container():  # always there, so that nothing below is drawn anew
+def _check_name(name: str, kind: str, known: list[str]) -> str:
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         try:
-            return checked_name(name, what, known) if name else ""
+            return checked_name(name, kind, known) if name else ""
         except DataError as error:
             st.error(plain(str(error)), icon=":material/error:")
             return ""
 
 
-def _arrived(batch: Batch) -> None:
+def _store_frames(batch: Batch) -> None:
     store(batch, owner())
 
 
-def _classes(folder: Path, class_name: str) -> None:
-    """How much there is of each class, and what is still to be recorded."""
+def _draw_classes(folder: Path, class_name: str) -> None:
+    """Draw the number of frames of each class, and what is still to be recorded."""
     for name, files in frames_by_class(folder).items():
         with st.container(horizontal=True, vertical_alignment="center", key=f"recorded-{name}"):
-            made = len(presses(files))
-            words = (
-                f"**{plain(name)}** · {things(len(files), 'frame')} · {things(made, 'recording')}"
+            num_recordings = len(presses(files))
+            text = (
+                f"**{plain(name)}** · {things(len(files), 'frame')} · "
+                f"{things(num_recordings, 'recording')}"
             )
-            few = (
+            shortage = (
                 f" · {LEAST_OF_CLASS - len(files)} more needed"
                 if len(files) < LEAST_OF_CLASS
                 else ""
             )
             st.markdown(
-                words
+                text
                 + (
-                    few
+                    shortage
                     or (
                         " · record it once more, or its accuracy will be too high"
-                        if made == 1
+                        if num_recordings == 1
                         else ""
                     )
                 ),
@@ -146,8 +158,8 @@ def _classes(folder: Path, class_name: str) -> None:
             )
 
 
-def _frames(folder: Path, class_name: str) -> None:
-    """The frames of the class that is recorded, the latest first, each to be deleted."""
+def _draw_frames(folder: Path, class_name: str) -> None:
+    """Draw the frames of the class being recorded, the latest first, each to be deleted."""
     files = frames_by_class(folder).get(class_name, [])[::-1]
     if not files:
         st.caption(plain(f"No frame of {class_name} yet."))
@@ -159,11 +171,11 @@ def _frames(folder: Path, class_name: str) -> None:
         number = f"Frame {len(ids) - index}"
         return Picture(folder / ids[index], number, f"{number} of {class_name}", ids[index])
 
-    chosen = sorted(chooser(ids, picture, key=key, per_page=_PER_PAGE))
+    chosen = sorted(choose_images(ids, picture, key=key, per_page=_PER_PAGE))
     with st.container(horizontal=True):
-        words = f"Delete {things(len(chosen), 'frame')}" if chosen else "Delete selected frames"
+        text = f"Delete {things(len(chosen), 'frame')}" if chosen else "Delete selected frames"
         st.button(
-            words,
+            text,
             key="delete-frames",
             icon=":material/delete:",
             disabled=not chosen,
@@ -181,7 +193,7 @@ def _frames(folder: Path, class_name: str) -> None:
 
 
 def _delete(folder: Path, ids: list[str], key: str) -> None:
-    """A callback."""
+    """Delete frames (a callback)."""
     try:
         delete(folder, ids)
     except FinetuneError as error:
@@ -191,8 +203,8 @@ def _delete(folder: Path, ids: list[str], key: str) -> None:
     st.session_state["frames_deleted_from"] = folder
 
 
-def _undo(folder: Path) -> None:
-    """What was deleted last in this session, with the way back."""
+def _draw_undo(folder: Path) -> None:
+    """Draw the session's latest deletion, with *Undo*."""
     with st.container():
         if problem := st.session_state.pop("recording_problem", None):
             st.error(plain(problem), icon=":material/error:")
@@ -211,18 +223,20 @@ def _undo(folder: Path) -> None:
 
 
 def _restore(folder: Path) -> None:
-    """A callback."""
+    """Restore the deleted frames (a callback)."""
     try:
         restore(folder)
     except FinetuneError as error:
         st.session_state["recording_problem"] = str(error)
 
 
-def _onward(folder: Path) -> None:
-    """What can be done once two classes are there."""
-    ready = _ready(folder.name)
-    lacking = (
-        None if ready else f"Record two classes with at least {LEAST_OF_CLASS} frames each first."
+def _draw_next_steps(folder: Path) -> None:
+    """Draw the next steps, which are enabled once there are two classes."""
+    is_ready = _is_ready(folder.name)
+    reason = (
+        None
+        if is_ready
+        else f"Record two classes with at least {LEAST_OF_CLASS} frames each first."
     )
     with st.container(horizontal=True):
         train = st.button(
@@ -230,8 +244,8 @@ def _onward(folder: Path) -> None:
             type="primary",
             key="train-on-recording",
             icon=":material/arrow_forward:",
-            disabled=not ready,
-            help=lacking or f"{STRATEGIES[BASELINE].title}: an answer in seconds.",
+            disabled=not is_ready,
+            help=reason or f"{STRATEGIES[BASELINE].title}: an answer in seconds.",
             on_click=settings.set_fields,
             args=({"strategy": BASELINE},),
         )
@@ -239,8 +253,8 @@ def _onward(folder: Path) -> None:
             "Compare with fine-tuning",
             key="compare-recording",
             icon=":material/compare_arrows:",
-            disabled=not ready,
-            help=lacking,
+            disabled=not is_ready,
+            help=reason,
             on_click=settings.propose_comparison,
             args=(settings.FINE_TUNING,),
         )
@@ -248,13 +262,13 @@ def _onward(folder: Path) -> None:
             "Inspect the images",
             key="use-recording",
             icon=":material/photo_library:",
-            disabled=not ready,
-            help=lacking,
+            disabled=not is_ready,
+            help=reason,
         )
     if not (train or compare or inspect):
         return
     try:
-        _use(folder)
+        _choose_recording(folder)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
@@ -263,17 +277,17 @@ def _onward(folder: Path) -> None:
     go("pages/configure.py" if train else "pages/compare.py")
 
 
-def _ready(name: str) -> bool:
-    """Whether two classes of a data set can be told apart, and that be evaluated."""
+def _is_ready(name: str) -> bool:
+    """Return whether two classes of a data set have enough frames to train and to evaluate."""
     found = frames_by_class(recordings_folder(owner()) / name)
     return sum(len(files) >= LEAST_OF_CLASS for files in found.values()) >= 2
 
 
-def _use(folder: Path) -> None:
-    """Choose what was recorded, as it is now.
+def _choose_recording(folder: Path) -> None:
+    """Choose the recorded data set as it is now.
 
     Raises:
-        FinetuneError: when it cannot be used.
+        FinetuneError: if it cannot be used.
     """
     key = f"recorded:{folder}"
     manifest = wait_for(key, "Looking at the frames", partial(settle_split, folder))

@@ -1,5 +1,4 @@
-"""Sources of images: the sample, a folder of this computer, an upload, a public data set, or a
-camera."""
+"""Sources of images: the sample, a local folder, an upload, a public data set, or a camera."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,13 +18,13 @@ from finetune_core.data.sources import imported_folders, whole_path
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.formatting import number, size
 from finetune_core.work import Work
-from pages.shared.account import owner, sign_in_asked
+from pages.shared.account import is_sign_in_required, owner
 from pages.shared.chrome import plain
 from pages.shared.data.browse import choose_folder
-from pages.shared.data.chosen import check_open, choose_data, data_folder, offer_data
-from pages.shared.data.datasets import answered
+from pages.shared.data.chosen import check_access, choose_data, data_folder, offer_data
+from pages.shared.data.datasets import attempt_change
 from pages.shared.data.recording import record
-from pages.shared.jobs import begin, forget, outcome, wait_for_whole
+from pages.shared.jobs import begin, forget, take_outcome, wait_for_whole
 
 _SOURCES = {
     "folder": "On this computer",
@@ -34,13 +33,16 @@ _SOURCES = {
     "camera": "Camera",
 }
 _KINDS = {"archive": "A ZIP or TAR", "directory": "A folder"}
-FOLDERS = "One subfolder of images per class; or train/ and val/ (and test/, if you like) with such subfolders."
+FOLDERS = (
+    "One subfolder of images per class; or train/ and val/ (and test/, if you like) with such "
+    "subfolders."
+)
 
 
 def choose_source() -> None:
     """Draw the ways to choose a data set (``chosen.data_folder``)."""
     chosen = data_folder()
-    # A box of its own for each data set: it is closed once one is chosen.
+    # Each data set has its own box, so that the box is closed once a data set is chosen.
     box = st.expander(
         "Choose other images" if chosen else "Choose images",
         expanded=not chosen,
@@ -48,21 +50,23 @@ def choose_source() -> None:
         key=f"source-{chosen}",
         on_change="rerun",
     )
-    if not box.open:  # folders are not walked, nor uploads taken, behind a closed one
+    if not box.open:
+        # A closed box walks no folders and takes no uploads.
         return
     with box:
         offer_data()
         try:
-            _ways()
-        except FinetuneError as error:  # what was chosen before stays
+            _draw_source()
+        except FinetuneError as error:
+            # The earlier choice stays.
             st.error(plain(str(error)), icon=":material/error:")
 
 
-def _ways() -> None:
-    """A folder of this computer, an upload, a public data set, a camera.
+def _draw_source() -> None:
+    """Draw the choice among a local folder, an upload, a public data set, and a camera.
 
     Raises:
-        FinetuneError: when what is to be chosen cannot be had.
+        FinetuneError: if the chosen data cannot be used.
     """
     st.segmented_control(
         "Images",
@@ -74,48 +78,48 @@ def _ways() -> None:
         persist_state="session",
         label_visibility="collapsed",
     )
-    {"folder": _folder, "upload": _upload, "public": _public, "camera": record}[
+    {"folder": _draw_folder, "upload": _draw_upload, "public": _draw_public, "camera": record}[
         st.session_state["data_source"]
     ]()
 
 
-def _chosen(data: Path) -> NoReturn:
-    """Choose what was just found, and draw the page with it."""
+def _choose(data: Path) -> NoReturn:
+    """Choose the data set that was just found, and redraw the page with it."""
     choose_data(str(data))
     st.rerun()
 
 
-def _folder() -> None:
+def _draw_folder() -> None:
     if st.session_state.pop("data_named", False):
         st.session_state["data_folder"] = ""
-    named = st.text_input(
+    text = st.text_input(
         "Folder, archive or manifest",
         key="data_folder",
         persist_state="session",
         placeholder="~/pictures",
-        help=f"{FOLDERS} Or a .zip or .tar of that; or a .csv or .parquet table with the columns path and label, and, if you like, "
-        "split and group.",
+        help=f"{FOLDERS} Or a .zip or .tar of that; or a .csv or .parquet table with the columns "
+        "path and label, and, if you like, split and group.",
     ).strip()
-    if not named:
-        choose_folder(_chosen)
+    if not text:
+        choose_folder(_choose)
         return
-    path = whole_path(named)
-    check_open(path)
+    path = whole_path(text)
+    check_access(path)
     if is_archive(path.name) and path.is_file():
-        packed = path
+        archive = path
         path = wait_for_whole(
             f"import:{path}:{path.stat().st_mtime_ns}",
             "Unpacking",
-            lambda: import_archive(packed, packed.name),
+            lambda: import_archive(archive, archive.name),
         )
         remember(path, owner())
     elif not is_data(path):
         raise DataError(f"There is no folder, archive or manifest {path}.")
     st.session_state["data_named"] = True
-    _chosen(path)
+    _choose(path)
 
 
-def _upload() -> None:
+def _draw_upload() -> None:
     kind = st.segmented_control(
         "What to upload",
         list(_KINDS),
@@ -126,11 +130,13 @@ def _upload() -> None:
         persist_state="session",
     )
     if kind == "archive":
-        given = st.file_uploader(
+        upload = st.file_uploader(
             "A ZIP or TAR with your images", type=list(ARCHIVE_SUFFIXES), help=FOLDERS
         )
-        if given is not None:
-            _once(f"import:{given.file_id}", lambda: import_archive(given, given.name), "Unpacking")
+        if upload is not None:
+            _import_once(
+                f"import:{upload.file_id}", lambda: import_archive(upload, upload.name), "Unpacking"
+            )
     else:
         files = st.file_uploader(
             "A folder with your images",
@@ -140,75 +146,89 @@ def _upload() -> None:
         )
         if files:
             name = files[0].name.replace("\\", "/").split("/")[0]
-            named = [(file.name, file) for file in files]
+            named_files = [(file.name, file) for file in files]
             key = "import:" + ",".join(file.file_id for file in files)
-            _once(key, lambda: import_files(named, name, len(named)), "Storing")
-    _uploaded_before()
+            _import_once(key, lambda: import_files(named_files, name, len(named_files)), "Storing")
+    _draw_previous_uploads()
 
 
-def _uploaded_before() -> None:
-    """What lies in the app's own folder; where people sign in, each has their own among the recent ones."""
-    before = {
+def _draw_previous_uploads() -> None:
+    """Draw the earlier uploads in the app's own folder.
+
+    On a server with sign-in, each person has their own uploads among the recent data sets instead.
+    """
+    uploads = {
         str(folder): folder.name
         for folder in imported_folders()
         if folder.name not in (SAMPLE_NAME, CAMERA) and folder.name not in PUBLIC_SETS
     }
-    if not before or sign_in_asked():
+    if not uploads or is_sign_in_required():
         return
 
-    def chosen() -> None:
-        if again := st.session_state["uploaded_before"]:
-            answered(lambda: choose_data(again))
+    def choose_again() -> None:
+        if path := st.session_state["uploaded_before"]:
+            attempt_change(lambda: choose_data(path))
 
     st.selectbox(
         "Previous uploads",
-        list(before),
+        list(uploads),
         index=None,
-        format_func=before.__getitem__,
+        format_func=uploads.__getitem__,
         placeholder="Choose one",
         key="uploaded_before",
-        on_change=chosen,
+        on_change=choose_again,
     )
 
 
-def _public() -> None:
+def _draw_public() -> None:
     names = list(PUBLIC_SETS)
     name = st.selectbox(
         "Public data set",
         names,
-        format_func=lambda one: PUBLIC_SETS[one].title,
+        format_func=lambda public_set: PUBLIC_SETS[public_set].title,
         key="public_name",
         persist_state="session",
     )
-    one = PUBLIC_SETS[name]
+    public_set = PUBLIC_SETS[name]
     st.markdown(
-        f"{plain(one.about)} {number(one.images)} images, {number(one.classes)} classes. [Source]({one.source}). "
-        f"**Licence:** {plain(one.licence)}"
+        f"{plain(public_set.about)} {number(public_set.images)} images, "
+        f"{number(public_set.classes)} classes. [Source]({public_set.source}). **Licence:** "
+        f"{plain(public_set.licence)}"
     )
     key = f"fetch:{name}"
     if is_fetched(name):
         if st.button("Use it", icon=":material/check:", key="use-public"):
-            _chosen(public_folder(name))
+            _choose(public_folder(name))
     else:
-        words = f"Download ({size(one.download_bytes)}, {size(one.disk_bytes)} on the disk)"
-        download = (key, one.title, partial(fetch_public, name))
-        st.button(
-            words, icon=":material/download:", on_click=begin, args=download, kwargs={"kept": False}
+        text = (
+            f"Download ({size(public_set.download_bytes)}, {size(public_set.disk_bytes)} on the "
+            "disk)"
         )
-    if outcome(key):
+        download = (key, public_set.title, partial(fetch_public, name))
+        st.button(
+            text, icon=":material/download:", on_click=begin, args=download, kwargs={"kept": False}
+        )
+    if take_outcome(key):
         forget(key)
-        _chosen(public_folder(name))
+        _choose(public_folder(name))
 
 
-def _once(key: str, make: Callable[[], Work[Path]], words: str) -> None:
-    """Choose what is made of an upload, once per session: the browser's widget hands the same one over at every rerun.
+def _import_once(key: str, make: Callable[[], Work[Path]], text: str) -> None:
+    """Import an upload and choose it, once per session.
+
+    The browser's widget hands the same upload over at every rerun.
+
+    Args:
+        key: key of the job.
+        make: makes the work of importing.
+        text: text of the progress bar.
 
     Raises:
-        DataError: when it was stopped.
+        DataError: if the import was stopped.
     """
-    made = st.session_state.setdefault("imported", set())
-    if key not in made:
-        folder = wait_for_whole(key, words, make)
+    imported = st.session_state.setdefault("imported", set())
+    if key not in imported:
+        folder = wait_for_whole(key, text, make)
         remember(folder, owner())
-        made.add(key)
-        _chosen(folder)
+        imported.add(key)
+        _choose(folder)

@@ -1,5 +1,4 @@
-"""Dataset, Label: the ways to bring images without labels: a folder or an archive, an upload, the
-camera."""
+"""Dataset, Label: sources of images without labels: folder, archive, upload, or camera."""
 
 import secrets
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from finetune_core.errors import FinetuneError
 from finetune_core.formatting import things
 from finetune_core.labelling.pool import Unlabelled, add_folder, add_images, add_uploaded
 from finetune_core.work import Work
-from pages.shared.camera import camera
+from pages.shared.camera import draw_camera
 from pages.shared.chrome import plain
-from pages.shared.data.chosen import check_open, key_for_data, readable_roots
-from pages.shared.data.datasets import answered
+from pages.shared.data.chosen import check_access, key_for_data, readable_roots
+from pages.shared.data.datasets import attempt_change
 from pages.shared.jobs import wait_for_whole
 
 _SOURCES = {"folder": "On this computer", "upload": "Upload", "camera": "Camera"}
@@ -46,17 +45,17 @@ def add_unlabelled(data: str, unlabelled: Unlabelled) -> None:
         persist_state="session",
         label_visibility="collapsed",
     )
-    # fields of their own for each addition: they are empty once one is made
+    # Each addition has its own fields, so that they are empty after an addition.
     turn = len(unlabelled.folders)
     try:
-        {"folder": _folder, "upload": _upload, "camera": _camera}[source](data, turn)
+        {"folder": _draw_folder, "upload": _draw_upload, "camera": _draw_camera}[source](data, turn)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
 
 
-def _folder(data: str, turn: int) -> None:
+def _draw_folder(data: str, turn: int) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        named = st.text_input(
+        text = st.text_input(
             "Folder or archive of images",
             key=key_for_data(f"label-folder-{turn}"),
             width=360,
@@ -64,12 +63,12 @@ def _folder(data: str, turn: int) -> None:
             "where they are. Or a ZIP or TAR, which is unpacked.",
         ).strip()
         pressed = st.button("Add images", key="label-add", icon=":material/add:")
-    if pressed and named:
-        check_open(whole_path(named))
-        _add(data, named, partial(add_images, data, named))
+    if pressed and text:
+        check_access(whole_path(text))
+        _add(data, text, partial(add_images, data, text))
 
 
-def _upload(data: str, turn: int) -> None:
+def _draw_upload(data: str, turn: int) -> None:
     files = st.file_uploader(
         "Images, or a ZIP or TAR of images",
         accept_multiple_files=True,
@@ -77,29 +76,31 @@ def _upload(data: str, turn: int) -> None:
         key=key_for_data(f"label-upload-{turn}"),
     )
     if files:
-        named = [(file.name, file) for file in files]
-        _add(data, ",".join(file.file_id for file in files), partial(add_uploaded, data, named))
+        named_files = [(file.name, file) for file in files]
+        _add(
+            data, ",".join(file.file_id for file in files), partial(add_uploaded, data, named_files)
+        )
 
 
-def _add(data: str, what: str, make: Callable[..., Work[Unlabelled]]) -> None:
-    """Add images, with a bar, and draw the page with them."""
+def _add(data: str, source: str, make: Callable[..., Work[Unlabelled]]) -> None:
+    """Add images, with a progress bar, and redraw the page with them."""
     set_aside = bool(st.session_state.get(_set_aside_key()))
     work = partial(make, set_aside=set_aside, roots=readable_roots())
-    wait_for_whole(f"unlabelled:{data}:{what}", "Adding images", work)
+    wait_for_whole(f"unlabelled:{data}:{source}", "Adding images", work)
     st.rerun()
 
 
 @st.fragment
-def _camera(data: str, turn: int) -> None:
-    """Record frames, and add them once there are enough."""
-    # a folder of its own for each addition and session: its images are listed once
+def _draw_camera(data: str, turn: int) -> None:
+    """Record frames, and add them once there are some."""
+    # Each addition and session has its own folder, because its images are listed once.
     key = key_for_data(f"label-frames-{turn}")
     name = st.session_state.setdefault(key, f"camera-{secrets.token_hex(4)}")
     folder = unlabelled_folder(image_root(data)) / name
-    recorded = len(list(folder.iterdir())) if folder.is_dir() else 0
-    camera(
+    num_frames = len(list(folder.iterdir())) if folder.is_dir() else 0
+    draw_camera(
         key_for_data(f"label-camera-{turn}"),
-        {"mode": "record", "recording": name, "class_name": "images", "ready": recorded > 0},
+        {"mode": "record", "recording": name, "class_name": "images", "ready": num_frames > 0},
         partial(store_unlabelled, folder=folder),
     )
     st.caption(
@@ -107,25 +108,26 @@ def _camera(data: str, turn: int) -> None:
         "only to the machine that Thaw runs on, and stay there."
     )
     if st.button(
-        f"Label {things(recorded, 'frame')}",
+        f"Label {things(num_frames, 'frame')}",
         key="label-frames",
         icon=":material/add:",
-        disabled=not recorded,
+        disabled=not num_frames,
         on_click=_add_frames,
         args=(data, folder),
     ):
-        st.rerun()  # the whole page, not this part of it
+        # Redraw the whole page, not only this fragment.
+        st.rerun()
 
 
 def _add_frames(data: str, folder: Path) -> None:
-    """Add what was recorded (a callback)."""
+    """Add the recorded frames (a callback)."""
     set_aside = bool(st.session_state.get(_set_aside_key()))
     roots = readable_roots()
 
     def add() -> None:
         add_folder(data, str(folder), set_aside=set_aside, roots=roots)
 
-    answered(add)
+    attempt_change(add)
 
 
 def _set_aside_key() -> str:

@@ -1,1 +1,1 @@
-"""Widgets about what trained networks are worth, and what they make of images."""
+"""Widgets for the evaluation of trained networks, and for their predictions."""

@@ -1,4 +1,7 @@
-"""The section of Compare that makes one network of several: a run whose weights or probabilities are averaged, queued like any other."""
+"""Averages on Compare: a run that averages the weights or probabilities of several runs.
+
+The run is queued like any other one.
+"""
 
 from collections.abc import Sequence
 
@@ -22,10 +25,12 @@ WAYS: dict[How, str] = {
     "wise": "WiSE-FT",
 }
 _HELP = (
-    "Greedy soup: the mean of the weights of those networks that do not lower the validation accuracy, the best first. Soup: of all of "
-    "them (both Wortsman et al. 2022, Model soups). Ensemble: the mean of their probabilities; all networks stay, so it predicts as slowly "
-    "as all of them. WiSE-FT: between one network and what it started from, with its linear probe; the mix is "
-    "chosen on validation images (Wortsman et al. 2022, Robust fine-tuning of zero-shot models)."
+    "Greedy soup: the mean of the weights of those networks that do not lower the validation "
+    "accuracy, the best first. Soup: of all of them (both Wortsman et al. 2022, Model soups). "
+    "Ensemble: the mean of their probabilities; all networks stay, so it predicts as slowly as "
+    "all of them. WiSE-FT: between one network and what it started from, with its linear probe; "
+    "the mix is chosen on validation images (Wortsman et al. 2022, Robust fine-tuning of "
+    "zero-shot models)."
 )
 _ALL = "All of these runs"
 _BUTTONS: dict[How, str] = {
@@ -40,22 +45,26 @@ _TOO_FEW: dict[How, str] = {
 
 def can_average(runs: Sequence[Run]) -> bool:
     """Return whether these runs can be averaged in any way."""
-    return len(_single_networks(runs)) > 1 or bool(_runs_with_epochs(runs))
+    return len(_select_single(runs)) > 1 or bool(_select_with_epochs(runs))
 
 
 def offer_averages(runs: Sequence[Run]) -> str | None:
-    """Draw the form that averages; return the id of the run that was queued.
+    """Draw the form that averages runs.
 
     Args:
-        runs: those that are compared.
+        runs: the compared runs.
+
+    Returns:
+        The id of the run that was queued; None without one.
     """
-    trained, answering = _runs_with_epochs(runs), _single_networks(runs)
+    trained, single = _select_with_epochs(runs), _select_single(runs)
     st.caption(
-        "One run from several, without training: it takes a moment. A soup predicts as fast as one of its networks, and takes runs that "
-        "began with the same head: give *Seed of the head* a number before you train several seeds. An ensemble takes any runs that have "
+        "One run from several, without training: it takes a moment. A soup predicts as fast as "
+        "one of its networks, and takes runs that began with the same head: give *Seed of the "
+        "head* a number before you train several seeds. An ensemble takes any runs that have "
         "predicted the same images."
     )
-    how: How = st.segmented_control(
+    method: How = st.segmented_control(
         "How",
         list(WAYS),
         format_func=WAYS.__getitem__,
@@ -65,31 +74,37 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
         persist_state="session",
         help=_HELP,
     )
-    offered = (
-        _single(trained) if how == "wise" else _several(answering if how == "ensemble" else trained)
+    options = (
+        _group_single(trained)
+        if method == "wise"
+        else _group_by_arm(single if method == "ensemble" else trained)
     )
-    if not offered:
-        st.caption(_TOO_FEW.get(how, "A soup takes two runs or more."))
+    if not options:
+        st.caption(_TOO_FEW.get(method, "A soup takes two runs or more."))
         return None
-    chosen = st.selectbox("Of", list(offered), key=f"average_of_{how}")
-    pressed = st.button(_BUTTONS.get(how, "Average their weights"), key="average")
+    chosen = st.selectbox("Of", list(options), key=f"average_of_{method}")
+    pressed = st.button(_BUTTONS.get(method, "Average their weights"), key="average")
     with st.container():
-        return _queued(how, offered[chosen]) if pressed else None
+        return _queue_average(method, options[chosen]) if pressed else None
 
 
-def _runs_with_epochs(runs: Sequence[Run]) -> list[Run]:
+def _select_with_epochs(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if epochs_of(run.config)]
 
 
-def _single_networks(runs: Sequence[Run]) -> list[Run]:
+def _select_single(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if not run.config.is_ensemble]
 
 
-def _queued(how: How, runs: Sequence[Run]) -> str | None:
-    """The id of the run; None, with the reasons on the page, where these runs cannot be averaged."""
+def _queue_average(method: How, runs: Sequence[Run]) -> str | None:
+    """Queue a run that averages some runs.
+
+    Returns:
+        The id of the run; None, with the reasons on the page, if these runs cannot be averaged.
+    """
     try:
         with st.spinner("Comparing the runs"):
-            return submit(averaged_config(how, [run.run_dir for run in runs]))
+            return submit(averaged_config(method, [run.run_dir for run in runs]))
     except FinetuneError as error:
         problems = getattr(error, "problems", {"": str(error)})
         st.error(
@@ -99,19 +114,19 @@ def _queued(how: How, runs: Sequence[Run]) -> str | None:
         return None
 
 
-def _single(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def _group_single(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return {title: [run] for title, run in zip(run_titles(runs), runs, strict=True)}
 
 
-def _several(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each arm that has several, and all together where there are several arms."""
+def _group_by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs of each arm that has several, and all runs if there are several arms."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
         arms.setdefault(arm_of(run.config), []).append(run)
-    titles = arm_titles([some[0].config for some in arms.values()])
+    titles = arm_titles([arm_runs[0].config for arm_runs in arms.values()])
     found = {
-        f"{title} ({things(len(some), 'run')})": some
-        for title, some in zip(titles, arms.values(), strict=True)
-        if len(some) > 1
+        f"{title} ({things(len(arm_runs), 'run')})": arm_runs
+        for title, arm_runs in zip(titles, arms.values(), strict=True)
+        if len(arm_runs) > 1
     }
     return found | ({_ALL: list(runs)} if len(arms) > 1 else {})

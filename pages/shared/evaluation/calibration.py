@@ -1,4 +1,4 @@
-"""Calibration on Evaluate: calibration, and selective prediction."""
+"""Calibration on Evaluate: reliability diagram, calibration error, and selective prediction."""
 
 from math import isnan
 
@@ -12,21 +12,21 @@ from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.figures.calibration import coverage_figure, reliability_diagram
 from finetune_core.formatting import interval_text, number, percent, things
 from finetune_core.runs.store import Run
-from pages.shared.evaluation.numbers import share_metric
+from pages.shared.evaluation.numbers import draw_share
 
 _BINNINGS: dict[Binning, str] = {
     "width": f"{BINS} of equal width",
     "mass": f"{BINS} of equally many images",
 }
-_PER_BIN = 20  # images: with fewer, what is called an error is chance for the most part
+_PER_BIN = 20  # images: with fewer, a calibration error is mostly chance
 _ECE = (
-    "Expected calibration error: mean gap between confidence and accuracy over the bins above, weighted by their number of images. "
-    "It depends on the bins."
+    "Expected calibration error: mean gap between confidence and accuracy over the bins above, "
+    "weighted by their number of images. It depends on the bins."
 )
 
 
-def calibration(run: Run, result: Evaluation) -> None:
-    """Calibration, and selective prediction."""
+def draw_calibration(run: Run, result: Evaluation) -> None:
+    """Draw calibration and selective prediction."""
     if len(result.classes) < 2:
         st.info(
             "With a single class, confidence is always 100 %: there is nothing to calibrate.",
@@ -35,17 +35,19 @@ def calibration(run: Run, result: Evaluation) -> None:
         return
     st.markdown(
         "**Reliability diagram**",
-        help="Of the predictions with 80 % confidence, 80 % should be correct. Points below the dotted line: overconfident.",
+        help="Of the predictions with 80 % confidence, 80 % should be correct. Points below the "
+        "dotted line: overconfident.",
     )
-    _reliability(run, result)
+    _draw_reliability(run, result)
     st.markdown(
         "**Selective prediction**",
-        help="Predictions of low confidence are deferred to a person: the lower the coverage, the higher the accuracy of the rest.",
+        help="Predictions of low confidence are deferred to a person: the lower the coverage, the "
+        "higher the accuracy of the rest.",
     )
-    _coverage(result)
+    _draw_coverage(result)
 
 
-def _reliability(run: Run, result: Evaluation) -> None:
+def _draw_reliability(run: Run, result: Evaluation) -> None:
     binning = st.segmented_control(
         "Bins",
         list(_BINNINGS),
@@ -57,29 +59,38 @@ def _reliability(run: Run, result: Evaluation) -> None:
         help="Images are binned by the confidence of their prediction.",
     )
     found = calibrated(run, result.split, binning)
-    before, scaled, after = found.before, found.scaling, found.after
-    _numbers(before, scaled, after)
+    before, scaling, after = found.before, found.scaling, found.after
+    _draw_numbers(before, scaling, after)
     st.plotly_chart(
         reliability_diagram({"unscaled": before.bins} | ({"scaled": after.bins} if after else {})),
         key="reliability",
         alt="Reliability diagram: accuracy against confidence",
     )
-    caption = "Bars: 95 % intervals (Wilson) of the unscaled points; of the ECE: bootstrap, corrected for its bias. "
-    caption += _scaling_in_words(scaled)
+    caption = (
+        "Bars: 95 % intervals (Wilson) of the unscaled points; of the ECE: bootstrap, corrected "
+        "for its bias. "
+    )
+    caption += _describe_scaling(scaling)
     if result.images < BINS * _PER_BIN:
-        caption += " With so few images, the calibration error is overestimated: chance alone moves points off the line."
+        caption += (
+            " With so few images, the calibration error is overestimated: chance alone moves "
+            "points off the line."
+        )
     st.caption(caption)
 
 
-def _numbers(before: Calibration, scaled: Scaling | None, after: Calibration | None) -> None:
-    """Calibration errors before and after temperature scaling, where there could be one, and what that was."""
+def _draw_numbers(before: Calibration, scaling: Scaling | None, after: Calibration | None) -> None:
+    """Draw calibration errors before and after temperature scaling, and the temperature if any."""
     with st.container(horizontal=True):
-        _error("ECE", before, _ECE)
-        if after and scaled:
-            _error("ECE, scaled", after, f"{_ECE} After temperature scaling.")
-            words = " and ".join(f"{one:.2f}" for one in scaled.temperatures)
-            note = "What logits are divided by (Guo et al. 2017). Above 1: the network was overconfident. The predicted classes stay the same."
-            st.metric("Temperature", words, help=note, border=True, height="stretch")
+        _draw_error("ECE", before, _ECE)
+        if after and scaling:
+            _draw_error("ECE, scaled", after, f"{_ECE} After temperature scaling.")
+            text = " and ".join(f"{one:.2f}" for one in scaling.temperatures)
+            note = (
+                "What logits are divided by (Guo et al. 2017). Above 1: the network was "
+                "overconfident. The predicted classes stay the same."
+            )
+            st.metric("Temperature", text, help=note, border=True, height="stretch")
             st.metric(
                 "Loss, scaled",
                 f"{after.loss:.3f}",
@@ -91,25 +102,38 @@ def _numbers(before: Calibration, scaled: Scaling | None, after: Calibration | N
             )
 
 
-def _error(label: str, found: Calibration, meaning: str) -> None:
-    """A calibration error with its interval."""
-    share_metric(label, found.ece, found.ece_low, found.ece_high, meaning)
+def _draw_error(label: str, calibration: Calibration, meaning: str) -> None:
+    """Draw a calibration error with its interval."""
+    draw_share(label, calibration.ece, calibration.ece_low, calibration.ece_high, meaning)
 
 
-def _scaling_in_words(scaled: Scaling | None) -> str:
-    if scaled is None:
-        return f"Too few images to fit a temperature on: it takes {FEWEST} other than those it is evaluated on."
-    if scaled.source == "val":
-        text = f"The temperature was fitted on the {number(scaled.images[0])} validation images, none of which are in this figure."
+def _describe_scaling(scaling: Scaling | None) -> str:
+    if scaling is None:
+        return (
+            f"Too few images to fit a temperature on: it takes {FEWEST} other than those it is "
+            "evaluated on."
+        )
+    if scaling.source == "val":
+        text = (
+            f"The temperature was fitted on the {number(scaling.images[0])} validation images, "
+            "none of which are in this figure."
+        )
     else:
-        text = f"A temperature must not be evaluated on the images it was fitted on, so each half of these was scaled with the temperature of the other half ({number(scaled.images[0])} and {number(scaled.images[1])} images)."
-    if scaled.at_limit:
-        text += " Those images do not determine it (nearly all are classified correctly, or the logits carry no information): it is at the end of its range."
+        text = (
+            "A temperature must not be evaluated on the images it was fitted on, so each half of "
+            f"these was scaled with the temperature of the other half ({number(scaling.images[0])} "
+            f"and {number(scaling.images[1])} images)."
+        )
+    if scaling.at_limit:
+        text += (
+            " Those images do not determine it (nearly all are classified correctly, or the "
+            "logits carry no information): it is at the end of its range."
+        )
     return text
 
 
-def _coverage(result: Evaluation) -> None:
-    least = st.slider(
+def _draw_coverage(result: Evaluation) -> None:
+    threshold = st.slider(
         "Confidence threshold",
         0,
         100,
@@ -119,7 +143,7 @@ def _coverage(result: Evaluation) -> None:
         persist_state="session",
         help="Predictions below it are deferred to a person.",
     )
-    selected = selective_prediction(result, least / 100)
+    selected = selective_prediction(result, threshold / 100)
     with st.container(horizontal=True):
         st.metric(
             "Coverage",
@@ -143,5 +167,6 @@ def _coverage(result: Evaluation) -> None:
     )
     if result.split == "test":
         st.caption(
-            "Choose the threshold on the validation images and evaluate it here: one chosen on these images looks better than it is."
+            "Choose the threshold on the validation images and evaluate it here: one chosen on "
+            "these images looks better than it is."
         )

@@ -14,12 +14,12 @@ _LOOKS: dict[About, tuple[Color, str]] = {
 }
 
 
-def pair_markdown(arms: Sequence[Arm], pair: Pair) -> str:
+def format_pair(arms: Sequence[Arm], pair: Pair) -> str:
     """Return both claims about a pair as Markdown, each with its badge."""
     text = describe_pair(arms, pair)
-    return "  \n".join(f"{_badge(claim)} {plain(getattr(text, claim))}" for claim in CLAIMS)
+    return "  \n".join(f"{_format_badge(claim)} {plain(getattr(text, claim))}" for claim in CLAIMS)
 
 
-def _badge(claim: About) -> str:
+def _format_badge(claim: About) -> str:
     color, icon = _LOOKS[claim]
     return f":{color}-badge[{icon} {CLAIMS[claim]}]"

@@ -1,4 +1,4 @@
-"""The Mistakes tab of Evaluate: the confusion matrix, and beside it the images behind it."""
+"""Mistakes on Evaluate: the confusion matrix, and beside it the images behind it."""
 
 import streamlit as st
 
@@ -7,7 +7,7 @@ from finetune_core.figures.evaluation import Shares, confusion_heatmap
 from finetune_core.formatting import percent, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
-from pages.shared.evaluation.galleries import mistakes, pictures
+from pages.shared.evaluation.galleries import draw_mistakes, draw_predictions
 
 _MOST_CLASSES_DRAWN = 100
 _NUMBERS: dict[Shares, str] = {
@@ -18,7 +18,8 @@ _NUMBERS: dict[Shares, str] = {
 _ORDERS = {"name": "By name", "confusion": "By confusion"}
 _CLICKED, _SHOWN, _FORGOTTEN = "cells_clicked", "cells_shown", "rows_forgotten"
 
-# Scrolls only where its place is not in view: beside the matrix it is, below it, on a phone, not.
+# Scrolls only if the place is out of view: below the matrix on a phone, not beside it on a wide
+# screen.
 _INTO_VIEW = st.components.v2.component(
     "thaw_into_view",
     html='<div class="place"></div>',
@@ -35,25 +36,25 @@ export default function ({ data, parentElement }) {
 )
 
 
-def confusions(run: Run, result: Evaluation) -> None:
+def draw_confusions(run: Run, result: Evaluation) -> None:
     """Draw the confusion matrix, and the images of the chosen cell, or all mistakes."""
     mark = f"{run.run_id}-{result.split}"
     left, right = st.columns(2, gap="medium")
     with left:
         st.header("Confusion matrix", anchor=False)
         if len(result.classes) > _MOST_CLASSES_DRAWN:
-            _frequent_confusions(result, mark)
+            _draw_frequent_confusions(result, mark)
         else:
-            _matrix(result, mark)
+            _draw_matrix(result, mark)
     with right:
         st.header("Images", anchor=False)
-        _images(run, result, mark)
+        _draw_images(run, result, mark)
 
 
-def _images(run: Run, result: Evaluation, mark: str) -> None:
+def _draw_images(run: Run, result: Evaluation, mark: str) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        true = _class_box("True class", f"true-{mark}", result)
-        predicted = _class_box("Predicted class", f"predicted-{mark}", result)
+        true = _draw_class_box("True class", f"true-{mark}", result)
+        predicted = _draw_class_box("Predicted class", f"predicted-{mark}", result)
         st.button(
             "All mistakes",
             icon=":material/close:",
@@ -62,41 +63,41 @@ def _images(run: Run, result: Evaluation, mark: str) -> None:
             on_click=_forget_cell,
             args=(mark,),
         )
-    _bring_into_view()
+    _scroll_into_view()
     if true is None and predicted is None:
-        mistakes(run, result)
+        draw_mistakes(run, result)
         return
     rows = result.cell(true, predicted)
     count = things(len(rows), "image") if len(rows) else "no image"
-    st.markdown(f"**{plain(_cell_in_words(result, true, predicted))}**: {count}")
+    st.markdown(f"**{plain(_describe_cell(result, true, predicted))}**: {count}")
     if len(rows):
         caption = (
             None
             if true is None or predicted is None
             else lambda row: f"confidence {percent(row['confidence'], 0)}"
         )
-        pictures(run, result, rows, f"cell-{mark}-{true}-{predicted}", caption)
+        draw_predictions(run, result, rows, f"cell-{mark}-{true}-{predicted}", caption)
 
 
-def _bring_into_view() -> None:
-    """Scroll to this place where a cell has been clicked since the last time."""
+def _scroll_into_view() -> None:
+    """Scroll here if a cell has been clicked since the last drawing."""
     clicks, seen = (st.session_state.get(key, 0) for key in (_CLICKED, _SHOWN))
     _INTO_VIEW(data={"wanted": clicks > seen, "clicks": clicks}, key="into-view")
     st.session_state[_SHOWN] = clicks
 
 
-def _cell_in_words(result: Evaluation, true: int | None, predicted: int | None) -> str:
+def _describe_cell(result: Evaluation, true: int | None, predicted: int | None) -> str:
     if true is not None and predicted is not None:
         how = "correctly" if true == predicted else f"as {result.classes[predicted]}"
         return f"{result.classes[true]}, predicted {how}"
     sides = (("of", true), ("predicted as", predicted))
-    (words,) = (f"{how} {result.classes[label]}" for how, label in sides if label is not None)
-    return f"All {words}, the highest loss first"
+    (text,) = (f"{how} {result.classes[label]}" for how, label in sides if label is not None)
+    return f"All {text}, the highest loss first"
 
 
-def _class_box(words: str, key: str, result: Evaluation) -> int | None:
+def _draw_class_box(text: str, key: str, result: Evaluation) -> int | None:
     return st.selectbox(
-        words,
+        text,
         range(len(result.classes)),
         index=None,
         key=key,
@@ -108,7 +109,7 @@ def _class_box(words: str, key: str, result: Evaluation) -> int | None:
 
 
 def _forget_row() -> None:
-    """Have the table drawn afresh: what is marked there must not differ from the boxes."""
+    """Have the table drawn afresh, so that its marked row does not differ from the boxes."""
     st.session_state[_FORGOTTEN] = st.session_state.get(_FORGOTTEN, 0) + 1
 
 
@@ -123,8 +124,13 @@ def _choose_cell(mark: str, true: int, predicted: int) -> None:
     st.session_state[_CLICKED] = st.session_state.get(_CLICKED, 0) + 1
 
 
-def _matrix_view(result: Evaluation) -> tuple[Shares, str]:
-    """Return what the cells say (of ``_NUMBERS``) and how classes are sorted (of ``_ORDERS``)."""
+def _draw_matrix_options(result: Evaluation) -> tuple[Shares, str]:
+    """Draw the options of the matrix.
+
+    Returns:
+        The numbers in the cells (a key of ``_NUMBERS``) and the order of the classes (a key of
+        ``_ORDERS``).
+    """
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shares = st.segmented_control(
             "Numbers",
@@ -153,8 +159,8 @@ def _matrix_view(result: Evaluation) -> tuple[Shares, str]:
     return shares, order
 
 
-def _matrix(result: Evaluation, mark: str) -> None:
-    shares, order = _matrix_view(result)
+def _draw_matrix(result: Evaluation, mark: str) -> None:
+    shares, order = _draw_matrix_options(result)
     key = f"confusion-{mark}-{shares}-{order}"
 
     def choose() -> None:
@@ -167,7 +173,7 @@ def _matrix(result: Evaluation, mark: str) -> None:
             result.classes,
             shares,
             confusion_order(result.confusion) if order == "confusion" else None,
-            # As the boxes say: plotly's own selection is gone once the figure changes.
+            # Taken from the boxes, because plotly loses its own selection when the figure changes.
             chosen=(
                 st.session_state.get(f"true-{mark}"),
                 st.session_state.get(f"predicted-{mark}"),
@@ -183,7 +189,7 @@ def _matrix(result: Evaluation, mark: str) -> None:
     st.caption("Click a cell to see its images.")
 
 
-def _frequent_confusions(result: Evaluation, mark: str) -> None:
+def _draw_frequent_confusions(result: Evaluation, mark: str) -> None:
     st.caption("Too many classes for a matrix: these are the most frequent confusions.")
     table = result.confusions(50)
     key = f"confusions-{mark}-{st.session_state.get(_FORGOTTEN, 0)}"

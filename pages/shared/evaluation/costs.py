@@ -23,20 +23,20 @@ _PARETO = (
 
 
 def draw_costs(comparison: Comparison) -> None:
-    """Draw accuracy against cost and, where the runs differ in them, depth and amount of data."""
-    _pareto(comparison)
-    _shapes(comparison)
+    """Draw accuracy against cost, and against depth and amount of data if the runs differ there."""
+    _draw_pareto(comparison)
+    _draw_depth_and_data(comparison)
 
 
 @st.fragment
-def _pareto(comparison: Comparison) -> None:
+def _draw_pareto(comparison: Comparison) -> None:
     name = accuracy_name(comparison.split)
-    offered, reason = offered_costs(comparison.arms)
-    if st.session_state.get("measure") not in (None, *offered):
+    costs, reason = offered_costs(comparison.arms)
+    if st.session_state.get("measure") not in (None, *costs):
         del st.session_state["measure"]
     measure = st.segmented_control(
         "Cost",
-        offered,
+        costs,
         default="seconds",
         required=True,
         format_func=lambda name: COSTS[name][0],
@@ -53,8 +53,8 @@ def _pareto(comparison: Comparison) -> None:
         st.caption(reason)
 
 
-def _shapes(comparison: Comparison) -> None:
-    """Depth and amount of data, where the runs differ in them."""
+def _draw_depth_and_data(comparison: Comparison) -> None:
+    """Draw accuracy against depth and amount of data, if the runs differ in these."""
     name = accuracy_name(comparison.split)
     drawn = [
         (
@@ -81,6 +81,7 @@ def _shapes(comparison: Comparison) -> None:
 
 @st.fragment
 def draw_curves(comparison: Comparison) -> None:
+    """Draw the learning curves of all runs by epoch or by time."""
     axis = st.segmented_control(
         "Axis",
         list(_AXES),

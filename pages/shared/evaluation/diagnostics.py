@@ -1,4 +1,4 @@
-"""Two sections of Compare: what training moved, stage by stage, and the images on which two runs disagree."""
+"""Sections of Compare: the changes of each stage in training, and images two runs disagree on."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,47 +21,50 @@ from finetune_core.formatting import SPLIT_WORDS, percent, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
-from pages.shared.evaluation.networks import explanation
+from pages.shared.evaluation.networks import get_explanation
 from pages.shared.jobs import offer
 
-_ROWS = 4  # pairs of explanations at a time: each takes a moment
+_ROWS = 4  # pairs of explanations at a time; each takes a moment
 
 
-def what_moved(runs: Sequence[Run]) -> None:
-    """Draw each run's layer diagnostics; measured on request, and kept in the runs' folders.
+def draw_layer_diagnostics(runs: Sequence[Run]) -> None:
+    """Draw the layer diagnostics of each run. They are measured on request and kept with the runs.
 
     Args:
-        runs: evaluated ones: one per arm, in the order of the arms, whose colours and symbols they get.
+        runs: evaluated runs, one per arm in the order of the arms, whose colours and symbols they
+            get.
     """
     st.caption(
         "Each network, stage by stage, beside its initial state: weights, features, gradients.",
         help="Says which stage to thaw next: a linear model on the features of each stage shows up "
         "to which stage pretrained features suffice.",
     )
-    joined = [
+    ensembles = [
         title for run, title in zip(runs, run_titles(runs), strict=True) if run.config.is_ensemble
     ]
-    if joined:
+    if ensembles:
         st.caption(
             plain(
-                f"Left out, because each of its networks has stages of its own: {', '.join(joined)}."
+                "Left out, because each of its networks has stages of its own: "
+                f"{', '.join(ensembles)}."
             )
         )
     runs = [run for run in runs if not run.config.is_ensemble]
     titles = run_titles(runs)
-    known = {run.run_id: known_layers(run) for run in runs}
+    layers_by_run = {run.run_id: known_layers(run) for run in runs}
     for run, title in zip(runs, titles, strict=True):
         if earlier := run.config.earlier_run:
             st.caption(
                 plain(
-                    f"{title}: its initial state is the network that it started from, the best epoch of run {Path(earlier).name}."
+                    f"{title}: its initial state is the network that it started from, the best "
+                    f"epoch of run {Path(earlier).name}."
                 )
             )
-    missing = [run for run in runs if known[run.run_id] is None]
+    missing = [run for run in runs if layers_by_run[run.run_id] is None]
     if missing:
         offer(
             f"Measure {things(len(missing), 'run')}",
-            f"layers:{','.join(known)}",
+            f"layers:{','.join(layers_by_run)}",
             "Comparing the stages",
             partial(measure_layers, missing, readable_roots()),
             button_key="measure-layers",
@@ -69,15 +72,15 @@ def what_moved(runs: Sequence[Run]) -> None:
         )
     by_backbone: dict[str, dict[str, Layers]] = {}
     for run, title in zip(runs, titles, strict=True):
-        if layers := known[run.run_id]:
+        if layers := layers_by_run[run.run_id]:
             by_backbone.setdefault(run.config.backbone, {})[title] = layers
     for backbone, measured in by_backbone.items():
         if len(by_backbone) > 1:
             st.markdown(f"**{plain(backbone)}**")
-        _stages(backbone, measured, {title: number for number, title in enumerate(titles)})
+        _draw_stages(backbone, measured, {title: number for number, title in enumerate(titles)})
 
 
-def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) -> None:
+def _draw_stages(backbone: str, measured: dict[str, Layers], indices: dict[str, int]) -> None:
     first = next(iter(measured.values()))
     names = [stage.name for stage in first.stages]
     left, right = st.columns(2, gap="medium")
@@ -89,7 +92,8 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
         for advice, titles in advised.items():
             icon = ":material/local_fire_department:" if advice.stage else ":material/drag_handle:"
             st.markdown(
-                f"{icon} {plain(', '.join(titles))}: **{plain(advice.what)}**. {plain(advice.reason)}"
+                f"{icon} {plain(', '.join(titles))}: **{plain(advice.what)}**. "
+                f"{plain(advice.reason)}"
             )
     with right:
         if first.probes:
@@ -106,7 +110,8 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
             )
         else:
             st.caption(
-                "Not available: too few validation images for a linear model, or a network that cannot be cut between its stages."
+                "Not available: too few validation images for a linear model, or a network that "
+                "cannot be cut between its stages."
             )
     for start in range(0, len(MEASURES), 2):
         for column, measure in zip(
@@ -115,24 +120,26 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
             with column:
                 st.markdown(f"**{measure.title}**", help=measure.help)
                 st.plotly_chart(
-                    by_stage(measure, measured, places),
+                    by_stage(measure, measured, indices),
                     key=f"moved-{backbone}-{measure.field}",
                     alt=f"{measure.title}, by stage",
                 )
     st.caption(
-        f"Stages from the image to the head; hollow: frozen. Measured on {things(first.judged, 'validation image')} and, for gradients, "
-        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is left out where it has no meaning."
+        "Stages from the image to the head; hollow: frozen. Measured on "
+        f"{things(first.judged, 'validation image')} and, for gradients, "
+        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is left out "
+        "where it has no meaning."
     )
 
 
-def disagreements(runs: Sequence[Run]) -> None:
+def draw_disagreements(runs: Sequence[Run]) -> None:
     """Draw the images that only one of two runs classifies correctly, each with its Grad-CAM.
 
     Args:
-        runs: two or more, evaluated on the same images; of more, the user chooses which.
+        runs: two or more runs, evaluated on the same images. Of more, the user chooses two.
     """
     titles = dict(zip([run.run_id for run in runs], run_titles(runs), strict=True))
-    run_a, run_b = _two_of(runs, titles) if len(runs) > 2 else runs
+    run_a, run_b = _choose_two(runs, titles) if len(runs) > 2 else runs
     if run_a is run_b:
         st.info("Choose two different runs.", icon=":material/info:")
         return
@@ -151,29 +158,29 @@ def disagreements(runs: Sequence[Run]) -> None:
         st.caption(f"They classify the same of these {things(found.images, 'image')} correctly.")
         return
     if st.toggle("Images with Grad-CAM", key="disagree_box", persist_state="session"):
-        _images(found, (run_a, run_b), (title_a, title_b))
+        _draw_images(found, (run_a, run_b), (title_a, title_b))
 
 
-def _two_of(runs: Sequence[Run], titles: dict[str, str]) -> tuple[Run, Run]:
+def _choose_two(runs: Sequence[Run], titles: dict[str, str]) -> tuple[Run, Run]:
     by_id = {run.run_id: run for run in runs}
     mark = "-".join(run_id[-4:] for run_id in by_id)
     with st.container(horizontal=True):
         a, b = (
             st.selectbox(
-                words,
+                text,
                 list(by_id),
                 index=index,
                 format_func=titles.__getitem__,
-                key=f"disagree-{words}-{mark}",
+                key=f"disagree-{text}-{mark}",
                 persist_state="session",
             )
-            for index, words in enumerate(("First run", "Second run"))
+            for index, text in enumerate(("First run", "Second run"))
         )
     return by_id[a], by_id[b]
 
 
 @st.fragment
-def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str]) -> None:
+def _draw_images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str]) -> None:
     sides = {
         title: rows
         for title, rows in zip(titles, (found.only_a, found.only_b), strict=True)
@@ -191,19 +198,21 @@ def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str])
         label_visibility="collapsed",
     )
     rows = sides[side]
-    pages = -(-len(rows) // _ROWS)
-    at = st.pagination(pages, key=f"pages-{mark}-{titles.index(side)}") if pages > 1 else 1
+    num_pages = -(-len(rows) // _ROWS)
+    page = (
+        st.pagination(num_pages, key=f"pages-{mark}-{titles.index(side)}") if num_pages > 1 else 1
+    )
     columns = st.columns(2)
-    for number, (_, row) in enumerate(rows.iloc[(at - 1) * _ROWS : at * _ROWS].iterrows()):
+    for number, (_, row) in enumerate(rows.iloc[(page - 1) * _ROWS : page * _ROWS].iterrows()):
         with columns[number % 2]:
-            _image(found, row, runs, titles)
+            _draw_image(found, row, runs, titles)
     st.caption(
         f"{SPLIT_WORDS[found.split]} images, the clearest cases first. Bright regions support the "
         "predicted class (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
     )
 
 
-def _image(
+def _draw_image(
     found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: tuple[str, str]
 ) -> None:
     true = found.classes[row["label"]]
@@ -213,16 +222,19 @@ def _image(
             for number, (run, title, letter) in enumerate(zip(runs, titles, "ab", strict=True)):
                 predicted = int(row[f"predicted_{letter}"])
                 try:
-                    seen = explanation(run, row["id"], (predicted,))
+                    explained = get_explanation(run, row["id"], (predicted,))
                 except FinetuneError as error:
                     st.error(plain(str(error)), icon=":material/broken_image:")
                     continue
                 if number == 0:
                     st.image(
-                        seen.picture, caption="network input", alt=f"{row['id']}, class {true}"
+                        explained.picture, caption="network input", alt=f"{row['id']}, class {true}"
                     )
                 sign = "✓" if predicted == row["label"] else "✗"
-                words = f"{sign} {title}: {found.classes[predicted]} ({percent(row[f'confidence_{letter}'], 0)})"
+                text = (
+                    f"{sign} {title}: {found.classes[predicted]} "
+                    f"({percent(row[f'confidence_{letter}'], 0)})"
+                )
                 st.image(
-                    seen.overlays[predicted], caption=plain(words), alt=f"{row['id']}, {words}"
+                    explained.overlays[predicted], caption=plain(text), alt=f"{row['id']}, {text}"
                 )

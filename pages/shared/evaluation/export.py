@@ -1,4 +1,4 @@
-"""Buttons that make a run into files for elsewhere, and hand them over as a ZIP."""
+"""Buttons that export a run to files for other programs, and download them as a ZIP."""
 
 from functools import partial
 
@@ -8,42 +8,46 @@ from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.formats import export_from_app, finished_export, zipped
 from finetune_core.runs.store import Run
 from pages.shared.data.chosen import readable_roots
-from pages.shared.jobs import begin, shown_outcome
+from pages.shared.jobs import begin, show_outcome
 
 
-def export_buttons(run: Run) -> None:
-    """One row for each form of export. Exports are made on request; what is there is offered for download."""
+def draw_export_buttons(run: Run) -> None:
+    """Draw one row for each export format.
+
+    Exports are made on request. Finished exports are offered for download.
+    """
     with st.expander("Export", icon=":material/ios_share:"):
-        _rows(run)
+        _draw_rows(run)
 
 
 @st.fragment
-def _rows(run: Run) -> None:
-    for name, form in FORMATS.items():
+def _draw_rows(run: Run) -> None:
+    for name, export_format in FORMATS.items():
         key = f"export-{name}:{run.run_dir}"
         with st.container(border=True):
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.markdown(f"**{form.title}**  \n{form.help}", width="stretch")
+                st.markdown(f"**{export_format.title}**  \n{export_format.help}", width="stretch")
                 st.button(
                     "Export",
                     key=f"export-{run.run_id}-{name}",
                     icon=":material/build:",
-                    help=f"Made from {'the events' if form.events else 'the best epoch'} of this run, and stored in the run's folder.",
+                    help=f"Made from {'the events' if export_format.events else 'the best epoch'} "
+                    "of this run, and stored in the run's folder.",
                     on_click=begin,
                     args=(
                         key,
-                        f"Exporting {form.title}",
+                        f"Exporting {export_format.title}",
                         partial(export_from_app, run, name, readable_roots()),
                     ),
                     kwargs={"kept": False},
                 )
                 download = st.empty()
-            shown_outcome(key)
+            show_outcome(key)
             if folder := finished_export(run, name):
                 archive = f"{run.run_id}-{name}"
                 download.download_button(
                     "Download ZIP",
-                    # packed when it is asked for, not at every look at the page
+                    # Packed on request, not at every drawing of the page.
                     partial(zipped, folder, archive),
                     file_name=f"{archive}.zip",
                     mime="application/zip",

@@ -1,4 +1,4 @@
-"""Galleries of predicted images: what went wrong, and what is in a cell of the confusion matrix."""
+"""Galleries of predicted images: mistakes, and the images of a cell of the confusion matrix."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,8 @@ from pages.shared.evaluation.opened import open_image
 from pages.shared.images import Picture, data_picture, gallery
 
 
-def mistakes(run: Run, result: Evaluation) -> None:
-    """The mistakes of an evaluation, on the run's own images or on another data set's."""
+def draw_mistakes(run: Run, result: Evaluation) -> None:
+    """Draw the mistakes of an evaluation, on the run's own images or on another data set's."""
     by = st.segmented_control(
         "Show",
         ["confidence", "loss"],
@@ -26,16 +26,18 @@ def mistakes(run: Run, result: Evaluation) -> None:
         required=True,
         key="mistakes-by",
         persist_state="session",
-        help="Loss: how little probability the true class was given. It also ranks images that are classified correctly, but barely.",
+        help="Loss: how little probability the true class was given. It also ranks images that "
+        "are classified correctly, but barely.",
     )
-    mark = f"{run.run_id}-{result.shift.fingerprint if isinstance(result, ShiftedEvaluation) else result.split}"
+    source = result.shift.fingerprint if isinstance(result, ShiftedEvaluation) else result.split
+    mark = f"{run.run_id}-{source}"
     if by == "loss":
-        pictures(
+        draw_predictions(
             run,
             result,
             result.top_losses,
             f"losses-{mark}",
-            lambda row: f"{_named(result, row)}, loss {row['loss']:.2f}",
+            lambda row: f"{_name_classes(result, row)}, loss {row['loss']:.2f}",
         )
         return
     wrong = result.mistakes
@@ -43,10 +45,10 @@ def mistakes(run: Run, result: Evaluation) -> None:
         st.success("No mistakes on these images.", icon=":material/check_circle:")
         return
     st.caption(f"{things(len(wrong), 'mistake')}. A confident mistake is often a label error.")
-    pictures(run, result, wrong, f"mistakes-{mark}")
+    draw_predictions(run, result, wrong, f"mistakes-{mark}")
 
 
-def pictures(
+def draw_predictions(
     run: Run,
     result: Evaluation,
     rows: pd.DataFrame,
@@ -54,18 +56,25 @@ def pictures(
     caption: Callable[[pd.Series], str] | None = None,
     per_page: int = 12,
 ) -> None:
-    """A gallery of predictions, each of which can be opened.
+    """Draw a gallery of predictions. A click opens an image.
 
     Args:
-        rows: of ``result.predictions``.
-        caption: of a row; true class, predicted class and confidence when None.
+        run: the evaluated run.
+        result: its evaluation.
+        rows: rows of ``result.predictions``.
+        key: key of the gallery.
+        caption: returns the caption of a row. None: true class, predicted class and confidence.
+        per_page: images on a page.
     """
-    caption = caption or (lambda row: _in_words(result, row))
+    caption = caption or (lambda row: _describe_prediction(result, row))
 
     def picture(index: int) -> Picture:
         row = rows.iloc[index]
         return data_picture(
-            data_of(run, result), row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}"
+            data_of(run, result),
+            row["id"],
+            caption(row),
+            f"{row['id']}: {_describe_prediction(result, row)}",
         )
 
     st.caption("Click an image to see it large, with its probabilities and Grad-CAM.")
@@ -74,10 +83,10 @@ def pictures(
         open_image(run, result, rows.loc[rows["id"] == opened].iloc[0])
 
 
-def _named(result: Evaluation, row: pd.Series) -> str:
+def _name_classes(result: Evaluation, row: pd.Series) -> str:
     true = result.classes[row["label"]]
     return true if row["correct"] else f"{true}, predicted {result.classes[row['predicted']]}"
 
 
-def _in_words(result: Evaluation, row: pd.Series) -> str:
-    return f"{_named(result, row)} ({percent(row['confidence'], 0)})"
+def _describe_prediction(result: Evaluation, row: pd.Series) -> str:
+    return f"{_name_classes(result, row)} ({percent(row['confidence'], 0)})"

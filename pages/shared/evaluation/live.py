@@ -1,4 +1,4 @@
-"""Predict → Live camera: what is held up, classified several times per second."""
+"""Predict → Live camera: frames of the camera, classified several times per second."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from finetune_core.data.frames import Batch
 from finetune_core.evaluation.prediction.live import Answer, answer
 from finetune_core.formatting import number, percent
 from finetune_core.runs.store import Run
-from pages.shared.camera import camera
+from pages.shared.camera import draw_camera
 from pages.shared.chrome import go, plain
 from pages.shared.configure import settings
-from pages.shared.evaluation.networks import predictor
+from pages.shared.evaluation.networks import get_predictor
 from pages.shared.evaluation.prediction import Classifier
 from pages.shared.runs.again import use_again
 
@@ -20,15 +20,18 @@ _MOST_BARS = 10
 _KEY = "live-camera"
 
 
-def show_live(run: Run) -> None:
-    """The button that leads from a run to its live camera."""
+def offer_live_camera(run: Run) -> None:
+    """Draw the button that leads from a run to its live camera."""
     if st.button("Try it with the camera", icon=":material/videocam:", key="to-live"):
         st.session_state["input_kind"] = "live"
         go("pages/predict.py", run.run_id)
 
 
-def fine_tune(run: Run) -> None:
-    """The button that leads from a classifier on frozen features to a comparison with fine-tuning, on the same images."""
+def offer_fine_tuning(run: Run) -> None:
+    """Draw the button that compares a classifier on frozen features with fine-tuning.
+
+    The comparison uses the same images.
+    """
     compare = st.button(
         "Compare with fine-tuning",
         icon=":material/compare_arrows:",
@@ -42,48 +45,56 @@ def fine_tune(run: Run) -> None:
 
 
 @st.fragment
-def live(classifiers: Sequence[Classifier]) -> None:
-    """Draw the camera, and what the networks take its latest frame for."""
-    asked = tuple(one.run.run_id for one in classifiers)
+def draw_live(classifiers: Sequence[Classifier]) -> None:
+    """Draw the camera, and the networks' predictions for its latest frame."""
+    run_ids = tuple(classifier.run.run_id for classifier in classifiers)
 
-    def arrived(batch: Batch) -> None:
+    def classify(batch: Batch) -> None:
         st.session_state[f"{_KEY}-answers"] = (
-            asked,
-            [answer(predictor(one.run), one.known, batch.frames[-1]) for one in classifiers],
+            run_ids,
+            [
+                answer(get_predictor(classifier.run), classifier.known, batch.frames[-1])
+                for classifier in classifiers
+            ],
         )
 
-    # in this order, so that a narrow screen shows both
+    # In this order, a narrow screen shows both.
     bars, picture = st.columns([4, 5], gap="medium")
-    of, answers = st.session_state.get(f"{_KEY}-answers", ((), []))
+    answered_ids, answers = st.session_state.get(f"{_KEY}-answers", ((), []))
     with picture:
-        camera(_KEY, {"mode": "live"}, arrived)
+        draw_camera(_KEY, {"mode": "live"}, classify)
         st.caption(
-            "Frames are sent only to the machine that Thaw runs on, which computes on its processor and keeps none of them."
+            "Frames are sent only to the machine that Thaw runs on, which computes on its "
+            "processor and keeps none of them."
         )
     with bars:
-        if of != asked:
+        if answered_ids != run_ids:
             st.info("Turn on the camera, and hold something up.", icon=":material/videocam:")
             return
-        for one, found in zip(classifiers, answers, strict=True):
+        for classifier, prediction in zip(classifiers, answers, strict=True):
             if len(classifiers) > 1:
-                st.caption(plain(one.title))
-            _bars(one, found)
+                st.caption(plain(classifier.title))
+            _draw_bars(classifier, prediction)
 
 
-def _bars(one: Classifier, found: Answer) -> None:
-    """One bar per class, in the order of the classes, so that none jumps; of many classes the likeliest, and the rest together."""
-    shares = found.probabilities
-    shown = np.sort(shares.argsort()[::-1][:_MOST_BARS])
+def _draw_bars(classifier: Classifier, prediction: Answer) -> None:
+    """Draw one bar per class in the order of the classes, so that no bar jumps.
+
+    Of many classes the likeliest have bars, and the rest share one.
+    """
+    shares = prediction.probabilities
+    labels = np.sort(shares.argsort()[::-1][:_MOST_BARS])
     best = int(shares.argmax())
-    for index in shown:
-        name, share = plain(one.classes[index]), float(shares[index])
-        words = f"{name} · {percent(share, 0)}"
-        st.progress(min(1.0, max(0.0, share)), text=f"**{words}**" if index == best else words)
-    if (folded := len(shares) - len(shown)) > 0:
-        rest = min(1.0, max(0.0, 1 - float(shares[shown].sum())))
-        st.progress(rest, text=f"{number(folded)} other classes · {percent(rest, 0)}")
-    with st.container():  # always there, so that nothing below is drawn anew
-        if found.unlike:
+    for index in labels:
+        name, share = plain(classifier.classes[index]), float(shares[index])
+        text = f"{name} · {percent(share, 0)}"
+        st.progress(min(1.0, max(0.0, share)), text=f"**{text}**" if index == best else text)
+    if (num_others := len(shares) - len(labels)) > 0:
+        rest = min(1.0, max(0.0, 1 - float(shares[labels].sum())))
+        st.progress(rest, text=f"{number(num_others)} other classes · {percent(rest, 0)}")
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
+        if prediction.unlike:
             st.warning(
                 "Unlike anything in training: do not trust this prediction.",
                 icon=":material/travel_explore:",

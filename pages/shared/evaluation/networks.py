@@ -1,4 +1,4 @@
-"""Trained networks, held once for all sessions, and what they look at."""
+"""Trained networks and their explanations, cached for all sessions."""
 
 import streamlit as st
 
@@ -11,31 +11,36 @@ from pages.shared.data.chosen import readable_roots
 from pages.shared.runs.backend import store
 
 
-def predictor(run: Run) -> Predictor:
-    """The best network of a run.
+def get_predictor(run: Run) -> Predictor:
+    """Return the best network of a run.
 
     Raises:
-        FinetuneError: when there is none, or its backbone has changed.
+        FinetuneError: if there is none, or its backbone has changed.
     """
-    return _predictor(run.run_id, predictions_changed(run.run_dir))
+    return _load_predictor(run.run_id, predictions_changed(run.run_dir))
 
 
-def explanation(
+def get_explanation(
     run: Run,
     sample: str,
     classes: tuple[int, ...],
     layer: str | None = None,
     data: str | None = None,
 ) -> Explanation:
-    """Grad-CAM of some classes over an image, on the output of a stage (``explain`` chooses it when None).
+    """Return the Grad-CAM of some classes over an image.
 
     Args:
-        data: its data set; the run's when None.
+        run: the run whose network is explained.
+        sample: id of the image.
+        classes: labels of the classes.
+        layer: stage whose output is explained. None: chosen by ``explain``.
+        data: data set of the image. None: the run's.
 
     Raises:
-        FinetuneError: when the image is gone, damaged or may not be read, or the backbone or stage has no spatial feature map.
+        FinetuneError: if the image is gone, damaged or may not be read, or the backbone or stage
+            has no spatial feature map.
     """
-    return _explanation(
+    return _compute_explanation(
         run.run_id,
         predictions_changed(run.run_dir),
         data or run.config.data,
@@ -45,15 +50,16 @@ def explanation(
     )
 
 
-# A run that was trained on has other weights under the same name: its predictions were written anew.
+# Further training changes the weights of a run but not its id. ``changed`` tells them apart,
+# because the predictions are written anew.
 @st.cache_resource(max_entries=4, show_spinner="Loading the network")
-def _predictor(run_id: str, changed: int) -> Predictor:
+def _load_predictor(run_id: str, changed: int) -> Predictor:
     return load_predictor(store().run(run_id))
 
 
 @st.cache_data(max_entries=100, show_spinner="Computing Grad-CAM")
-def _explanation(
+def _compute_explanation(
     run_id: str, changed: int, data: str, sample: str, classes: tuple[int, ...], layer: str | None
 ) -> Explanation:
     image = data_image(data, sample, readable_roots())
-    return explain(predictor(store().run(run_id)), image, classes, layer)
+    return explain(get_predictor(store().run(run_id)), image, classes, layer)

@@ -1,4 +1,4 @@
-"""The box on Compare that names the next experiment, starts it, or fills it in on Configure."""
+"""Next experiment on Compare: start it, or fill it in on Configure."""
 
 import hashlib
 from functools import partial
@@ -27,7 +27,7 @@ from pages.shared.chrome import plain
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
 from pages.shared.jobs import offer
-from pages.shared.runs.again import differs_now, use_settings
+from pages.shared.runs.again import describe_differences, use_settings
 from pages.shared.runs.backend import devices_again, store, submit, why_not_timed, worker
 from pages.shared.runs.profile import offer_profile
 
@@ -37,11 +37,12 @@ _ICONS = {"baseline": ":material/flag:", "seeds": ":material/casino:"}
 def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
     """Draw the next experiment, with its reason and its forecast.
 
-    One press starts all runs of an experiment that follows from what was measured. One that is
-    inferred is filled in on Configure.
+    One press starts all runs of an experiment that follows from measurements. An inferred
+    experiment is filled in on Configure.
 
     Args:
-        evidence: on the comparison.
+        comparison: the comparison.
+        evidence: evidence on the comparison.
 
     Returns:
         The ids of the runs to compare once a press has queued some of them; empty without one.
@@ -52,9 +53,10 @@ def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
         if experiment is None:
             st.markdown(explain_none(evidence))
             return []
-        if experiment.kind != "converge":  # the verdict says that
-            what = experiment.what[0].upper() + experiment.what[1:]
-            st.markdown(f":material/science: **{plain(what)}**. {plain(experiment.reason)}")
+        if experiment.kind != "converge":
+            # The verdict already says so in this case.
+            title = experiment.what[0].upper() + experiment.what[1:]
+            st.markdown(f":material/science: **{plain(title)}**. {plain(experiment.reason)}")
         if experiment.inferred:
             st.caption(
                 "Inferred from features and gradients, not measured: confirm it with a comparison."
@@ -62,15 +64,17 @@ def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
         if experiment.kind == "profile":
             _offer_profile(comparison)
         if experiment.configs:
-            _forecast(experiment)
+            _draw_forecast(experiment)
             if experiment.kind == "converge":
-                longer = _train_further(comparison)
-                return [longer.get(run_id, run_id) for run_id in _run_ids(comparison) if longer]
+                extended = _offer_longer(comparison)
+                return [
+                    extended.get(run_id, run_id) for run_id in _list_run_ids(comparison) if extended
+                ]
             if not experiment.inferred:
-                queued = _start(experiment, comparison)
-                return [*_run_ids(comparison), *queued] if queued else []
-            _fill_in(experiment.configs[0])
-            if changed := differs_now(comparison.arms[0].runs[0]):
+                queued = _offer_start(experiment, comparison)
+                return [*_list_run_ids(comparison), *queued] if queued else []
+            _offer_fill_in(experiment.configs[0])
+            if changed := describe_differences(comparison.arms[0].runs[0]):
                 st.caption(plain(changed))
     return []
 
@@ -89,10 +93,13 @@ def _offer_profile(comparison: Comparison) -> None:
     offer_profile(comparison.arms[comparison.best].config, dataset, button_key="start_profile")
 
 
-def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
-    """Offer to queue the runs of an experiment; return their ids once they are.
+def _offer_start(experiment: Experiment, comparison: Comparison) -> list[str]:
+    """Offer to queue the runs of an experiment.
 
-    A finished run that computes the same on the same data takes the place of a new one.
+    A finished run that computes the same on the same data replaces a new run.
+
+    Returns:
+        The ids of the runs once they are queued.
     """
     pressed = st.button(
         experiment.what[0].upper() + experiment.what[1:],
@@ -101,53 +108,61 @@ def _start(experiment: Experiment, comparison: Comparison) -> list[str]:
         help="Everything else is as in the runs that are compared. The verdict then counts "
         + ("it." if len(experiment.configs) == 1 else "them."),
     )
-    with st.container():  # always there, so that nothing below is drawn anew
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if pressed:
             try:
                 with st.spinner("Queueing"):
-                    known = _finished_on(comparison.arms[0].runs[0].started["fingerprint"])
-                    return [known.get(_result(one)) or submit(one) for one in experiment.configs]
+                    finished = _find_finished(comparison.arms[0].runs[0].started["fingerprint"])
+                    return [
+                        finished.get(_result_key(one)) or submit(one) for one in experiment.configs
+                    ]
             except FinetuneError as error:
                 st.error(plain(str(error)), icon=":material/error:")
     return []
 
 
-def _finished_on(fingerprint: str) -> dict[str, str]:
-    """Return the id of each finished run on a data set, by what the run computes."""
+def _find_finished(fingerprint: str) -> dict[str, str]:
+    """Return the id of each finished run on a data set, by the result that the run computes."""
     return {
-        _result(run.config): run.run_id
+        _result_key(run.config): run.run_id
         for run in store().all()[0]
         if run.status == "finished" and run.started["fingerprint"] == fingerprint
     }
 
 
-def _result(config: RunConfig) -> str:
-    """Equal for runs that end with the same network."""
+def _result_key(config: RunConfig) -> str:
+    """Return a key that is equal for runs that end with the same network."""
     return run_of(config) if depends_on_seed(config) else arm_of(config)
 
 
-def _train_further(comparison: Comparison) -> dict[str, str]:
-    """Offer more epochs for each run that has not converged; return new ids by old ones."""
+def _offer_longer(comparison: Comparison) -> dict[str, str]:
+    """Offer more epochs for each run that has not converged.
+
+    Returns:
+        Old id -> new id of each run that was queued.
+    """
     runs = [run for arm in comparison.arms if arm.is_undertrained for run in arm.runs]
     reasons = {run.run_id: reason for run in runs if (reason := why_not_extended(run))}
-    able = [run for run in runs if run.run_id not in reasons]
+    extendable = [run for run in runs if run.run_id not in reasons]
     pressed = st.button(
-        f"Train {things(len(able), 'run')} further",
+        f"Train {things(len(extendable), 'run')} further",
         icon=":material/fast_forward:",
         key="train_further",
-        disabled=not able,
+        disabled=not extendable,
         help="From where they ended, to twice their epochs, as new runs. A cosine's learning rate "
         "rises once more to where a cosine of that length would stand. Runs that early stopping "
         "ended train to their last epoch.",
     )
     if reasons:
-        held = "; ".join(f"{run_id}: {reason}" for run_id, reason in reasons.items())
-        st.caption(plain(f"Not trained further: {held}. Give them a larger learning rate."))
-    with st.container():  # always there, so that nothing below is drawn anew
+        skipped = "; ".join(f"{run_id}: {reason}" for run_id, reason in reasons.items())
+        st.caption(plain(f"Not trained further: {skipped}. Give them a larger learning rate."))
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         if pressed:
             try:
                 with st.spinner("Queueing"):
-                    return {run.run_id: _queue_longer(run) for run in able}
+                    return {run.run_id: _queue_longer(run) for run in extendable}
             except FinetuneError as error:
                 st.error(plain(str(error)), icon=":material/error:")
     return {}
@@ -161,11 +176,11 @@ def _queue_longer(run: Run) -> str:
     return run_id
 
 
-def _run_ids(comparison: Comparison) -> list[str]:
+def _list_run_ids(comparison: Comparison) -> list[str]:
     return [run.run_id for arm in comparison.arms for run in arm.runs]
 
 
-def _fill_in(config: RunConfig) -> None:
+def _offer_fill_in(config: RunConfig) -> None:
     if st.button(
         "Fill in on Configure",
         icon=":material/tune:",
@@ -175,17 +190,17 @@ def _fill_in(config: RunConfig) -> None:
         use_settings(config)
 
 
-def _forecast(experiment: Experiment) -> None:
-    """Time and memory where they are known; where they are not, what measures them."""
+def _draw_forecast(experiment: Experiment) -> None:
+    """Draw the forecast of time and memory, or a button that measures it."""
     first = experiment.configs[0]
     if data_folder() != first.data:
         st.caption("Its time is not known while other data are chosen: Configure has it.")
         return
     try:
         dataset = current_dataset(first.split_settings)
-        found = forecast_of(experiment, dataset, SpeedBook())
-        if found:
-            st.caption(f"Forecast: {forecast_in_words(found)}.")
+        forecast = forecast_of(experiment, dataset, SpeedBook())
+        if forecast:
+            st.caption(f"Forecast: {forecast_in_words(forecast)}.")
         else:
             _offer_timing(first, dataset)
     except FinetuneError as error:

@@ -5,13 +5,13 @@ import streamlit as st
 from finetune_core.formatting import interval_text, percent
 
 
-def share_metric(label: str, value: float, low: float, high: float, meaning: str) -> None:
+def draw_share(label: str, value: float, low: float, high: float, meaning: str) -> None:
     """Draw a share with its 95 % interval; ``meaning`` is the help text."""
-    reference_metric(label, percent(value), f"95 % interval {interval_text(low, high)}", meaning)
+    draw_value(label, percent(value), f"95 % interval {interval_text(low, high)}", meaning)
 
 
-def reference_metric(label: str, value: str, note: str, meaning: str) -> None:
-    """Draw a value and a note below it."""
+def draw_value(label: str, value: str, note: str, meaning: str) -> None:
+    """Draw a value and a note below it; ``meaning`` is the help text."""
     st.metric(
         label,
         value,

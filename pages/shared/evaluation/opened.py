@@ -1,4 +1,4 @@
-"""One predicted image, opened from a gallery: large, with its probabilities, and what the network looked at."""
+"""Dialog of one predicted image: large, with its probabilities and its Grad-CAM."""
 
 from pathlib import Path
 
@@ -16,19 +16,19 @@ from finetune_core.formatting import percent
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
-from pages.shared.evaluation.networks import explanation
+from pages.shared.evaluation.networks import get_explanation
 
 _SIDE = 640  # pixels of the image
-_HEAT_WIDTH = 150  # pixels, at least, of a picture with heat
+_HEAT_WIDTH = 150  # least width of a Grad-CAM picture in pixels
 _BARS = 5  # classes
 
 
 def open_image(run: Run, result: Evaluation, row: pd.Series) -> None:
-    """Open a dialog on one of ``result.predictions``."""
-    st.dialog(plain(Path(row["id"]).name), width="large")(_body)(run, result, row)
+    """Open a dialog on one row of ``result.predictions``."""
+    st.dialog(plain(Path(row["id"]).name), width="large")(_draw_body)(run, result, row)
 
 
-def _body(run: Run, result: Evaluation, row: pd.Series) -> None:
+def _draw_body(run: Run, result: Evaluation, row: pd.Series) -> None:
     sample = row["id"]
     try:
         image = read_scaled(data_image(data_of(run, result), sample, readable_roots()), _SIDE)
@@ -40,15 +40,16 @@ def _body(run: Run, result: Evaluation, row: pd.Series) -> None:
     with left:
         st.image(image, caption=plain(sample), width="stretch", output_format="JPEG", alt=sample)
         st.markdown(
-            f"True class: **{plain(names[row['label']])}** ({percent(probabilities[row['label']])})  \n"
-            f"Predicted class: **{plain(names[row['predicted']])}** ({percent(row['confidence'])})"
+            f"True class: **{plain(names[row['label']])}** "
+            f"({percent(probabilities[row['label']])})  \nPredicted class: "
+            f"**{plain(names[row['predicted']])}** ({percent(row['confidence'])})"
         )
     with right:
-        _probabilities(result, row)
-        _grad_cam(run, result, row)
+        _draw_probabilities(result, row)
+        _draw_grad_cam(run, result, row)
 
 
-def _probabilities(result: Evaluation, row: pd.Series) -> None:
+def _draw_probabilities(result: Evaluation, row: pd.Series) -> None:
     names, probabilities, true = result.classes, row["probabilities"], int(row["label"])
     likeliest = list(probabilities.argsort()[::-1][:_BARS])
     listed = likeliest if true in likeliest else [*likeliest[:-1], true]
@@ -60,8 +61,8 @@ def _probabilities(result: Evaluation, row: pd.Series) -> None:
     )
 
 
-def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
-    """Draw what supports its class, and the predicted one; where they are the same, the runner-up."""
+def _draw_grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
+    """Draw the Grad-CAM of the true class and of the predicted one; if equal, of the runner-up."""
     st.header(
         "Grad-CAM",
         anchor=False,
@@ -74,16 +75,16 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
     )[:2]
     try:
         data = data_of(run, result)
-        seen = explanation(run, row["id"], classes, data=data)
-        layer = _layer(run, seen)
-        if layer != seen.layer:
-            seen = explanation(run, row["id"], classes, layer, data)
+        explained = get_explanation(run, row["id"], classes, data=data)
+        layer = _choose_layer(run, explained)
+        if layer != explained.layer:
+            explained = get_explanation(run, row["id"], classes, layer, data)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
     with st.grid(1 + len(classes), min_column_width=_HEAT_WIDTH, gap="small"):
         st.image(
-            seen.picture,
+            explained.picture,
             caption="Network input",
             width="stretch",
             alt=f"{row['id']}, network input",
@@ -97,45 +98,48 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
                 if one == row["predicted"]
                 else "Second"
             )
-            words = f"{role}: {name} ({percent(row['probabilities'][one], 0)})"
+            text = f"{role}: {name} ({percent(row['probabilities'][one], 0)})"
             st.image(
-                seen.overlays[one],
-                caption=plain(words),
+                explained.overlays[one],
+                caption=plain(text),
                 width="stretch",
                 alt=f"{row['id']}: regions that support {name}",
             )
-    dark = [result.classes[one] for one in classes if not seen.heat[one].any()]
+    dark = [result.classes[one] for one in classes if not explained.heat[one].any()]
     if dark:
         st.caption(plain(f"No evidence in the image for {' or '.join(dark)}."))
     st.caption(
-        f"Bright regions support this class. Computed on a map of {seen.cells} × {seen.cells} "
-        "cells; finer detail is interpolation."
+        f"Bright regions support this class. Computed on a map of {explained.cells} × "
+        f"{explained.cells} cells; finer detail is interpolation."
     )
 
 
-def _layer(run: Run, seen: Explanation) -> str:
-    """The stage to explain: as chosen for the run's images, else the default."""
-    *_, last = layers = list(seen.layers)
+def _choose_layer(run: Run, explained: Explanation) -> str:
+    """Draw the choice of the stage to explain, and return the chosen stage."""
+    *_, last = layers = list(explained.layers)
 
-    def words(name: str) -> str:
+    def format_layer(name: str) -> str:
         return (
-            f"{name}, {seen.layers[name]} × {seen.layers[name]}{' (last)' if name == last else ''}"
+            f"{name}, {explained.layers[name]} × "
+            f"{explained.layers[name]}{' (last)' if name == last else ''}"
         )
 
     chosen = st.selectbox(
         "Layer",
         layers,
-        index=layers.index(seen.layer),
+        index=layers.index(explained.layer),
         key=f"layer-{run.run_id}",
         persist_state="session",
-        format_func=words,
+        format_func=format_layer,
         width=300,
-        help="The stage whose output is explained, and the size of its map. Later stages carry more class information, earlier ones more spatial detail. "
-        "Stages whose map is a single cell are left out.",
+        help="The stage whose output is explained, and the size of its map. Later stages carry "
+        "more class information, earlier ones more spatial detail. Stages whose map is a single "
+        "cell are left out.",
     )
-    if seen.coarse and seen.layer != last:
-        side = seen.layers[last]
+    if explained.coarse and explained.layer != last:
+        side = explained.layers[last]
         st.caption(
-            f"The last of these maps has {side} × {side} cells: too few to localize, so {seen.layer} is the default."
+            f"The last of these maps has {side} × {side} cells: too few to localize, so "
+            f"{explained.layer} is the default."
         )
     return chosen

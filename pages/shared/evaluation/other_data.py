@@ -1,4 +1,4 @@
-"""The box that names another data set for runs to be evaluated on, and which of those that were is looked at."""
+"""Evaluation of runs on another data set, and the choice among such evaluations."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,22 +14,26 @@ from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import read_shift
 from finetune_core.runs.store import Run
 from finetune_core.work import Work
-from pages.shared.account import owner, sign_in_asked
+from pages.shared.account import is_sign_in_required, owner
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots, recent_data
-from pages.shared.jobs import begin, forget, jobs, outcome
+from pages.shared.jobs import begin, forget, jobs, take_outcome
 
-PARAMETER = "shifted"  # of the page's address: which of them is looked at
+PARAMETER = "shifted"  # parameter of the page's address: fingerprint of the data set on show
 _FIELD = "other_data"
 _HELP = (
-    "One subfolder of images per class, with or without train/, val/ and test/ above them: all of its images are predicted. Or a .zip or "
-    ".tar of that; or a .csv or .parquet table with the columns path and label. Class names are matched with the run's; changes made to "
-    "the data set on the Dataset page count."
+    "One subfolder of images per class, with or without train/, val/ and test/ above them: all of "
+    "its images are predicted. Or a .zip or .tar of that; or a .csv or .parquet table with the "
+    "columns path and label. Class names are matched with the run's; changes made to the data set "
+    "on the Dataset page count."
 )
 
 
-def evaluate_on_other(runs: Sequence[Run]) -> None:
-    """Draw the box in which another data set is named, and the button that has the runs predict it (``taken``)."""
+def draw_other_data(runs: Sequence[Run]) -> None:
+    """Draw the box that names another data set, and the button that has the runs predict it.
+
+    ``take_result`` draws the progress and takes the result.
+    """
     st.text_input(
         "Other folder, archive or manifest",
         key=_FIELD,
@@ -37,8 +41,8 @@ def evaluate_on_other(runs: Sequence[Run]) -> None:
         placeholder="~/other-pictures",
         help=_HELP,
     )
-    own = {os.path.abspath(run.config.data) for run in runs}
-    others = [source.path for source in recent_data() if source.path not in own]
+    own_data = {os.path.abspath(run.config.data) for run in runs}
+    others = [source.path for source in recent_data() if source.path not in own_data]
     if others:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption("Recent:", width="content")
@@ -48,32 +52,35 @@ def evaluate_on_other(runs: Sequence[Run]) -> None:
                     key=f"other-{path}",
                     type="tertiary",
                     help=plain(path),
-                    on_click=_name,
+                    on_click=_fill_in,
                     args=(path,),
                 )
     st.button(
         "Evaluate on these images",
         icon=":material/photo_library:",
         key="evaluate_on_other",
-        on_click=_ask,
+        on_click=_predict_typed,
         args=(runs,),
-        disabled=going_on(runs),
+        disabled=is_predicting(runs),
     )
 
 
-def ask(runs: Sequence[Run], data: str) -> None:
-    """Have runs predict another data set, those that have it as it is now left out (a callback)."""
-    key = f"shift:{data}:{_mark(runs)}"
-    st.session_state[_mark(runs)] = key
+def begin_prediction(runs: Sequence[Run], data: str) -> None:
+    """Have runs predict another data set (a callback).
+
+    Runs that have predicted it as it is now are left out.
+    """
+    key = f"shift:{data}:{_runs_mark(runs)}"
+    st.session_state[_runs_mark(runs)] = key
     begin(
         key,
         "Predicting other images",
-        partial(_predicted, runs, data, readable_roots(), owner() if sign_in_asked() else None),
+        partial(_predict, runs, data, readable_roots(), owner() if is_sign_in_required() else None),
         kept=len(runs) > 1,
     )
 
 
-def _predicted(
+def _predict(
     runs: Sequence[Run], data: str, roots: Sequence[Path], person: str | None
 ) -> Work[str]:
     if person is not None and (path := whole_path(data)).exists():
@@ -81,20 +88,21 @@ def _predicted(
     return (yield from predict_shifted(runs, data, roots))
 
 
-def going_on(runs: Sequence[Run]) -> bool:
-    """Whether these runs are predicting another data set that this session asked for."""
-    return jobs().find(st.session_state.get(_mark(runs), "")) is not None
+def is_predicting(runs: Sequence[Run]) -> bool:
+    """Return whether these runs are predicting another data set on behalf of this session."""
+    return jobs().find(st.session_state.get(_runs_mark(runs), "")) is not None
 
 
-def taken(runs: Sequence[Run]) -> None:
-    """What became of the work that was asked for: how far it is, or why it failed; or its data set is looked at from now on."""
-    mark = _mark(runs)
-    with st.container():  # always there, so that nothing below is drawn anew
+def take_result(runs: Sequence[Run]) -> None:
+    """Draw progress or error of the work that was asked for, or show its data set from now on."""
+    mark = _runs_mark(runs)
+    with st.container():
+        # Always there: otherwise everything below would be drawn anew.
         key = st.session_state.get(mark)
         if not key:
             return
         try:
-            fingerprint = outcome(key)
+            fingerprint = take_outcome(key)
             if fingerprint is None:
                 return
             remember(read_shift(runs[0], fingerprint).data, owner())
@@ -106,48 +114,59 @@ def taken(runs: Sequence[Run]) -> None:
         st.query_params[PARAMETER] = fingerprint
 
 
-def chosen_shift(titles: Mapping[str, str]) -> str:
-    """A box to choose which one is looked at; the choice is in the page's address.
+def choose_shift(titles: Mapping[str, str]) -> str:
+    """Draw the choice of the shifted data to show. The choice is in the page's address.
 
     Args:
-        titles: what each is called, at least one.
+        titles: title of each shift by its fingerprint; at least one.
+
+    Returns:
+        The fingerprint of the chosen shift.
     """
-    asked = st.query_params.get(PARAMETER)
-    # The address wins, so that a link, a reload and the back button all show what they say.
-    st.session_state["shift_box"] = asked if asked in titles else next(iter(titles))
+    requested = st.query_params.get(PARAMETER)
+    # The address wins, so that links, reloads and the back button show what they name.
+    st.session_state["shift_box"] = requested if requested in titles else next(iter(titles))
     chosen = st.selectbox(
         "Shifted data",
         list(titles),
         format_func=titles.__getitem__,
         key="shift_box",
-        on_change=_to_address,
+        on_change=_write_to_address,
     )
-    if asked != chosen:
+    if requested != chosen:
         st.query_params[PARAMETER] = chosen
     return chosen
 
 
-def named_apart(names: Mapping[str, str]) -> dict[str, str]:
-    """Fingerprint -> name, those that several have followed by what tells them apart."""
-    several = [name for name in names.values() if list(names.values()).count(name) > 1]
+def make_unique(names: Mapping[str, str]) -> dict[str, str]:
+    """Make the names of data sets unique.
+
+    Args:
+        names: fingerprint -> name.
+
+    Returns:
+        Fingerprint -> name. Names that occur several times are followed by a part of the
+        fingerprint.
+    """
+    repeated = [name for name in names.values() if list(names.values()).count(name) > 1]
     return {
-        mark: f"{name} ({mark[:6]})" if name in several else name for mark, name in names.items()
+        mark: f"{name} ({mark[:6]})" if name in repeated else name for mark, name in names.items()
     }
 
 
-def _ask(runs: Sequence[Run]) -> None:
-    if named := st.session_state[_FIELD].strip():
-        ask(runs, named)
+def _predict_typed(runs: Sequence[Run]) -> None:
+    if text := st.session_state[_FIELD].strip():
+        begin_prediction(runs, text)
 
 
-def _name(path: str) -> None:
+def _fill_in(path: str) -> None:
     st.session_state[_FIELD] = path
 
 
-def _mark(runs: Sequence[Run]) -> str:
-    """Tells apart what is asked of other runs."""
+def _runs_mark(runs: Sequence[Run]) -> str:
+    """Return a mark of these runs, so that work of different runs is kept apart."""
     return f"shift-{','.join(run.run_id for run in runs)}"
 
 
-def _to_address() -> None:
+def _write_to_address() -> None:
     st.query_params[PARAMETER] = st.session_state["shift_box"]

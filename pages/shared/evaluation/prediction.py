@@ -1,4 +1,4 @@
-"""What trained networks take a person's own images for: one image at a time, with the reasons; or many, as a table."""
+"""Predictions for a person's own images: one image with reasons, or many images as a table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -42,87 +42,105 @@ from finetune_core.training.preview import draw_crop
 from finetune_core.work import Work, in_phase
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
-from pages.shared.evaluation.networks import predictor
-from pages.shared.images import Picture, gallery, run_picture
-from pages.shared.jobs import begin, jobs, offer, shown_outcome
+from pages.shared.evaluation.networks import get_predictor
+from pages.shared.images import Picture, gallery, make_run_picture
+from pages.shared.jobs import begin, jobs, offer, show_outcome
 from pages.shared.runs.backend import store
 
 _SHOWN, _NEAREST = 5, 4  # classes; training images
-_HEADING = 40  # letters
+_HEADING = 40  # characters
 _SIDE = 320  # pixels of a picture
 
 
-class Seen(NamedTuple):
-    """An image's features ``[parts, d]``, and the training images that they are compared with."""
+class EncodedImage(NamedTuple):
+    """Features of an image, and the training images that they are compared with.
 
-    near: Neighbourhood
+    Attributes:
+        neighbourhood: neighbourhood of the training images.
+        features: features of the image, ``[parts, d]``.
+    """
+
+    neighbourhood: Neighbourhood
     features: np.ndarray
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A run's network, with what is known of its training images.
+    """Network of a run, with the features of its training images.
 
     Attributes:
-        looks: None where the network cannot be cut before its head.
-        near: None before ``offer_neighbours``.
+        run: the run.
+        title: title of the run.
+        classes: names of the classes.
+        encoder: part of the network before its head. None if the network cannot be cut there.
+        neighbourhood: features of the training images. None before ``offer_neighbours``.
     """
 
     run: Run
     title: str
     classes: tuple[str, ...]
-    looks: Encoder | None
-    near: Neighbourhood | None
+    encoder: Encoder | None
+    neighbourhood: Neighbourhood | None
 
     @property
     def known(self) -> Known | None:
-        """What tells which training images are like a new one; None before ``get_to_know``."""
-        return (self.looks, self.near) if self.looks and self.near else None
+        """Encoder and training features to find similar training images.
+
+        None before ``offer_neighbours``.
+        """
+        return (self.encoder, self.neighbourhood) if self.encoder and self.neighbourhood else None
 
 
 def load_classifier(run: Run, title: str) -> Classifier:
     """Load a run's network.
 
     Raises:
-        FinetuneError: when it cannot be put together.
+        FinetuneError: if the network cannot be built.
     """
-    classes = predictor(run).classes
+    classes = get_predictor(run).classes
     changed = predictions_changed(run.run_dir)
-    looks = _encoder(run.run_id, changed)
+    encoder = _load_encoder(run.run_id, changed)
     return Classifier(
-        run, title, classes, looks, _near(run.run_id, changed, neighbours_changed(run))
+        run,
+        title,
+        classes,
+        encoder,
+        _load_neighbourhood(run.run_id, changed, neighbours_changed(run)),
     )
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _encoder(run_id: str, changed: int) -> Encoder | None:
+def _load_encoder(run_id: str, changed: int) -> Encoder | None:
     try:
-        return encoder(predictor(store().run(run_id)))
-    except FinetuneError:  # it can still classify images
+        return encoder(get_predictor(store().run(run_id)))
+    except FinetuneError:
+        # The network can still classify images.
         return None
 
 
 @st.cache_resource(max_entries=4, show_spinner="Loading the features of the training images")
-def _near(run_id: str, changed: int, written: int) -> Neighbourhood | None:
-    looks = _encoder(run_id, changed)
-    return known_neighbourhood(store().run(run_id), looks) if looks else None
+def _load_neighbourhood(run_id: str, changed: int, written: int) -> Neighbourhood | None:
+    encoder = _load_encoder(run_id, changed)
+    return known_neighbourhood(store().run(run_id), encoder) if encoder else None
 
 
-# Every click on the page asks for all images again: what was computed of one is kept, by its content.
+# Every click on the page asks for all images again. So results are cached by the image's content.
 @st.cache_data(max_entries=500, show_spinner=False)
-def _probabilities(run_id: str, changed: int, image: bytes) -> np.ndarray:
-    probabilities: np.ndarray = predictor(store().run(run_id)).probabilities([image])[0]
+def _compute_probabilities(run_id: str, changed: int, image: bytes) -> np.ndarray:
+    probabilities: np.ndarray = get_predictor(store().run(run_id)).probabilities([image])[0]
     return probabilities
 
 
 @st.cache_data(max_entries=500, show_spinner=False)
-def _features(run_id: str, changed: int, image: bytes, _looks: Encoder) -> np.ndarray:
-    return _looks.look(image)[0]
+def _compute_features(run_id: str, changed: int, image: bytes, _encoder: Encoder) -> np.ndarray:
+    return _encoder.look(image)[0]
 
 
 @st.cache_data(max_entries=50, show_spinner="Computing Grad-CAM")
-def _explained(run_id: str, changed: int, image: bytes, classes: tuple[int, ...]) -> Explanation:
-    return explain(predictor(store().run(run_id)), image, classes)
+def _compute_explanation(
+    run_id: str, changed: int, image: bytes, classes: tuple[int, ...]
+) -> Explanation:
+    return explain(get_predictor(store().run(run_id)), image, classes)
 
 
 def offer_neighbours(
@@ -131,30 +149,32 @@ def offer_neighbours(
     """Offer to compute the training images' features for networks that have none yet.
 
     Args:
-        label: of the button, which says what they are for.
+        classifiers: the networks.
+        label: label of the button, which names the purpose.
     """
-    unknown = [one for one in classifiers if one.looks and one.near is None]
+    unknown = [one for one in classifiers if one.encoder and one.neighbourhood is None]
     if not unknown:
         return
     offer(
         label,
         f"neighbours:{','.join(one.run.run_id for one in classifiers)}",
         "Computing the features of the training images",
-        partial(_neighbourhoods, unknown, readable_roots()),
+        partial(_compute_neighbourhoods, unknown, readable_roots()),
         kept=len(unknown) > 1,
         button_key="compute-neighbours",
         icon=":material/grid_view:",
-        help="Runs the training images through the network once. After that, each new image is shown with its nearest neighbours, and images unlike anything in training are flagged.",
+        help="Runs the training images through the network once. After that, each new image is "
+        "shown with its nearest neighbours, and images unlike anything in training are flagged.",
     )
 
 
-def _neighbourhoods(classifiers: Sequence[Classifier], roots: Sequence[Path]) -> Work[None]:
+def _compute_neighbourhoods(classifiers: Sequence[Classifier], roots: Sequence[Path]) -> Work[None]:
     for one in classifiers:
-        if one.looks:
-            yield from compute_neighbourhood(one.run, one.looks, roots)
+        if one.encoder:
+            yield from compute_neighbourhood(one.run, one.encoder, roots)
 
 
-def show_image(
+def draw_image(
     key: str,
     name: str,
     image: bytes,
@@ -167,8 +187,11 @@ def show_image(
 
     Args:
         key: distinguishes the images on a page.
+        name: name of the image.
+        image: content of the file.
+        classifiers: the networks.
         brief: for a presentation: the prediction large, the details folded away.
-        heading: whether its name stands above.
+        heading: whether the name stands above.
     """
     with st.container(border=not brief):
         if heading:
@@ -183,132 +206,159 @@ def show_image(
             with column:
                 if len(classifiers) > 1:
                     st.caption(plain(one.title))
-                _answer(f"{key}-{one.run.run_id}", name, image, one, brief or len(classifiers) > 1)
+                _draw_answer(
+                    f"{key}-{one.run.run_id}", name, image, one, brief or len(classifiers) > 1
+                )
 
 
-def _answer(key: str, name: str, image: bytes, one: Classifier, narrow: bool) -> None:
-    run_id, changed = one.run.run_id, predictions_changed(one.run.run_dir)
+def _draw_answer(
+    key: str, name: str, image: bytes, classifier: Classifier, is_narrow: bool
+) -> None:
+    run_id, changed = classifier.run.run_id, predictions_changed(classifier.run.run_dir)
     try:
-        probabilities, seen = _probabilities(run_id, changed, image), None
-        if one.known:
-            looks, near = one.known
-            seen = Seen(near, _features(run_id, changed, image, looks))
+        probabilities, encoded = _compute_probabilities(run_id, changed, image), None
+        if classifier.known:
+            encoder, neighbourhood = classifier.known
+            encoded = EncodedImage(
+                neighbourhood, _compute_features(run_id, changed, image, encoder)
+            )
     except ImageError as error:
         st.error(plain(f"{name}: {error}"), icon=":material/broken_image:")
         return
     order = probabilities.argsort()[::-1][:_SHOWN]
-    best = one.classes[order[0]]
-    st.markdown(f"## {plain(_short(best))} · {percent(probabilities[order[0]])}")
-    if seen and seen.near.unlike(seen.features[None])[0]:
+    best = classifier.classes[order[0]]
+    st.markdown(f"## {plain(_shorten(best))} · {percent(probabilities[order[0]])}")
+    if encoded and encoded.neighbourhood.unlike(encoded.features[None])[0]:
         st.warning(
-            f"Unlike anything in training: farther from the training images than {percent(1 - seen.near.error, 0)} of the validation images "
-            "are. Do not trust the prediction.",
+            "Unlike anything in training: farther from the training images than "
+            f"{percent(1 - encoded.neighbourhood.error, 0)} of the validation images are. Do not "
+            "trust the prediction.",
             icon=":material/travel_explore:",
         )
     pictures, bars = (
-        (st.container(), st.container()) if narrow else st.columns([2, 3], gap="medium")
+        (st.container(), st.container()) if is_narrow else st.columns([2, 3], gap="medium")
     )
     with pictures:
-        _grad_cam(name, image, one, int(order[0]))
+        _draw_grad_cam(name, image, classifier, int(order[0]))
     with bars:
         st.plotly_chart(
-            probability_bars([one.classes[i] for i in order], probabilities[order].tolist()),
+            probability_bars([classifier.classes[i] for i in order], probabilities[order].tolist()),
             key=f"bars-{key}",
             alt=f"Probabilities of the most likely classes of {name}",
         )
-    if seen:
-        _neighbours(key, one, seen)
+    if encoded:
+        _draw_neighbours(key, classifier, encoded)
 
 
-def _grad_cam(name: str, image: bytes, one: Classifier, best: int) -> None:
+def _draw_grad_cam(name: str, image: bytes, classifier: Classifier, best: int) -> None:
     try:
-        seen = _explained(one.run.run_id, predictions_changed(one.run.run_dir), image, (best,))
+        explained = _compute_explanation(
+            classifier.run.run_id, predictions_changed(classifier.run.run_dir), image, (best,)
+        )
     except FinetuneError as error:
         st.caption(plain(str(error)))
         return
-    network = predictor(one.run)
-    words = "Grad-CAM" if seen.heat[best].any() else "Grad-CAM: no evidence for this class"
+    network = get_predictor(classifier.run)
+    text = "Grad-CAM" if explained.heat[best].any() else "Grad-CAM: no evidence for this class"
     with st.grid("auto", min_column_width=150, gap="small"):
-        framed = draw_crop(image, network.network.info, network.image_size, _SIDE)
+        crop = draw_crop(image, network.network.info, network.image_size, _SIDE)
         caption = "The network sees what is framed"
-        st.image(framed, caption=caption, alt=f"{name}: {caption}")
-        st.image(seen.overlays[best], caption=words, alt=f"{name}: {words}: {one.classes[best]}")
+        st.image(crop, caption=caption, alt=f"{name}: {caption}")
+        st.image(
+            explained.overlays[best],
+            caption=text,
+            alt=f"{name}: {text}: {classifier.classes[best]}",
+        )
 
 
-def _neighbours(key: str, one: Classifier, seen: Seen) -> None:
-    rows, _ = seen.near.nearest(seen.features, _NEAREST)
+def _draw_neighbours(key: str, classifier: Classifier, encoded: EncodedImage) -> None:
+    rows, _ = encoded.neighbourhood.nearest(encoded.features, _NEAREST)
     st.markdown(
         "**Nearest training images**",
         help="By cosine distance between features, just before the head.",
     )
 
     def picture(index: int) -> Picture:
-        sample, kind = str(seen.near.ids[rows[index]]), one.classes[seen.near.labels[rows[index]]]
-        return run_picture(one.run, sample, kind, f"Training image {sample}, class {kind}")
+        sample, kind = (
+            str(encoded.neighbourhood.ids[rows[index]]),
+            classifier.classes[encoded.neighbourhood.labels[rows[index]]],
+        )
+        return make_run_picture(
+            classifier.run, sample, kind, f"Training image {sample}, class {kind}"
+        )
 
     gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
-    if not seen.near.unchanged:
+    if not encoded.neighbourhood.unchanged:
         st.caption(
             "The data set has changed since the run, so these may not all have been trained on."
         )
 
 
-def many(classifiers: Sequence[Classifier]) -> None:
-    """An archive in, a table out: each network's prediction for each image."""
+def draw_archive(classifiers: Sequence[Classifier]) -> None:
+    """Draw the upload of an archive, and the table of each network's prediction for each image."""
     upload = st.file_uploader(
         "A ZIP or TAR archive of images",
         type=["zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz"],
         key="archive",
-        help="Unpacked to classify its images, then deleted. Folders in it are only part of the names.",
+        help="Unpacked to classify its images, then deleted. Folders in it are only part of the "
+        "names.",
     )
     if upload is None:
         return
-    # Not whether neighbours are known: another session may compute them meanwhile, and what was begun would be lost.
+    # The key leaves out whether neighbours are known: another session may compute them meanwhile,
+    # and the result of this job would be lost.
     marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}" for one in classifiers]
     key = f"naming:{upload.file_id}:{','.join(marks)}"
-    answers = shown_outcome(key)
+    answers = show_outcome(key)
     if answers is not None:
-        _table(classifiers, Path(upload.name).stem, answers)
-        if not _says_less(classifiers, answers):
+        _draw_table(classifiers, Path(upload.name).stem, answers)
+        if not _lacks_flags(classifiers, answers):
             return
-    networks = [predictor(one.run) for one in classifiers]
-    words = "Classify" if answers is None else "Classify again"
+    networks = [get_predictor(one.run) for one in classifiers]
+    text = "Classify" if answers is None else "Classify again"
     st.button(
-        words if len(classifiers) == 1 else f"{words} with {things(len(classifiers), 'network')}",
+        text if len(classifiers) == 1 else f"{text} with {things(len(classifiers), 'network')}",
         type="primary",
         icon=":material/play_arrow:",
         key="classify",
         on_click=begin,
-        args=(key, "Classifying images", partial(_predictions, classifiers, networks, upload)),
+        args=(key, "Classifying images", partial(_predict_archive, classifiers, networks, upload)),
         kwargs={"kept": False},
         disabled=jobs().find(key) is not None,
     )
 
 
-def _says_less(
+def _lacks_flags(
     classifiers: Sequence[Classifier], predictions: Sequence[Sequence[ImagePrediction]]
 ) -> bool:
-    """Whether neighbours have become known since, so that predicting again would flag images unlike anything in training."""
+    """Return whether neighbours have become known since the predictions were made.
+
+    Predicting again would then flag images unlike anything in training.
+    """
     sides = zip(classifiers, predictions, strict=True)
     return any(
-        one.near and row.unlike is None
+        one.neighbourhood and row.unlike is None
         for one, rows in sides
         for row in rows
         if row.probabilities is not None
     )
 
 
-def _predictions(
+def _predict_archive(
     classifiers: Sequence[Classifier], networks: Sequence[Predictor], upload: UploadedFile
 ) -> Work[list[list[ImagePrediction]]]:
-    """Unpack, then classify with one network after the other; returns the predictions of each."""
+    """Unpack an archive, then classify its images with one network after another.
+
+    Returns:
+        The predictions of each network.
+    """
     with unpacking_folder() as folder:
         yield from in_phase("unpack", unpack_archive(upload, upload.name, folder))
         images = images_below(folder)
-        return (yield from _with_each(classifiers, networks, images))
+        return (yield from _predict_with_each(classifiers, networks, images))
 
 
-def _with_each(
+def _predict_with_each(
     classifiers: Sequence[Classifier],
     networks: Sequence[Predictor],
     images: Sequence[tuple[str, Path]],
@@ -321,7 +371,7 @@ def _with_each(
     return answers
 
 
-def _table(
+def _draw_table(
     classifiers: Sequence[Classifier], stem: str, predictions: Sequence[Sequence[ImagePrediction]]
 ) -> None:
     titles = run_titles([one.run for one in classifiers]) if len(classifiers) > 1 else [""]
@@ -330,7 +380,7 @@ def _table(
         for title, one, rows in zip(titles, classifiers, predictions, strict=True)
     ]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"{_in_words(answers)}.", width="stretch")
+        st.markdown(f"{_describe_answers(answers)}.", width="stretch")
         st.download_button(
             "Download CSV",
             lambda: side_by_side_csv(answers),
@@ -362,7 +412,7 @@ def _table(
         st.caption(plain(f"Predictions per class{f', {one.title}' if one.title else ''}: {listed}"))
 
 
-def _in_words(answers: Sequence[Answers]) -> str:
+def _describe_answers(answers: Sequence[Answers]) -> str:
     first = answers[0].predictions
     readable = sum(row.probabilities is not None for row in first)
     text = f"**{things(readable, 'image')} classified**"
@@ -379,5 +429,5 @@ def _in_words(answers: Sequence[Answers]) -> str:
     )
 
 
-def _short(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= _HEADING else f"{name[: _HEADING - 1]}…"

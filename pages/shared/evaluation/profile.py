@@ -1,4 +1,4 @@
-"""The section of Compare that shows the profile of the current data set and backbone."""
+"""Profile of the current data set and backbone, a section of Compare."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,12 +15,12 @@ from finetune_core.profiling.result import Profile
 from finetune_core.runs.design import profiled_stage
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
-from pages.shared.data.chosen import check_open, choose_data, data_folder, data_name
+from pages.shared.data.chosen import check_access, choose_data, data_folder, data_name
 from pages.shared.data.datasets import current_dataset
-from pages.shared.jobs import shown_outcome
+from pages.shared.jobs import show_outcome
 from pages.shared.runs.backend import store
 from pages.shared.runs.profile import profile_key
-from pages.shared.sections import section
+from pages.shared.sections import draw_section
 
 HELP = (
     "Each stage trained alone, beside the head, from the linear probe's head. Stages are selected "
@@ -30,10 +30,10 @@ HELP = (
 
 
 def draw_profile(runs: Sequence[Run], *, folded: bool = False) -> None:
-    """Draw the latest profile of the current data set, where some of its runs are there.
+    """Draw the latest profile of the current data set, if some of its runs are there.
 
     Args:
-        runs: all of them, the newest first.
+        runs: all runs, the newest first.
         folded: draw a folded section.
     """
     data = data_folder()
@@ -44,7 +44,7 @@ def draw_profile(runs: Sequence[Run], *, folded: bool = False) -> None:
         return
     if folded:
         draw = partial(_draw_latest, runs, latest)
-        section("Profile", "profile", ":material/stacked_bar_chart:", draw)
+        draw_section("Profile", "profile", ":material/stacked_bar_chart:", draw)
         return
     st.header("Profile", anchor=False, help=HELP)
     _draw_latest(runs, latest)
@@ -55,25 +55,25 @@ def _draw_latest(runs: Sequence[Run], latest: Run) -> None:
     try:
         dataset = current_dataset(config.split_settings)
         with st.container():
-            shown_outcome(profile_key(dataset.fingerprint, config.backbone))
+            show_outcome(profile_key(dataset.fingerprint, config.backbone))
         setup = find_setup(runs, data, config.backbone)
-        found = current_profile(Asked(setup, dataset), store()) if setup else None
+        profile = current_profile(Asked(setup, dataset), store()) if setup else None
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
-    if found is None:
+    if profile is None:
         st.caption("Its runs were trained on other images, or none is finished yet.")
         return
-    _draw(found)
+    _draw_result(profile)
 
 
 def _offer_other(profiled: Sequence[Run]) -> None:
-    """Offer to choose the data set of the latest profile, where this session may read it."""
+    """Offer to choose the data set of the latest profile, if this session may read it."""
     if not profiled:
         return
     data = profiled[0].config.data
     with suppress(DataError):
-        check_open(data)
+        check_access(data)
         st.button(
             plain(f"Show the profile of {Path(data_name(data)).name}"),
             icon=":material/stacked_bar_chart:",
@@ -84,27 +84,27 @@ def _offer_other(profiled: Sequence[Run]) -> None:
         )
 
 
-def _draw(found: Profile) -> None:
-    st.markdown(f"**{plain(found.sentence)}**")
-    for note in found.notes:
+def _draw_result(profile: Profile) -> None:
+    st.markdown(f"**{plain(profile.sentence)}**")
+    for note in profile.notes:
         st.caption(plain(note))
-    if not found.arms:
+    if not profile.arms:
         return
-    st.plotly_chart(profile_figure(found), key="profile-figure", alt=describe_profile(found))
+    st.plotly_chart(profile_figure(profile), key="profile-figure", alt=describe_profile(profile))
     st.caption(
         "Ember: gains more than other images and seeds explain. Ice blue: nothing measurable, or "
         "not converged. Hatched: a short run."
     )
     with st.expander("Table and selection", icon=":material/table:"):
-        st.markdown(plain(found.in_words()))
-        _table(found.rows(), "profile-arms")
-        if len(found.path) > 1:
-            _table(found.path_rows(), "profile-path")
-        if found.prediction_rows()[1]:
+        st.markdown(plain(profile.in_words()))
+        _draw_table(profile.rows(), "profile-arms")
+        if len(profile.path) > 1:
+            _draw_table(profile.path_rows(), "profile-path")
+        if profile.prediction_rows()[1]:
             st.markdown("Forecasts that need no training:")
-            _table(found.prediction_rows(), "profile-predictions")
+            _draw_table(profile.prediction_rows(), "profile-predictions")
 
 
-def _table(content: tuple[list[str], list[list[str]]], key: str) -> None:
+def _draw_table(content: tuple[list[str], list[list[str]]], key: str) -> None:
     columns, rows = content
     st.dataframe([dict(zip(columns, row, strict=True)) for row in rows], hide_index=True, key=key)

@@ -1,24 +1,24 @@
-"""The Reliability tab of Evaluate: whether the accuracy and the confidences hold, and where not."""
+"""Reliability on Evaluate: how far accuracy and confidence can be trusted, and where not."""
 
 import streamlit as st
 
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.runs.store import Run
-from pages.shared.evaluation.calibration import calibration
-from pages.shared.evaluation.shifted import shifted_data
-from pages.shared.evaluation.tabs import by_slice, robustness
-from pages.shared.evaluation.tta import flips_at_test_time
+from pages.shared.evaluation.calibration import draw_calibration
+from pages.shared.evaluation.shifted import draw_shifted_data
+from pages.shared.evaluation.tabs import draw_robustness, draw_slices
+from pages.shared.evaluation.tta import draw_test_time_flips
 
 _VIEWS = {
-    "Calibration": calibration,
-    "Slices": by_slice,
-    "Robustness": robustness,
-    "Shifted data": shifted_data,
-    "Test-time augmentation (flip)": flips_at_test_time,
+    "Calibration": draw_calibration,
+    "Slices": draw_slices,
+    "Robustness": draw_robustness,
+    "Shifted data": draw_shifted_data,
+    "Test-time augmentation (flip)": draw_test_time_flips,
 }
 
 
-def reliability(run: Run, result: Evaluation) -> None:
+def draw_reliability(run: Run, result: Evaluation) -> None:
     """Draw the chosen view."""
     chosen = st.segmented_control(
         "View",

@@ -1,4 +1,4 @@
-"""The second axis of Compare: what the strategies are worth on shifted images, which are another data set or their own made worse."""
+"""Distribution shift on Compare: strategies on another data set, or on corrupted own images."""
 
 from collections.abc import Sequence
 
@@ -24,57 +24,65 @@ from finetune_core.figures.comparison import against_shifted
 from finetune_core.formatting import things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
-from pages.shared.evaluation.claims import pair_markdown
+from pages.shared.evaluation.claims import format_pair
 from pages.shared.evaluation.other_data import (
-    ask,
-    chosen_shift,
-    evaluate_on_other,
-    going_on,
-    named_apart,
-    taken,
+    begin_prediction,
+    choose_shift,
+    draw_other_data,
+    is_predicting,
+    make_unique,
+    take_result,
 )
 
 _HELP = (
-    "Strategies that do as well as each other on images like those they were trained on may differ on other ones. Shifted images are those of "
-    "another data set with the same classes, or the runs' own test images made worse (Evaluate, Robustness)."
+    "Strategies that do as well as each other on images like those they were trained on may "
+    "differ on other ones. Shifted images are those of another data set with the same classes, or "
+    "the runs' own test images made worse (Evaluate, Robustness)."
 )
 _MOST_PAIRS = 6  # described in words
 
 
-def distribution_shift(comparison: Comparison) -> ShiftComparison | None:
+def draw_distribution_shift(comparison: Comparison) -> ShiftComparison | None:
     """Draw in-distribution against shifted scores, with the verdicts on either.
 
     Returns:
-        The comparison on the images that are chosen; None where there is none.
+        The comparison on the chosen images; None without one.
     """
     st.caption("Scores on images unlike the training images.", help=_HELP)
     runs = [member.run for arm in comparison.arms for member in arm.members]
-    taken(runs)
+    take_result(runs)
     shifts = shifts_of(runs)
-    corrupted = {f"corrupted-{which.key}": which for which in corruptions_of(comparison)}
-    titles = named_apart({mark: shift.name for mark, shift in shifts.items()})
-    titles |= {mark: which.name for mark, which in corrupted.items()}
+    corrupted = {
+        f"corrupted-{corruption.key}": corruption for corruption in corruptions_of(comparison)
+    }
+    titles = make_unique({mark: shift.name for mark, shift in shifts.items()})
+    titles |= {mark: corruption.name for mark, corruption in corrupted.items()}
     found = None
     if titles:
-        chosen = chosen_shift(titles)
-        which = corrupted.get(chosen)
+        chosen = choose_shift(titles)
+        corruption = corrupted.get(chosen)
         found = (
-            _corrupted(comparison, which) if which else _shifted(comparison, runs, shifts[chosen])
+            _draw_corrupted(comparison, corruption)
+            if corruption
+            else _draw_shifted(comparison, runs, shifts[chosen])
         )
     else:
         st.markdown("None of these runs was evaluated on shifted images yet.")
     st.markdown("**Evaluate on another data set**")
-    evaluate_on_other(runs)
+    draw_other_data(runs)
     return found
 
 
-def _shifted(comparison: Comparison, runs: Sequence[Run], shift: Shift) -> ShiftComparison | None:
+def _draw_shifted(
+    comparison: Comparison, runs: Sequence[Run], shift: Shift
+) -> ShiftComparison | None:
     problems = {
         run.run_id: problem for run in runs if (problem := shift_problem(run, shift.fingerprint))
     }
     if problems:
         st.markdown(
-            f"{things(len(problems), 'run')} of {len(runs)} cannot be compared on {plain(shift.data)} yet."
+            f"{things(len(problems), 'run')} of {len(runs)} cannot be compared on "
+            f"{plain(shift.data)} yet."
         )
         for problem in problems.values():
             st.caption(plain(problem))
@@ -82,40 +90,46 @@ def _shifted(comparison: Comparison, runs: Sequence[Run], shift: Shift) -> Shift
             f"Evaluate the missing {things(len(problems), 'run')}",
             icon=":material/photo_library:",
             key="evaluate_missing",
-            on_click=ask,
+            on_click=begin_prediction,
             args=(runs, shift.data),
-            disabled=going_on(runs),
+            disabled=is_predicting(runs),
         )
         return None
-    return _compared(comparison, shift.fingerprint)
+    return _draw_comparison(comparison, shift.fingerprint)
 
 
-def _corrupted(comparison: Comparison, which: Corrupted) -> ShiftComparison | None:
-    if earlier := of_accuracies_only(comparison):
-        _accuracies_only(comparison, which, earlier)
+def _draw_corrupted(comparison: Comparison, corruption: Corrupted) -> ShiftComparison | None:
+    if earlier_runs := of_accuracies_only(comparison):
+        _draw_accuracies_only(comparison, corruption, earlier_runs)
         return None
-    return _compared(comparison, which)
+    return _draw_comparison(comparison, corruption)
 
 
-def _compared(comparison: Comparison, on: str | Corrupted) -> ShiftComparison | None:
-    """Both axes, drawn, with the verdicts on either; None where the runs cannot be compared on these images."""
+def _draw_comparison(
+    comparison: Comparison, shifted_data: str | Corrupted
+) -> ShiftComparison | None:
+    """Draw both axes with the verdicts on either.
+
+    Returns:
+        The comparison; None if the runs cannot be compared on these images.
+    """
     runs = [run for arm in comparison.arms for run in arm.runs]
     try:
-        found = compare_shift(runs, on, comparison.measure.name)
+        found = compare_shift(runs, shifted_data, comparison.measure.name)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return None
-    _scatter(found.matched, [arm.score for arm in found.shifted.arms], found.other.name)
-    _verdicts(found)
-    _table(*found.in_rows(), key="shift-arms")
+    _draw_scatter(found.matched, [arm.score for arm in found.shifted.arms], found.other.name)
+    _draw_verdicts(found)
+    _draw_table(*found.in_rows(), key="shift-arms")
     for line in found.left_out():
         st.caption(plain(line))
-    _pairs(found.shifted)
+    _draw_pairs(found.shifted)
     return found
 
 
-def _verdicts(found: ShiftComparison) -> None:
-    """Draw the verdict on the shifted images, and on the runs' own of the classes of both.
+def _draw_verdicts(found: ShiftComparison) -> None:
+    """Draw the verdict on the shifted images, and on the runs' own images of the shared classes.
 
     The verdict on all of their own images stands at the top of the page.
     """
@@ -129,35 +143,39 @@ def _verdicts(found: ShiftComparison) -> None:
             st.markdown(f":material/history_edu: {plain(contradiction)}")
 
 
-def _pairs(shifted: Comparison) -> None:
+def _draw_pairs(shifted: Comparison) -> None:
     if not shifted.pairs:
         return
     st.markdown("**Pairs on the shifted images**")
     for pair in shifted.pairs[:_MOST_PAIRS]:
-        st.markdown(pair_markdown(shifted.arms, pair))
-    _table(*pairs_table(shifted), key="shift-pairs")
+        st.markdown(format_pair(shifted.arms, pair))
+    _draw_table(*pairs_table(shifted), key="shift-pairs")
 
 
-def _accuracies_only(comparison: Comparison, which: Corrupted, earlier: Sequence[Run]) -> None:
-    """What can be said where an earlier version measured robustness, and what to do for a verdict."""
+def _draw_accuracies_only(
+    comparison: Comparison, corruption: Corrupted, earlier_runs: Sequence[Run]
+) -> None:
+    """Draw accuracies without a verdict, because an earlier version measured the robustness."""
     if comparison.measure is ACCURACY:
-        found, images = corrupted_accuracies(comparison, which)
-        _scatter(comparison, found, which.name)
-        _table(*both_axes(comparison.arms, found), key="shift-corrupted")
+        found, images = corrupted_accuracies(comparison, corruption)
+        _draw_scatter(comparison, found, corruption.name)
+        _draw_table(*both_axes(comparison.arms, found), key="shift-corrupted")
         st.caption(
-            f"On {things(images, 'image')}. Intervals of the corrupted accuracy are over images (Wilson)."
+            f"On {things(images, 'image')}. Intervals of the corrupted accuracy are over images "
+            "(Wilson)."
         )
-    names = ", ".join(run.run_id for run in earlier)
+    names = ", ".join(run.run_id for run in earlier_runs)
     st.info(
         plain(
-            f"No verdict: an earlier version of Thaw measured the robustness of {names} and kept accuracies only. Measure it again (Evaluate, "
-            "Robustness) for intervals, a paired verdict and other metrics."
+            f"No verdict: an earlier version of Thaw measured the robustness of {names} and kept "
+            "accuracies only. Measure it again (Evaluate, Robustness) for intervals, a paired "
+            "verdict and other metrics."
         ),
         icon=":material/info:",
     )
 
 
-def _scatter(comparison: Comparison, shifted: Sequence[Interval], title: str) -> None:
+def _draw_scatter(comparison: Comparison, shifted: Sequence[Interval], title: str) -> None:
     name = comparison.measure.title
     st.plotly_chart(
         against_shifted(comparison.arms, shifted, title),
@@ -167,5 +185,5 @@ def _scatter(comparison: Comparison, shifted: Sequence[Interval], title: str) ->
     st.caption("Bars: 95 % intervals. On the dotted line nothing is lost.")
 
 
-def _table(columns: list[str], rows: list[list[str]], key: str) -> None:
+def _draw_table(columns: list[str], rows: list[list[str]], key: str) -> None:
     st.dataframe([dict(zip(columns, row, strict=True)) for row in rows], hide_index=True, key=key)

@@ -1,4 +1,4 @@
-"""*Shifted data* on Evaluate: a run on the images of another data set, beside its own."""
+"""*Shifted data* on Evaluate: a run on the images of another data set, beside its own images."""
 
 import streamlit as st
 
@@ -14,40 +14,41 @@ from finetune_core.evaluation.single_run.shifted import (
 from finetune_core.formatting import SPLIT_WORDS, points, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
-from pages.shared.evaluation.galleries import mistakes
-from pages.shared.evaluation.numbers import reference_metric, share_metric
+from pages.shared.evaluation.galleries import draw_mistakes
+from pages.shared.evaluation.numbers import draw_share, draw_value
 from pages.shared.evaluation.other_data import (
-    ask,
-    chosen_shift,
-    evaluate_on_other,
-    going_on,
-    named_apart,
-    taken,
+    begin_prediction,
+    choose_shift,
+    draw_other_data,
+    is_predicting,
+    make_unique,
+    take_result,
 )
 
 _DROP = (
-    "How much worse it is on the shifted data, on images of the same classes: in-distribution less "
-    "shifted; of log loss, Brier score and ECE, what they rise by. Its interval is that of two samples "
-    "that share no image (Newcombe; MOVER for the other metrics): exact copies of the run's own images "
-    "are left out. Where one side holds the other's images, made worse, it is wider than need be."
+    "How much worse it is on the shifted data, on images of the same classes: in-distribution "
+    "less shifted; of log loss, Brier score and ECE, what they rise by. Its interval is that of "
+    "two samples that share no image (Newcombe; MOVER for the other metrics): exact copies of the "
+    "run's own images are left out. Where one side holds the other's images, made worse, it is "
+    "wider than need be."
 )
 
 
-def shifted_data(run: Run, result: Evaluation) -> None:
-    """Choose another data set, and see what the run is worth on it."""
+def draw_shifted_data(run: Run, result: Evaluation) -> None:
+    """Draw the choice of another data set, and the run's evaluation on it."""
     st.markdown(
-        "All images of another data set with the same classes: another camera, place or season. They are predicted once, in fp32, and "
-        "the predictions are kept with the run."
+        "All images of another data set with the same classes: another camera, place or season. "
+        "They are predicted once, in fp32, and the predictions are kept with the run."
     )
-    evaluate_on_other([run])
-    taken([run])
+    draw_other_data([run])
+    take_result([run])
     known, problems = known_shifts(run)
     for problem in problems:
         st.warning(plain(problem), icon=":material/broken_image:")
     if not known:
         return
     shifts = {shift.fingerprint: shift for shift in known}
-    chosen = chosen_shift(named_apart({mark: shift.name for mark, shift in shifts.items()}))
+    chosen = choose_shift(make_unique({mark: shift.name for mark, shift in shifts.items()}))
     try:
         with st.spinner("Bootstrapping the intervals"):
             found = evaluate_shifted(run, chosen, result.split)
@@ -56,43 +57,41 @@ def shifted_data(run: Run, result: Evaluation) -> None:
         st.button(
             "Evaluate again",
             icon=":material/refresh:",
-            on_click=ask,
+            on_click=begin_prediction,
             args=([run], shifts[chosen].data),
-            disabled=going_on([run]),
+            disabled=is_predicting([run]),
         )
         return
-    _headline(found)
-    left_out(found)
+    _draw_headline(found)
+    draw_left_out(found)
     st.markdown("**All metrics**")
-    _table(*found.score_rows(), key="shifted-scores")
+    _draw_table(*found.score_rows(), key="shifted-scores")
     st.markdown("**By class**, the least recalled first")
-    _table(*found.class_rows(), key="shifted-classes")
+    _draw_table(*found.class_rows(), key="shifted-classes")
     st.caption(f"Intervals: {INTERVALS}; Wilson's of recall.")
     st.markdown("**Mistakes**")
-    mistakes(run, found)
+    draw_mistakes(run, found)
 
 
-def left_out(found: ShiftedEvaluation) -> None:
-    """Draw which classes are compared, what of either side was left out, and what else is to be known."""
+def draw_left_out(found: ShiftedEvaluation) -> None:
+    """Say which classes are compared, and what was left out on either side."""
     st.caption(plain(found.shift.data))
     lines = [*found.shared.in_words(), *left_out_in_words(found.shift), found.absences()]
     for line in filter(None, lines):
         st.markdown(f"- {plain(line)}")
 
 
-def _headline(found: ShiftedEvaluation) -> None:
+def _draw_headline(found: ShiftedEvaluation) -> None:
     own, (drop, low, high) = found.own, found.drop
     with st.container(horizontal=True):
         for label, one in (("In-distribution accuracy", own), ("Shifted accuracy", found)):
             images = things(one.images, f"{SPLIT_WORDS[one.split].lower()} image")
-            share_metric(
-                label, one.accuracy, one.low, one.high, f"On {images}. Interval: Wilson's."
-            )
+            draw_share(label, one.accuracy, one.low, one.high, f"On {images}. Interval: Wilson's.")
         note = f"95 % interval {points(low)} to {points(high)}"
-        reference_metric("Drop", f"{points(drop)} points", note, _DROP)
+        draw_value("Drop", f"{points(drop)} points", note, _DROP)
 
 
-def _table(columns: list[str], rows: list[list[str]], key: str) -> None:
+def _draw_table(columns: list[str], rows: list[list[str]], key: str) -> None:
     help_ = {name: st.column_config.TextColumn(help=_DROP) for name in columns if name == "Drop"}
     st.dataframe(
         [dict(zip(columns, row, strict=True)) for row in rows],

@@ -36,34 +36,50 @@ from pages.shared.jobs import offer
 _MEANINGS = {
     "accuracy": "Share of images that are classified correctly.",
     "balanced_accuracy": "Mean of the classes' recalls: every class counts the same.",
-    "precision_macro": "Mean of the classes' precisions. A class that is never predicted counts as 0.",
+    "precision_macro": (
+        "Mean of the classes' precisions. A class that is never predicted counts as 0."
+    ),
     "recall_macro": "Mean of the classes' recalls: the same number as balanced accuracy.",
     "f1_macro": "Harmonic mean of precision and recall for each class; then the mean over classes.",
-    "f1_micro": "The same over all images at once. Where every image has one class, it equals accuracy.",
+    "f1_micro": (
+        "The same over all images at once. Where every image has one class, it equals accuracy."
+    ),
     "f1_weighted": "The mean of the classes' F1, each weighted by its number of images.",
-    "matthews_corrcoef": "Correlation of true and predicted classes. 1 is perfect, 0 is chance level; robust to unequal class sizes.",
-    "cohen_kappa": "Accuracy beyond what chance would give with the same class sizes. 1 is perfect, 0 is chance level.",
+    "matthews_corrcoef": (
+        "Correlation of true and predicted classes. 1 is perfect, 0 is chance level; robust to "
+        "unequal class sizes."
+    ),
+    "cohen_kappa": (
+        "Accuracy beyond what chance would give with the same class sizes. 1 is perfect, 0 is "
+        "chance level."
+    ),
     "top_3_accuracy": "Share of images whose class is among the three most likely.",
     "top_5_accuracy": "Share of images whose class is among the five most likely.",
-    "roc_auc": "How often an image of a class gets a higher probability for it than an image of another class; mean over classes. 0.5 is chance level.",
-    "average_precision": "Area under the precision-recall curve of a class; mean over classes. Chance level is the prevalence of the class.",
+    "roc_auc": (
+        "How often an image of a class gets a higher probability for it than an image of another "
+        "class; mean over classes. 0.5 is chance level."
+    ),
+    "average_precision": (
+        "Area under the precision-recall curve of a class; mean over classes. Chance level is the "
+        "prevalence of the class."
+    ),
     "log_loss": "Mean cross-entropy of the true class, in nats. 0 is best.",
     "brier": "Squared distance between the probabilities and the truth: 0 is best, 2 worst.",
     "ece": "Mean gap between confidence and accuracy over the bins of Calibration. 0 is best.",
 }
 _VERDICTS = {"worse": "worse than the rest", "better": "better than the rest"}
 _CURVES_AT_FIRST, _MOST_CURVES = 3, 12
-_MOST_ROWS = 12  # of a table that is shown whole
+_MOST_ROWS = 12  # rows of a table that is shown in full
 
 
-def metrics(run: Run, result: Evaluation) -> None:
+def draw_metrics(run: Run, result: Evaluation) -> None:
     """Draw all metrics, the metrics by class, and, unfolded, the curves."""
     left, right = st.columns([5, 4], gap="medium")
     with left:
         st.header("All metrics", anchor=False)
-        _all_scores(run, result)
+        _draw_all_scores(run, result)
     with right:
-        _per_class(result)
+        _draw_per_class(result)
     box = st.expander(
         "ROC and precision-recall curves",
         icon=":material/show_chart:",
@@ -72,10 +88,10 @@ def metrics(run: Run, result: Evaluation) -> None:
     )
     if box.open:
         with box:
-            _curves(run, result)
+            _draw_curves(run, result)
 
 
-def _all_scores(run: Run, result: Evaluation) -> None:
+def _draw_all_scores(run: Run, result: Evaluation) -> None:
     with st.spinner("Bootstrapping the intervals"):
         found = scores(run, result.split)
     rows = [
@@ -94,17 +110,18 @@ def _all_scores(run: Run, result: Evaluation) -> None:
         )
         st.caption(
             plain(
-                f"There are no images of {things(len(found.absent), 'class', 'classes')} here ({names}): means leave them out."
+                f"There are no images of {things(len(found.absent), 'class', 'classes')} here "
+                f"({names}): means leave them out."
             )
         )
     st.caption(
-        f"Intervals: {INTERVALS}: images were drawn with replacement {number(found.resamples)} times "
-        "(that of the ECE is corrected for its bias). They say what other images could have shown, "
-        "not what another training run could have."
+        f"Intervals: {INTERVALS}: images were drawn with replacement {number(found.resamples)} "
+        "times (that of the ECE is corrected for its bias). They say what other images could have "
+        "shown, not what another training run could have."
     )
 
 
-def _per_class(result: Evaluation) -> None:
+def _draw_per_class(result: Evaluation) -> None:
     st.header("By class", anchor=False, help="The least recalled class comes first.")
     found = result.hardest
     table = found[["class", "recall", "precision", "f1", "images"]]
@@ -133,8 +150,8 @@ def _per_class(result: Evaluation) -> None:
             ),
             "interval": st.column_config.TextColumn(
                 "95 % interval",
-                help="Of the recall (Wilson). The fewer images of a class, the wider: small differences between classes "
-                "are often chance.",
+                help="Of the recall (Wilson). The fewer images of a class, the wider: small "
+                "differences between classes are often chance.",
             ),
             "precision": st.column_config.NumberColumn(
                 "Precision",
@@ -152,8 +169,8 @@ def _per_class(result: Evaluation) -> None:
         )
 
 
-def _curves(run: Run, result: Evaluation) -> None:
-    """ROC and precision-recall, one class against the others."""
+def _draw_curves(run: Run, result: Evaluation) -> None:
+    """Draw ROC and precision-recall curves, one class against the others."""
     defined = result.per_class.dropna(subset=["roc_auc", "average_precision"])
     if defined.empty:
         st.info(
@@ -166,8 +183,8 @@ def _curves(run: Run, result: Evaluation) -> None:
         "Classes",
         hardest,
         default=hardest[:_CURVES_AT_FIRST],
-        format_func=lambda one: result.classes[one],
-        key=f"curves-{_mark(run, result)}",
+        format_func=lambda label: result.classes[label],
+        key=f"curves-{_widget_mark(run, result)}",
         persist_state="session",
         help="One-vs-rest. The hardest come first.",
         max_selections=_MOST_CURVES,
@@ -176,49 +193,58 @@ def _curves(run: Run, result: Evaluation) -> None:
         st.caption("Choose a class.")
         return
     with st.spinner("Bootstrapping the intervals"):
-        drawn = {one: curve for one in chosen if (curve := class_curves(run, result.split, one))}
+        curves = {
+            label: curve for label in chosen if (curve := class_curves(run, result.split, label))
+        }
         areas = scores(run, result.split)
-    _two_curves({result.classes[one]: curve for one, curve in drawn.items()})
+    _draw_two_curves({result.classes[label]: curve for label, curve in curves.items()})
     st.dataframe(
-        _areas(result, areas),
+        _make_area_table(result, areas),
         hide_index=True,
         height="content" if len(hardest) <= _MOST_CURVES else 320,
     )
-    text = f"Shaded: pointwise 95 % intervals (percentile bootstrap within classes, {number(BAND_RESAMPLES)} resamples)."
-    few = [result.classes[one] for one in drawn if result.per_class["images"].loc[one] < FEW]
-    if few:
-        text += f" Few images of {', '.join(few)}: even the intervals are rough."
+    text = (
+        "Shaded: pointwise 95 % intervals (percentile bootstrap within classes, "
+        f"{number(BAND_RESAMPLES)} resamples)."
+    )
+    rare_classes = [
+        result.classes[label] for label in curves if result.per_class["images"].loc[label] < FEW
+    ]
+    if rare_classes:
+        text += f" Few images of {', '.join(rare_classes)}: even the intervals are rough."
     st.caption(plain(text))
 
 
-def _two_curves(drawn: dict[str, OneVsRest]) -> None:
-    """Side by side.
+def _draw_two_curves(curves: dict[str, OneVsRest]) -> None:
+    """Draw both kinds of curves side by side.
 
     Args:
-        drawn: by name of the class.
+        curves: curves by name of the class.
     """
     left, right = st.columns(2)
     with left:
         st.markdown(
             "**ROC**",
-            help="Each point is one threshold on the probability of the class: true positive rate against false positive rate. The nearer to the top left, the better.",
+            help="Each point is one threshold on the probability of the class: true positive rate "
+            "against false positive rate. The nearer to the top left, the better.",
         )
-        st.plotly_chart(roc_curves(drawn), key="roc", alt="ROC curves of the chosen classes")
+        st.plotly_chart(roc_curves(curves), key="roc", alt="ROC curves of the chosen classes")
     with right:
         st.markdown(
             "**Precision-recall**",
-            help="More informative than ROC for rare classes. The nearer to the top right, the better. Dotted: the prevalence of the class (its share "
-            "of the images), which is the precision at chance level.",
+            help="More informative than ROC for rare classes. The nearer to the top right, the "
+            "better. Dotted: the prevalence of the class (its share of the images), which is the "
+            "precision at chance level.",
         )
         st.plotly_chart(
-            recall_precision_curves(drawn),
+            recall_precision_curves(curves),
             key="recall-precision",
             alt="Precision against recall for the chosen classes",
         )
 
 
-def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
-    """Areas under both curves by class, the hardest first."""
+def _make_area_table(result: Evaluation, found: Scores) -> pd.DataFrame:
+    """Return the areas under both curves by class, the hardest class first."""
     rows = found.classes.assign(
         Class=result.classes, Images=result.per_class["images"]
     ).sort_values("average_precision")
@@ -231,30 +257,33 @@ def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
     return table
 
 
-def by_slice(run: Run, result: Evaluation) -> None:
+def draw_slices(run: Run, result: Evaluation) -> None:
+    """Draw the accuracy by slice of the images' metadata."""
     facts, table = sliced(run, result.split)
     if table.empty:
         st.info(
-            "There is no metadata to slice these images by. Open the data on the Dataset page once, or add columns to the manifest.",
+            "There is no metadata to slice these images by. Open the data on the Dataset page "
+            "once, or add columns to the manifest.",
             icon=":material/info:",
         )
         return
-    clear, name = table[table["verdict"].isin(_VERDICTS)], accuracy_name(result.split)
-    for row in clear.to_dict("records"):
+    significant, name = table[table["verdict"].isin(_VERDICTS)], accuracy_name(result.split)
+    for row in significant.to_dict("records"):
         st.markdown(
             f"- {plain(row['by'])} **{plain(row['slice'])}**: "
             f"{name.lower()} {percent(row['accuracy'])}, "
             f"{_VERDICTS[row['verdict']]} "
             f"({things(row['images'], 'image')})"
         )
-    if clear.empty:
+    if significant.empty:
         st.markdown("No slice is clearly better or worse than the rest.")
     by = st.selectbox(
         f"{name} by",
-        list(dict.fromkeys([*clear["by"], *facts.own, *table["by"]])),
-        key=f"by-{_mark(run, result)}",
+        list(dict.fromkeys([*significant["by"], *facts.own, *table["by"]])),
+        key=f"by-{_widget_mark(run, result)}",
         persist_state="session",
-        help="Metadata of each image, and the columns of a manifest. Numbers are binned by quartile.",
+        help="Metadata of each image, and the columns of a manifest. Numbers are binned by "
+        "quartile.",
     )
     visible = table[table["by"] == by]
     st.plotly_chart(
@@ -262,25 +291,28 @@ def by_slice(run: Run, result: Evaluation) -> None:
         key="slices",
         alt=f"{name} by {by}, with 95 % intervals",
     )
-    few = (visible["images"] < FEW).any()
+    has_few = (visible["images"] < FEW).any()
     st.caption(
         "The dotted line is the accuracy on all of these images; the number behind a name is how "
         "many there are. "
-        + (f"Slices with fewer than {FEW} images are shown, but not compared. " if few else "")
-        + "Better and worse: significant by Fisher's exact test against the rest (false discovery rate 5 %)."
+        + (f"Slices with fewer than {FEW} images are shown, but not compared. " if has_few else "")
+        + "Better and worse: significant by Fisher's exact test against the rest (false discovery "
+        "rate 5 %)."
     )
 
 
-def robustness(run: Run, result: Evaluation) -> None:
+def draw_robustness(run: Run, result: Evaluation) -> None:
+    """Draw the accuracy on corrupted images, measured on request."""
     st.markdown(
-        "The same images, corrupted with increasing severity: blur, noise, JPEG, brightness, rotation."
+        "The same images, corrupted with increasing severity: blur, noise, JPEG, brightness, "
+        "rotation."
     )
     known = known_robustness(run, result.split)
     images = min(MOST_IMAGES, result.images)
-    words = "Measure again" if known else f"Measure on {things(images, 'image')}"
+    text = "Measure again" if known else f"Measure on {things(images, 'image')}"
     offer(
-        words,
-        f"robustness:{_mark(run, result)}",
+        text,
+        f"robustness:{_widget_mark(run, result)}",
         "Predicting corrupted images",
         partial(measure_robustness, run, result.split, roots=readable_roots()),
         kept=False,
@@ -290,12 +322,12 @@ def robustness(run: Run, result: Evaluation) -> None:
     )
     if known is None:
         return
-    right = known.rows.groupby("corruption")["accuracy"].min()
-    worst = str(right.drop(CLEAN).idxmin())
+    lowest = known.rows.groupby("corruption")["accuracy"].min()
+    worst = str(lowest.drop(CLEAN).idxmin())
     st.markdown(
-        f"Clean {accuracy_name(result.split).lower()}: {percent(right[CLEAN])}. Most harmful: "
+        f"Clean {accuracy_name(result.split).lower()}: {percent(lowest[CLEAN])}. Most harmful: "
         f"**{CORRUPTIONS[worst].title}**, down to "
-        f"{percent(right[worst])}."
+        f"{percent(lowest[worst])}."
     )
     st.plotly_chart(
         robustness_lines(
@@ -311,11 +343,12 @@ def robustness(run: Run, result: Evaluation) -> None:
         for one in CORRUPTIONS.values()
     )
     st.caption(
-        f"{things(known.images, 'image')} of {number(result.images)}, drawn with a fixed seed. Computed in fp32. "
-        f"Bars: 95 % intervals (Wilson). Mild, middle and strong: {amounts}; in the manner of Hendrycks & Dietterich 2019. The result is kept with the run."
+        f"{things(known.images, 'image')} of {number(result.images)}, drawn with a fixed seed. "
+        f"Computed in fp32. Bars: 95 % intervals (Wilson). Mild, middle and strong: {amounts}; in "
+        "the manner of Hendrycks & Dietterich 2019. The result is kept with the run."
     )
 
 
-def _mark(run: Run, result: Evaluation) -> str:
-    """Tells apart what widgets with choices of their own belong to."""
+def _widget_mark(run: Run, result: Evaluation) -> str:
+    """Return a mark of the evaluation, so that each one has its own widgets."""
     return f"{run.run_id}-{result.split}"

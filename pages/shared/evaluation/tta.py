@@ -1,4 +1,4 @@
-"""The tab that shows what flips at test time are worth."""
+"""Test-time augmentation on Evaluate: the effect of flips on the accuracy."""
 
 from functools import partial
 
@@ -14,10 +14,11 @@ from pages.shared.data.chosen import readable_roots
 from pages.shared.jobs import offer
 
 
-def flips_at_test_time(run: Run, _result: Evaluation) -> None:
-    """Draw what was measured, and the button that has it measured; both splits, whichever is chosen above."""
+def draw_test_time_flips(run: Run, _result: Evaluation) -> None:
+    """Draw the button that measures the effect of flips, and its result for both splits."""
     st.markdown(
-        "The mean of the probabilities of each image and its mirror image, against those of the image alone."
+        "The mean of the probabilities of each image and its mirror image, against those of the "
+        "image alone."
     )
     for warning in flip_warnings(run):
         st.caption(f":material/warning: {plain(warning)}")
@@ -54,5 +55,6 @@ def flips_at_test_time(run: Run, _result: Evaluation) -> None:
     for one in found:
         st.markdown(plain(one.in_words()))
     st.caption(
-        "Computed in fp32, from the same pixels. Predict and exports classify without flips. The result is kept with the run."
+        "Computed in fp32, from the same pixels. Predict and exports classify without flips. The "
+        "result is kept with the run."
     )

@@ -1,4 +1,4 @@
-"""The verdict of a comparison on Compare: its three lines, one chart, one table, and the details."""
+"""Verdict of a comparison on Compare: three lines, one chart, one table, and the details."""
 
 from collections.abc import Sequence
 
@@ -18,18 +18,22 @@ from finetune_core.figures.comparison import accuracies
 from finetune_core.formatting import SPLIT_WORDS, accuracy_name
 from pages.shared.chrome import plain
 from pages.shared.configure import form
-from pages.shared.evaluation.claims import pair_markdown
+from pages.shared.evaluation.claims import format_pair
 
 _MOST_PAIRS = 6  # described in words
 _HOW = (
-    "All runs are evaluated on the same images; two questions are kept apart. **The method in general**: would the same strategies differ on new "
-    "images, trained again with new seeds? That needs two seeds or more of each, better three, because images and seeds are both random. The "
-    "variance between seeds is pooled over all strategies, except those that clearly vary more. **These trained models**: do the models that were "
-    "trained here differ on new images? One seed is enough, but it says nothing about other seeds. For either question, at most one in twenty "
-    "comparisons of equally good strategies finds a difference, no matter how many there are (Holm's correction). *No difference shown* does not "
-    "mean equal: a difference smaller than the one given may well exist. **Macro F1** and **log loss** are compared in the same way: intervals of "
-    "trained models come from a paired bootstrap over images, their p from random sign flips; for the method, each image counts by its log loss, "
-    "or by what it adds to macro F1 (pseudo-values)."
+    "All runs are evaluated on the same images; two questions are kept apart. **The method in "
+    "general**: would the same strategies differ on new images, trained again with new seeds? "
+    "That needs two seeds or more of each, better three, because images and seeds are both "
+    "random. The variance between seeds is pooled over all strategies, except those that clearly "
+    "vary more. **These trained models**: do the models that were trained here differ on new "
+    "images? One seed is enough, but it says nothing about other seeds. For either question, at "
+    "most one in twenty comparisons of equally good strategies finds a difference, no matter how "
+    "many there are (Holm's correction). *No difference shown* does not mean equal: a difference "
+    "smaller than the one given may well exist. **Macro F1** and **log loss** are compared in the "
+    "same way: intervals of trained models come from a paired bootstrap over images, their p from "
+    "random sign flips; for the method, each image counts by its log loss, or by what it adds to "
+    "macro F1 (pseudo-values)."
 )
 _COLUMN_HELP = {
     **{accuracy_name(split): "Mean over the seeds." for split in SPLIT_WORDS},
@@ -38,31 +42,56 @@ _COLUMN_HELP = {
     "95 % interval": "For new images and, with several seeds, new seeds.",
     "Over seeds": "The worst and the best seed, and the standard deviation over seeds: variation "
     "that has nothing to do with the images. A head fitted without epochs is the same with others.",
-    "Ensemble of the seeds": "The mean of the seeds' probabilities, with its 95 % interval for new images. It takes as long to predict as all of them together.",
-    "Time": "Of the median run. The first of several also computes the activation cache that the others reuse.",
-    "Without the cache": "The time of the same run if its frozen stages ran in every epoch. A little too low where the cache was computed from that of another strategy.",
+    "Ensemble of the seeds": (
+        "The mean of the seeds' probabilities, with its 95 % interval for new images. It takes as "
+        "long to predict as all of them together."
+    ),
+    "Time": (
+        "Of the median run. The first of several also computes the activation cache that the "
+        "others reuse."
+    ),
+    "Without the cache": (
+        "The time of the same run if its frozen stages ran in every epoch. A little too low where "
+        "the cache was computed from that of another strategy."
+    ),
     "Trainable": "Parameters that are trained.",
-    "Memory": "Memory of a run in addition to the program itself: weights, optimizer, decoded images, cache, and activations of a step, as far as they are not on a GPU.",
+    "Memory": (
+        "Memory of a run in addition to the program itself: weights, optimizer, decoded images, "
+        "cache, and activations of a step, as far as they are not on a GPU."
+    ),
     "GPU memory": "The most of a GPU's memory that a run has held.",
-    "Verdict": "Against the strategy to use, or where there is none, against the best: for the method in general where the seeds allow that.",
+    "Verdict": (
+        "Against the strategy to use, or where there is none, against the best: for the method in "
+        "general where the seeds allow that."
+    ),
     "On disk": "The best checkpoint, which holds only the trained weights.",
     **{
-        f"Difference ({one.unit})": f"{one.title} of the first minus that of the second{', in percentage points' if one.share else ''}."
+        f"Difference ({one.unit})": (
+            f"{one.title} of the first minus that of the "
+            f"second{', in percentage points' if one.share else ''}."
+        )
         for one in MEASURES.values()
     },
     CLAIMS["strategies"]: "95 % interval of the difference, for new images and new seeds.",
-    "p, Holm": "For the method in general: over images and seeds, corrected for the number of pairs. At most 0.05 counts as a difference.",
+    "p, Holm": (
+        "For the method in general: over images and seeds, corrected for the number of pairs. At "
+        "most 0.05 counts as a difference."
+    ),
     CLAIMS[
         "networks"
     ]: "95 % interval of the difference between the models trained here, for new images.",
     "p, Holm (models)": "For these trained models: over images, corrected for the number of pairs.",
-    "McNemar p": "For accuracy, regardless of the metric chosen: exact test on the images that only one of two networks classifies correctly; every network of one arm against every network of the other, combined (Rüger).",
+    "McNemar p": (
+        "For accuracy, regardless of the metric chosen: exact test on the images that only one of "
+        "two networks classifies correctly; every network of one arm against every network of the "
+        "other, combined (Rüger)."
+    ),
     "Uncertainty": "Standard errors, from the images and, with several seeds, from the seeds.",
 }
 
 
 def draw_verdict(comparison: Comparison) -> None:
-    """Draw the answer, its size, and what to do."""
+    """Draw the answer, its size, and the recommended action."""
     answer, size, action = comparison.verdict.lines
     with st.container(border=True):
         st.header(plain(answer), anchor=False)
@@ -84,7 +113,7 @@ def draw_arms(comparison: Comparison) -> None:
         key=f"accuracies-{measure.name}",
         alt=f"{title} of each strategy with its interval, a small dot for each seed",
     )
-    _table(*arms_table(comparison), key="arms")
+    _draw_table(*arms_table(comparison), key="arms")
     for footnote in footnotes(comparison):
         st.caption(plain(footnote))
 
@@ -94,14 +123,14 @@ def draw_details(comparison: Comparison) -> None:
     for line in detail_lines(comparison):
         st.markdown(plain(line))
     if comparison.differing:
-        names = ", ".join(form.label(name).lower() for name in comparison.differing)
+        names = ", ".join(form.get_label(name).lower() for name in comparison.differing)
         st.markdown(f"Besides the strategy, these settings differ: {names}.")
-    _pairs(comparison)
+    _draw_pairs(comparison)
     with st.popover("Method", icon=":material/help:", type="tertiary"):
         st.markdown(_HOW)
 
 
-def _table(columns: list[str], rows: list[list[str]], key: str) -> None:
+def _draw_table(columns: list[str], rows: list[list[str]], key: str) -> None:
     st.dataframe(
         [dict(zip(columns, row, strict=True)) for row in rows],
         hide_index=True,
@@ -114,14 +143,14 @@ def _table(columns: list[str], rows: list[list[str]], key: str) -> None:
     )
 
 
-def _pairs(comparison: Comparison) -> None:
-    """Describe each pair; of many, those of the first arm in words and all in the table."""
+def _draw_pairs(comparison: Comparison) -> None:
+    """Describe each pair, or of many pairs those of the first arm, and list all in a table."""
     if not comparison.pairs:
         return
-    drawn: Sequence[Pair] = comparison.pairs
-    if len(drawn) > _MOST_PAIRS and comparison.arm_verdicts:
+    described: Sequence[Pair] = comparison.pairs
+    if len(described) > _MOST_PAIRS and comparison.arm_verdicts:
         first = comparison.arm_verdicts[0].arm
-        drawn = [pair for pair in drawn if first in (pair.a, pair.b)]
-    for pair in drawn:
-        st.markdown(pair_markdown(comparison.arms, pair))
-    _table(*pairs_table(comparison), key="pairs")
+        described = [pair for pair in described if first in (pair.a, pair.b)]
+    for pair in described:
+        st.markdown(format_pair(comparison.arms, pair))
+    _draw_table(*pairs_table(comparison), key="pairs")

@@ -1,1 +1,1 @@
-"""Widgets about runs: which one is chosen, how it goes, and what can be done with it."""
+"""Widgets for runs: their choice, their progress, and their actions."""

@@ -1,4 +1,4 @@
-"""A run's settings and data set, taken to another page."""
+"""Reuse of a run's settings and data set on another page."""
 
 import streamlit as st
 
@@ -13,30 +13,36 @@ from pages.shared.data.chosen import choose_data
 
 
 def use_again(run: Run, page: str = "pages/configure.py") -> None:
-    """``use_settings`` of a run."""
+    """Put a run's settings into the form, choose its data set, and go to a page."""
     use_settings(run.config, page)
 
 
 def use_settings(config: RunConfig, page: str = "pages/configure.py") -> None:
-    """Put settings into the form, choose their data set, and go to that page; where the data cannot be had, say why and stay."""
+    """Put settings into the form, choose their data set, and go to a page.
+
+    If the data set cannot be used, say why and stay.
+    """
     try:
         choose_data(config.data)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
-    settings.use(config)
+    settings.use_config(config)
     go(page)
 
 
-def differs_now(run: Run) -> str:
-    """What of a run's data set is not as it was then, in words: split and changes belong to the data set. Empty where nothing is."""
+def describe_differences(run: Run) -> str:
+    """Say in words what has changed in a run's data set since; empty if nothing has.
+
+    The split and the changes belong to the data set, so a new run would use the current ones.
+    """
     try:
         now = load_split(run.config.data), effective(load_edits(run.config.data))
     except FinetuneError as error:
         return str(error)
-    what = [
-        words
-        for words, then, current in zip(
+    changed = [
+        text
+        for text, then, current in zip(
             ("split", "changes to images"),
             (run.config.split_settings, run.config.edits),
             now,
@@ -45,7 +51,7 @@ def differs_now(run: Run) -> str:
         if then != current
     ]
     return (
-        f"Its data set has other settings now ({' and '.join(what)}): a new run uses those."
-        if what
+        f"Its data set has other settings now ({' and '.join(changed)}): a new run uses those."
+        if changed
         else ""
     )

@@ -1,4 +1,4 @@
-"""What the Train page shows of a run that averages others."""
+"""Part of the Train page for runs that average others."""
 
 import streamlit as st
 
@@ -9,40 +9,51 @@ from finetune_core.runs.store import Run
 from finetune_core.training.shifted_images import MOST_IMAGES
 from pages.shared.chrome import plain
 
-_NO_SHIFT = "Evaluate the run on another data set first (*Shifted data* on Evaluate), and its accuracy there is drawn, too."
+_NO_SHIFT = (
+    "Evaluate the run on another data set first (*Shifted data* on Evaluate), and its accuracy "
+    "there is drawn, too."
+)
 
 
-def averaged(run: Run) -> None:
-    """The runs that it is made of, and what was chosen: of a greedy soup which networks, of WiSE-FT the mixing coefficient."""
-    done = run.history.averaged
-    if not done:
+def draw_average(run: Run) -> None:
+    """Draw the averaged runs and what was chosen.
+
+    A greedy soup chooses networks, WiSE-FT chooses the mixing coefficient.
+    """
+    average = run.history.averaged
+    if not average:
         return
-    st.markdown(plain(averaged_in_words(done)))
-    if done["ingredients"]:
+    st.markdown(plain(averaged_in_words(average)))
+    if average["ingredients"]:
         rows = [
             {
                 "Run": one["run"],
                 "Validation accuracy with it": percent(one["accuracy"]),
                 "Kept": "yes" if one["kept"] else "no",
             }
-            for one in done["ingredients"]
+            for one in average["ingredients"]
         ]
         with st.expander("Networks that were tried", icon=":material/table:"):
             st.dataframe(rows, hide_index=True)
             st.caption(
                 "In this order, the best network first. Test images play no part in the choice."
             )
-    if done["curve"]:
-        alt = "Validation accuracy against the mixing coefficient of WiSE-FT, and accuracy on other data sets where they were predicted"
-        others = [one for one in done["shifted"] if one["curve"]]
+    if average["curve"]:
+        alt = (
+            "Validation accuracy against the mixing coefficient of WiSE-FT, and accuracy on other "
+            "data sets where they were predicted"
+        )
+        shifted = [one for one in average["shifted"] if one["curve"]]
         st.plotly_chart(
-            mixing_curve(done["curve"], done["coefficient"], others), key="mixing", alt=alt
+            mixing_curve(average["curve"], average["coefficient"], shifted), key="mixing", alt=alt
         )
         st.caption(
-            "Of equally accurate coefficients the smallest is taken, which stays closest to the start. "
+            "Of equally accurate coefficients the smallest is taken, which stays closest to the "
+            "start. "
             + (
-                f"Dotted: at most {MOST_IMAGES} images of each other data set that the run had predicted; nothing is chosen by them."
-                if others
+                f"Dotted: at most {MOST_IMAGES} images of each other data set that the run had "
+                "predicted; nothing is chosen by them."
+                if shifted
                 else _NO_SHIFT
             )
         )

@@ -28,56 +28,60 @@ STATUS_WORDS: dict[Status, tuple[str, Color, str]] = {
 _STARTING: tuple[str, Color, str] = ("Starting", "gray", ":material/hourglass_empty:")
 
 
-def status_words(run: Run) -> tuple[str, Color, str]:
-    """Return word, colour and icon of how a run stands; it is queued only behind other runs."""
+def describe_status(run: Run) -> tuple[str, Color, str]:
+    """Return word, colour and icon of a run's status; it is queued only behind other runs."""
     return _STARTING if run.status == "queued" and not is_behind(run) else STATUS_WORDS[run.status]
 
 
 def is_behind(run: Run) -> bool:
-    """Return whether other runs are ahead of one that has not begun."""
+    """Return whether other runs are ahead of a run that has not begun."""
     for ids in worker().queues():
         if run.run_id in ids:
             return ids[0] != run.run_id
-    # Another program has it: all that is known is whether anything trains.
+    # Another program has the run: all that is known is whether anything trains.
     return any(one.status in ("running", "waiting") for one in store().runs())
 
 
 @st.cache_resource(show_spinner=False)
 def store() -> RunStore:
-    """All runs on disk."""
+    """Return the store of all runs on disk."""
     return RunStore(paths.runs_dir())
 
 
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
-    """The process's one worker."""
+    """Return the process's one worker."""
     return Worker(paths.runs_dir(), readable_roots(), report_to_mlflow, app_executor())
 
 
 def why_not_timed() -> str | None:
-    """Why nothing can be timed now, in words; None where no page has anything computed. Of runs it waits for the end."""
-    going = jobs().all()
-    return f"“{going[0].text}” is running: each would slow the other down." if going else None
+    """Return why nothing can be timed now; None if no page has started a job.
+
+    Jobs that time something wait for the end of training runs by themselves.
+    """
+    running = jobs().all()
+    return f"“{running[0].text}” is running: each would slow the other down." if running else None
 
 
 def submit(config: RunConfig, devices: int = 1) -> str:
-    """Queue a run of this session; returns its id.
+    """Queue a run of this session; return its id.
 
     Args:
-        devices: on how many of one machine it is to train.
+        config: settings of the run.
+        devices: number of devices of one machine to train on.
 
     Raises:
-        ConfigError: when it cannot work.
+        ConfigError: if the run cannot work.
     """
     return worker().submit(config, owner(), devices)
 
 
 def devices_before(run: Run) -> int:
-    """On how many devices a run has trained; 1 where it has not begun."""
+    """Return the number of devices that a run has trained on; 1 if it has not begun."""
     before: int = run.history.started["ranks"] if run.history.started else 1
     return before
 
 
 def devices_again(run: Run) -> int:
-    """On how many devices a run goes on: on as many as before, or as there are."""
+    """Return the number of devices that a run resumes on: as many as before, or as there are."""
     return min(devices_before(run), worker().executor.most_devices())

@@ -1,8 +1,9 @@
-"""A run's status and its buttons: pause, stop, resume, and its place in the queue.
+"""Status of a run and its buttons: pause, stop, resume, and its position in the queue.
 
-Between a person's mouse button going down and up the page may be redrawn. Streamlit keeps what an earlier drawing showed until the
-new one is complete; a button that moves meanwhile gets no click at all. So these come first in their row and are always as wide:
-nothing that appears, grows or vanishes beside them moves them, and messages stand below.
+The page may be redrawn between the press and the release of a mouse button. Streamlit keeps the
+earlier drawing until the new one is complete, and a button that moves meanwhile gets no click at
+all. So the buttons come first in their row and have a fixed width. Nothing that appears, grows or
+vanishes beside the buttons moves them, and messages stand below.
 """
 
 from collections.abc import Callable
@@ -15,35 +16,35 @@ from finetune_core.formatting import things
 from finetune_core.runs.log import arithmetic
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run
-from pages.shared.account import may_change
+from pages.shared.account import can_change
 from pages.shared.chrome import plain
 from pages.shared.runs.backend import (
+    describe_status,
     devices_again,
     devices_before,
     is_behind,
-    status_words,
     worker,
 )
 
 _WIDTH = 130  # pixels; the longest label fits
 
 
-def controls(run: Run) -> None:
-    """The row of buttons and status, and what went wrong with the last click."""
-    mine, started = may_change(run), run.history.started
+def draw_controls(run: Run) -> None:
+    """Draw the row of buttons and status, and the error of the last click."""
+    is_own, started = can_change(run), run.history.started
     with st.container(horizontal=True, vertical_alignment="center"):
-        if mine and run.active:
-            _stop_buttons(run)
-        elif mine and run.resumable:
-            _resume_button(run)
-        word, color, icon = status_words(run)
+        if is_own and run.active:
+            _draw_stop_buttons(run)
+        elif is_own and run.resumable:
+            _draw_resume_button(run)
+        word, color, icon = describe_status(run)
         st.badge(word, color=color, icon=icon)
-        if mine and run.active:
-            _place(run)
+        if is_own and run.active:
+            _draw_position(run)
         if where := run.history.where:
-            known = [where, *([arithmetic(started)] if started else []), run.run_id]
-            st.caption(plain(" · ".join(known)), width="stretch")
-        if not mine:
+            facts = [where, *([arithmetic(started)] if started else []), run.run_id]
+            st.caption(plain(" · ".join(facts)), width="stretch")
+        if not is_own:
             st.caption(
                 plain(f"started by {run.owner}" if run.owner else "started without signing in")
             )
@@ -55,14 +56,15 @@ _PAUSE = "Frees the device; resume at any time."
 _ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":material/resume:"}
 
 
-def _resume_button(run: Run) -> None:
+def _draw_resume_button(run: Run) -> None:
     before, devices = devices_before(run), devices_again(run)
     where = (
-        f" On {things(devices, 'device')}, {'as before' if devices == before else f'before on {before}'}."
+        f" On {things(devices, 'device')}, "
+        f"{'as before' if devices == before else f'before on {before}'}."
         if before > 1
         else ""
     )
-    _button(
+    _draw_button(
         "Resume",
         "resume",
         "primary",
@@ -71,28 +73,31 @@ def _resume_button(run: Run) -> None:
     )
 
 
-def _stop_buttons(run: Run) -> None:
-    """Both at all times while a run is active, wherever it is: in the queue, waiting for its turn, being prepared, training."""
-    asked, run_id = requested_stop(run.run_dir), run.run_id
-    _button(
-        "Pausing…" if asked == "pause" else "Pause",
+def _draw_stop_buttons(run: Run) -> None:
+    """Draw Pause and Stop.
+
+    Both are there while a run is active in any way: queued, waiting, being prepared, or training.
+    """
+    requested, run_id = requested_stop(run.run_dir), run.run_id
+    _draw_button(
+        "Pausing…" if requested == "pause" else "Pause",
         "pause",
         "secondary",
         lambda: worker().stop(run_id, pause=True),
         help=_PAUSE,
-        disabled=bool(asked),
+        disabled=bool(requested),
     )
-    # A pause that was asked for can still be made a stop: that click may be on its way already.
-    _button(
-        "Stopping…" if asked == "stop" else "Stop",
+    # A requested pause can still become a stop: that click may be on its way already.
+    _draw_button(
+        "Stopping…" if requested == "stop" else "Stop",
         "stop",
         "secondary",
         lambda: worker().stop(run_id),
-        disabled=asked == "stop",
+        disabled=requested == "stop",
     )
 
 
-def _button(
+def _draw_button(
     label: str,
     key: str,
     kind: Literal["primary", "secondary"],
@@ -113,13 +118,13 @@ def _button(
     )
 
 
-def _place(run: Run) -> None:
-    """Where a run that waits in this process's queue stands, and a way to let it go earlier."""
-    place = worker().waiting(run.run_id)
-    if place is None or not is_behind(run):
+def _draw_position(run: Run) -> None:
+    """Draw a waiting run's position in this process's queue, and the button to move it forward."""
+    position = worker().waiting(run.run_id)
+    if position is None or not is_behind(run):
         return
-    st.caption(f"place {place[0]} of {place[1]}")
-    if place[0] > 1:
+    st.caption(f"place {position[0]} of {position[1]}")
+    if position[0] > 1:
         st.button(
             "Earlier",
             icon=":material/arrow_upward:",
@@ -130,7 +135,7 @@ def _place(run: Run) -> None:
 
 
 def attempt(act: Callable[[], object]) -> None:
-    """Do something; what is wrong with it is said by the page that is drawn next."""
+    """Run the body of a callback. The page that is drawn next shows its error."""
     try:
         act()
     except FinetuneError as error:
@@ -138,6 +143,6 @@ def attempt(act: Callable[[], object]) -> None:
 
 
 def show_problem() -> None:
-    """What was wrong with the last click."""
+    """Draw the error of the last click."""
     if problem := st.session_state.pop("problem", None):
         st.error(plain(problem), icon=":material/error:")

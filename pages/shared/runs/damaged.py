@@ -1,4 +1,7 @@
-"""The run folders that cannot be read: which, why, and the way to the trash. Shown wherever runs are."""
+"""Damaged run directories: their names, the reasons, and the way to the trash.
+
+They are shown on every page that shows runs.
+"""
 
 from collections.abc import Sequence
 
@@ -6,16 +9,16 @@ import streamlit as st
 
 from finetune_core.formatting import things
 from finetune_core.runs.store import Damaged
-from pages.shared.account import may_change
+from pages.shared.account import can_change
 from pages.shared.chrome import plain
 from pages.shared.runs.controls import show_problem
-from pages.shared.runs.trash import TRASH, to_trash
+from pages.shared.runs.trash import TRASH, move_to_trash
 
 _MOST = 50
 
 
-def damaged_runs(damaged: Sequence[Damaged]) -> None:
-    """Name them at the end of a page; nothing where there are none."""
+def draw_damaged_runs(damaged: Sequence[Damaged]) -> None:
+    """List the damaged runs at the end of a page; draw nothing if there are none."""
     show_problem()
     if not damaged:
         return
@@ -25,20 +28,21 @@ def damaged_runs(damaged: Sequence[Damaged]) -> None:
         expanded=len(damaged) <= 3,
     ):
         st.caption(
-            "These run folders cannot be read, so they are left out everywhere. No other run is affected."
+            "These run folders cannot be read, so they are left out everywhere. No other run is "
+            "affected."
         )
         for one in damaged[:_MOST]:
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.badge("Damaged", color="red", icon=":material/folder_off:")
                 st.markdown(
-                    f"**{plain(_shortened(one.run_id))}**: {plain(one.reason)}", width="stretch"
+                    f"**{plain(_shorten(one.run_id))}**: {plain(one.reason)}", width="stretch"
                 )
-                if may_change(one):
+                if can_change(one):
                     st.button(
                         "Move to the trash",
                         key=f"trash-{one.run_id}",
                         icon=":material/delete:",
-                        on_click=to_trash,
+                        on_click=move_to_trash,
                         args=([one.run_id],),
                         help=TRASH,
                     )
@@ -46,5 +50,5 @@ def damaged_runs(damaged: Sequence[Damaged]) -> None:
             st.caption(f"And {len(damaged) - _MOST:,} more.")
 
 
-def _shortened(run_id: str) -> str:
+def _shorten(run_id: str) -> str:
     return run_id if len(run_id) <= 80 else f"{run_id[:80]}…"

@@ -1,4 +1,4 @@
-"""The first comparison, without a question: linear probe and last block on the bundled sample."""
+"""First comparison without a question: linear probe and last block on the bundled sample."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,17 +64,17 @@ def try_it_now(kind: Literal["primary", "secondary"] = "primary") -> None:
 
 
 def sample_configs() -> list[RunConfig]:
-    """Return the runs of the first comparison, the quicker one first.
+    """Return the configs of the first comparison, the quicker one first.
 
     Raises:
-        DataError: when the sample cannot be written.
+        DataError: if the sample cannot be written.
     """
     recipe = DEMO_RECIPE | {"data": str(digits_folder())}
     return [make_config(recipe | {"strategy": name}) for name in _STRATEGIES]
 
 
 def sample_runs(runs: Sequence[Run]) -> dict[str, Run]:
-    """Return this person's latest runs of the first comparison that go on or are finished."""
+    """Return this person's latest active or finished runs of the first comparison, by strategy."""
     me, found = owner(), {}
     for run in sorted(runs, key=lambda run: run.run_id):
         if run.owner == me and (run.active or run.status == "finished"):
@@ -89,7 +89,7 @@ def _is_sample(run: Run) -> bool:
 
 
 def first_comparison(runs: Sequence[Run]) -> bool:
-    """Draw the offer, then how far its runs are, then what they say.
+    """Draw the offer, then the progress of its runs, then their result.
 
     Returns:
         Whether a button below should lead to the person's own data.
@@ -104,13 +104,15 @@ def first_comparison(runs: Sequence[Run]) -> bool:
         try:
             _draw_verdict(compare_runs(list(found.values())), list(found.values()))
             return False
-        except RunError as error:  # a run's predictions are gone, say: it can be trained anew
+        except RunError as error:
+            # The predictions of a run may be gone: the run can be trained again.
             st.warning(plain(str(error)), icon=":material/folder_off:")
     promise = st.empty()
     promise.markdown(_PROMISE)
     try_it_now()
     draw_strategy(make_config(DEMO_RECIPE | {"data": "any"}), classes=10)
-    job = _timing()  # last: on a new server it competes with what is drawn
+    # Timed last, because on a new server it competes with the drawing.
+    job = _timing()
     if job.result:
         promise.markdown(f"{_PROMISE} About {rough_duration(job.result)} here.")
     elif job.working:
@@ -154,8 +156,8 @@ def _draw_images(run: Run) -> None:
 
 
 def _go_on(run_ids: Sequence[str]) -> None:
-    """Draw how far the runs are, and which stages images go through; redraw the page at the end."""
-    # a run may have been deleted since the page was drawn
+    """Draw the runs' progress and the stages being computed; redraw the page at the end."""
+    # A run may have been deleted since the page was drawn.
     runs = [run for run in store().runs() if run.run_id in run_ids]
     active = [run for run in runs if run.active]
     if not active:
@@ -185,7 +187,7 @@ def _draw_verdict(comparison: Comparison, runs: Sequence[Run]) -> None:
 
 
 def _answer(comparison: Comparison) -> str:
-    """Return what training gained, with both accuracies; else the comparison's own answer."""
+    """Return the gain of training with both accuracies, or the comparison's own answer."""
     [pair] = comparison.pairs
     claim = pair.networks.claim
     gain, low, high = claim.gain, claim.low, claim.high

@@ -1,7 +1,8 @@
-"""What runs are called in lists, and which run a browser means by such a label.
+"""Labels of runs in lists, and the run that a browser means by a label.
 
-A browser names what is chosen by its label. A label that says how a run stands changes while it can be chosen, so each one that this
-session has been shown is remembered: a browser that lags behind still gets the run that it shows.
+A browser names a choice by its label. A label with a run's status changes while it can be chosen.
+So each label that this session has shown is remembered: a browser that lags behind still gets the
+run that it shows.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,10 +20,10 @@ from finetune_core.formatting import learning_rate_text, mid_sentence, percent, 
 from finetune_core.runs.design import settings_without_effect
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import run_kind
-from pages.shared.runs.backend import status_words
+from pages.shared.runs.backend import describe_status
 
 _MOST_REMEMBERED = 20_000
-# How a label says some settings; the others by their label and value.
+# Texts of some settings in labels. Other settings are shown by label and value.
 _WORDS: dict[str, Callable[[Any], str]] = {
     "learning_rate": lambda rate: f"lr {learning_rate_text(rate)}",
     "image_size": lambda side: f"{side} px",
@@ -31,80 +32,80 @@ _WORDS: dict[str, Callable[[Any], str]] = {
 }
 
 
-def run_began(run: Run) -> datetime | None:
-    """When it was queued, as its folder's name tells; None where that was renamed."""
+def parse_queue_time(run: Run) -> datetime | None:
+    """Return when a run was queued, read from its directory's name; None if that was renamed."""
     try:
         return datetime.strptime(run.run_id[:15], "%Y%m%d-%H%M%S")
     except ValueError:
         return None
 
 
-def data_in_short(config: RunConfig) -> str:
-    """The name of a data set's folder or file."""
+def short_data_name(config: RunConfig) -> str:
+    """Return the name of a data set's folder or file."""
     return Path(config.data).name or config.data
 
 
 def run_title(run: Run) -> str:
-    """Its name, when, and what."""
-    began = run_began(run)
-    when = f"{began:%d %b %H:%M}" if began else run.run_id
+    """Return a run's name, time, data set, backbone and strategy."""
+    queued_at = parse_queue_time(run)
+    when = f"{queued_at:%d %b %H:%M}" if queued_at else run.run_id
     strategy = mid_sentence(run_kind(run.config))
     return " · ".join(
-        filter(None, (run.name, when, data_in_short(run.config), run.config.backbone, strategy))
+        filter(None, (run.name, when, short_data_name(run.config), run.config.backbone, strategy))
     )
 
 
-def value_in_effect(config: RunConfig, name: str) -> Any:
-    """Return a setting's value; None where the run does not obey it."""
+def effective_value(config: RunConfig, name: str) -> Any:
+    """Return a setting's value; None if the run does not obey it."""
     return None if name in settings_without_effect(config) else getattr(config, name)
 
 
-def _differences(runs: Sequence[Run]) -> dict[str, str]:
+def _find_differences(runs: Sequence[Run]) -> dict[str, str]:
     """Return, by id, the settings in which runs of equal data, backbone and strategy differ."""
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         kind = run.config.data, run.config.backbone, run_kind(run.config)
         groups.setdefault(kind, []).append(run)
     found = {}
-    for some in groups.values():
+    for group in groups.values():
         differing = [
             name
             for name in (*names_in(TRAINING), "train_fraction")
-            if len({value_in_effect(run.config, name) for run in some}) > 1
+            if len({effective_value(run.config, name) for run in group}) > 1
         ]
-        for run in some:
-            values = [(name, value_in_effect(run.config, name)) for name in differing]
-            texts = [_say(name, value) for name, value in values if value is not None]
+        for run in group:
+            values = [(name, effective_value(run.config, name)) for name in differing]
+            texts = [_format_setting(name, value) for name, value in values if value is not None]
             found[run.run_id] = " · ".join(texts)
     return found
 
 
-def _say(name: str, value: Any) -> str:
+def _format_setting(name: str, value: Any) -> str:
     if name in _WORDS:
         return _WORDS[name](value)
-    one = setting_of(name)
-    return f"{mid_sentence(one.label)} {value_in_words(one, value)}"
+    setting = setting_of(name)
+    return f"{mid_sentence(setting.label)} {value_in_words(setting, value)}"
 
 
 def run_label(run: Run, differences: str = "") -> str:
-    """Return a run's title, in what it differs, how it stands, its accuracy, and the end of its id.
+    """Return a run's title, differences, status, accuracy, and the end of its id.
 
-    With the end of its id no two labels are alike.
+    The end of the id makes labels unique.
     """
     accuracy = run_accuracy(run) if run.judged else None
     score = accuracy.in_words() if accuracy else ""
     return " · ".join(
         filter(
             None,
-            (run_title(run), differences, status_words(run)[0].lower(), score, run.run_id[-4:]),
+            (run_title(run), differences, describe_status(run)[0].lower(), score, run.run_id[-4:]),
         )
     )
 
 
 def run_labels(runs: Iterable[Run]) -> dict[str, str]:
-    """Run id -> label of runs that are to be chosen from."""
+    """Return run id -> label of runs to choose from."""
     runs = list(runs)
-    differences = _differences(runs)
+    differences = _find_differences(runs)
     labels = {run.run_id: run_label(run, differences[run.run_id]) for run in runs}
     remembered: dict[str, str] = st.session_state.setdefault("run_labels", {})
     remembered.update((label, run_id) for run_id, label in labels.items())
@@ -113,8 +114,12 @@ def run_labels(runs: Iterable[Run]) -> dict[str, str]:
     return labels
 
 
-def meant(chosen: Sequence[str]) -> list[str]:
-    """The ids of what was chosen in a box of ``run_labels``: ids, or labels that have changed since. Others are left out."""
+def resolve_run_ids(chosen: Sequence[str]) -> list[str]:
+    """Return the ids of runs chosen in a box of ``run_labels``.
+
+    Args:
+        chosen: ids, or labels that have changed since. Others are left out.
+    """
     remembered: dict[str, str] = st.session_state.get("run_labels", {})
     ids = set(remembered.values())
     found = [one if one in ids else remembered.get(one) for one in chosen]

@@ -1,4 +1,4 @@
-"""What the Train page shows of a run while it goes on. All of it comes from the run's folder."""
+"""Live view of a run on the Train page. All of it is read from the run directory."""
 
 from typing import Any, Literal, get_args
 
@@ -14,7 +14,7 @@ from finetune_core.runs.store import Run
 from finetune_core.training.device_turn import WAITING
 from finetune_core.training.prediction_history import Flip, flips, load_prediction_history
 from pages.shared.chrome import plain
-from pages.shared.images import Picture, gallery, run_picture
+from pages.shared.images import Picture, gallery, make_run_picture
 from pages.shared.runs.backend import is_behind
 
 _NUMBERS: dict[Kind, str] = {
@@ -28,62 +28,75 @@ _MEANINGS: dict[Kind, str] = {
     "macro_f1": "Mean of the classes' F1, the harmonic mean of precision and recall.",
 }
 _QUANTITIES: dict[Quantity, str] = {
-    "update": "Norm of the last update of a stage, relative to the norm of its weights. Around 0.001 is usual; far more means a learning rate that is too high.",
+    "update": (
+        "Norm of the last update of a stage, relative to the norm of its weights. Around 0.001 is "
+        "usual; far more means a learning rate that is too high."
+    ),
     "gradient_norm": "Norm of the loss gradient, by stage.",
     "learning_rate": "The learning rate, by stage.",
 }
-# Seconds between two refreshes: a page that is open takes time from the training on the same cores, and a long run changes slowly.
+# Seconds between two refreshes, early and later in a run. An open page takes time from training on
+# the same cores, and a long run changes slowly.
 _REFRESH, _REFRESH_LATER = 2.0, 4.0
-_FIRST = 60.0  # seconds of a run during which it is watched closely
+_FIRST = 60.0  # seconds of a run with frequent refreshes
 
 _NO_EPOCHS = "This run is done in one go: there are no epochs to follow."
 _STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Predictions that changed", "Log", "Timing"
 
 
-def pace(run: Run) -> float | None:
-    """Seconds between two refreshes; None once there is nothing new to see."""
+def refresh_seconds(run: Run) -> float | None:
+    """Return the seconds between two refreshes; None once nothing new can appear."""
     if not run.active:
         return None
     steps = run.history.steps
     return _REFRESH_LATER if steps and steps[-1]["seconds"] > _FIRST else _REFRESH
 
 
-def bar(run: Run) -> None:
+def draw_progress(run: Run) -> None:
+    """Draw the progress bar."""
     history = run.history
-    progress, steps = history.progress, history.steps  # another session may read on meanwhile
+    # Read once, because another session may read on meanwhile.
+    progress, steps = history.progress, history.steps
     if run.status == "queued":
-        words = "Waiting for the run before it" if is_behind(run) else PHASE_WORDS["prepare"]
-        st.progress(history.fraction, words)
+        text = "Waiting for the run before it" if is_behind(run) else PHASE_WORDS["prepare"]
+        st.progress(history.fraction, text)
     elif run.status == "waiting":
         st.progress(history.fraction, PHASE_WORDS[WAITING])
     elif progress and (not steps or progress["phase"] != "validate"):
         done, total = progress["done"], progress["total"]
         count = size if progress["phase"] == "download" else number
-        left = history.progress_seconds_left
-        words = PHASE_WORDS[progress["phase"]]
+        time_left_seconds = history.progress_seconds_left
+        text = PHASE_WORDS[progress["phase"]]
         if done or total:
-            words += f": {count(done)}" + (f" of {count(total)}" if total else "")
-        words += f", {time_left(left)}" if left is not None else ""
-        st.progress(done / total if total else 0.0, words)
+            text += f": {count(done)}" + (f" of {count(total)}" if total else "")
+        text += f", {time_left(time_left_seconds)}" if time_left_seconds is not None else ""
+        st.progress(done / total if total else 0.0, text)
     elif not steps:
         st.progress(0.0, PHASE_WORDS["prepare"])
     elif progress and history.fraction >= 1:
         st.progress(1.0, PHASE_WORDS[progress["phase"]])
     else:
-        left = history.seconds_left
+        time_left_seconds = history.seconds_left
         epoch = f"Epoch {steps[-1]['epoch']} of {run.started['epochs']}"
-        st.progress(history.fraction, epoch + (f", {time_left(left)}" if left is not None else ""))
+        st.progress(
+            history.fraction,
+            epoch + (f", {time_left(time_left_seconds)}" if time_left_seconds is not None else ""),
+        )
 
 
-def numbers(run: Run) -> None:
+def draw_numbers(run: Run) -> None:
+    """Draw the latest loss and accuracy, the speed, and the memory."""
     history = run.history
     last = history.epochs[-1] if history.epochs else None
     with st.container(horizontal=True):
         if history.steps:
             note = "Of the latest batches: a moving average, as in the curve."
-            st.metric("Training loss", f"{_latest(run, 'loss'):.3f}", help=note, border=True)
+            st.metric("Training loss", f"{_smooth_latest(run, 'loss'):.3f}", help=note, border=True)
             st.metric(
-                "Training accuracy", percent(_latest(run, "accuracy")), help=note, border=True
+                "Training accuracy",
+                percent(_smooth_latest(run, "accuracy")),
+                help=note,
+                border=True,
             )
         if last:
             st.metric(
@@ -106,15 +119,19 @@ def numbers(run: Run) -> None:
                 border=True,
             )
         if run.status == "running" and last:
-            note = "What this run's own tensors take: the networks, the optimizer, images or activations in memory, and what a step keeps for its backward pass. The rest of the program is not counted, nor what is on a GPU."
+            note = (
+                "What this run's own tensors take: the networks, the optimizer, images or "
+                "activations in memory, and what a step keeps for its backward pass. The rest of "
+                "the program is not counted, nor what is on a GPU."
+            )
             st.metric("Memory", size(last["memory_bytes"]), help=note, border=True)
             if last["device_bytes"] is not None:
                 note = "The most of the GPU's memory that this run has held so far."
                 st.metric("GPU memory", size(last["device_bytes"]), help=note, border=True)
 
 
-def fit_chosen(run: Run) -> None:
-    """What was chosen by cross-validation where the head is fitted without epochs, and the values that it was chosen among."""
+def draw_fit(run: Run) -> None:
+    """Draw the value that cross-validation chose for a fitted head, and the values tried."""
     fitted = run.history.fitted
     if not fitted:
         return
@@ -133,11 +150,12 @@ def fit_chosen(run: Run) -> None:
     with st.expander("Values that were tried", icon=":material/table:"):
         st.dataframe(rows, hide_index=True)
         st.caption(
-            "On training images that the fit had not seen. Validation and test images play no part in the choice."
+            "On training images that the fit had not seen. Validation and test images play no "
+            "part in the choice."
         )
 
 
-def _latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
+def _smooth_latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
     started = run.started
     images, steps_per_epoch, epochs = (
         started["counts"]["train"],
@@ -147,7 +165,8 @@ def _latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
     return smoothed(run.history.steps, kind, images, steps_per_epoch, epochs)[-1]
 
 
-def notices(run: Run) -> None:
+def draw_notices(run: Run) -> None:
+    """Draw the warnings about a run."""
     history = run.history
     for notice in run.notices:
         st.warning(plain(notice), icon=":material/report:")
@@ -164,7 +183,7 @@ def notices(run: Run) -> None:
 
 
 def warn_undertrained(run: Run) -> None:
-    """Say that a run has not converged, and why."""
+    """Warn that a run has not converged, and say why."""
     if run.convergence.converged is False:
         reason = run.convergence.reason
         st.warning(
@@ -173,15 +192,16 @@ def warn_undertrained(run: Run) -> None:
         )
 
 
-def curves(run: Run) -> None:
+def draw_curves(run: Run) -> None:
+    """Draw the curve of the loss, and a second curve to choose."""
     history = run.history
     if not history.steps:
         return
-    asked = st.session_state.get("curve", "accuracy")
-    kinds: tuple[Kind, ...] = ("loss", asked if asked in get_args(Kind) else "accuracy")
+    requested = st.session_state.get("curve", "accuracy")
+    kinds: tuple[Kind, ...] = ("loss", requested if requested in get_args(Kind) else "accuracy")
     for column, kind in zip(st.columns(2), kinds, strict=True):
         with column:
-            _training_curve(kind, run.run_id, run.status, run)
+            _draw_training_curve(kind, run.run_id, run.status, run)
     st.segmented_control(
         "Second curve",
         list(_NUMBERS),
@@ -197,9 +217,10 @@ def curves(run: Run) -> None:
         st.caption(note)
 
 
-# Drawing takes time from the training in this process: whoever looks on within a few seconds gets the same drawing.
+# Drawing takes time from the training in this process. So all sessions share a drawing for a few
+# seconds.
 @st.cache_data(ttl=6, max_entries=200, show_spinner=False)
-def _training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
+def _draw_training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
     started, history = _run.started, _run.history
     figure = training_curve(
         kind,
@@ -217,7 +238,7 @@ def _training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
 
 
 @st.cache_data(ttl=12, max_entries=200, show_spinner=False)
-def _stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> None:
+def _draw_stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> None:
     started = _run.started
     names = [stage["name"] for stage in started["stages"]]
     figure = stage_curve(
@@ -226,11 +247,11 @@ def _stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> Non
     st.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
 
 
-def details(run: Run) -> None:
-    """Draw what one looks at when the curves raise a question, once it is unfolded."""
+def draw_details(run: Run) -> None:
+    """Draw the box of details that answer questions about the curves."""
     if not run.history.started:
         return
-    views = {_STAGES: _stages, _FLIPS: _flips, _LOG: _log, _ENGINE: _engine}
+    views = {_STAGES: _draw_stages, _FLIPS: _draw_flips, _LOG: _draw_log, _ENGINE: _draw_timing}
     box = st.expander(
         "Stages, changed predictions, log, timing",
         icon=":material/query_stats:",
@@ -240,7 +261,7 @@ def details(run: Run) -> None:
     if not box.open:
         return
     with box:
-        open_now = st.segmented_control(
+        view = st.segmented_control(
             "Details",
             list(views),
             default=_STAGES,
@@ -249,11 +270,11 @@ def details(run: Run) -> None:
             persist_state="session",
             label_visibility="collapsed",
         )
-        views[open_now](run)
+        views[view](run)
 
 
-def _stages(run: Run) -> None:
-    """How strongly each stage is pulled, and how far it moves."""
+def _draw_stages(run: Run) -> None:
+    """Draw gradient norm, update and learning rate of each stage."""
     history = run.history
     if not run.started["epochs"]:
         st.caption(_NO_EPOCHS)
@@ -263,12 +284,12 @@ def _stages(run: Run) -> None:
         return
     for column, (quantity, meaning) in zip(st.columns(3), _QUANTITIES.items(), strict=True):
         with column:
-            _stage_curve(quantity, run.run_id, run.status, run)
+            _draw_stage_curve(quantity, run.run_id, run.status, run)
             st.caption(meaning)
 
 
-def _flips(run: Run) -> None:
-    """Validation images that the network changes its mind about."""
+def _draw_flips(run: Run) -> None:
+    """Draw the validation images whose predicted class has changed."""
     if not run.started["epochs"]:
         st.caption(_NO_EPOCHS)
         return
@@ -283,29 +304,32 @@ def _flips(run: Run) -> None:
     changed, classes = flips(history), run.started["classes"]
     if not changed:
         st.caption(
-            f"None of the {number(len(history.ids))} tracked validation images has changed its predicted class."
+            f"None of the {number(len(history.ids))} tracked validation images has changed its "
+            "predicted class."
         )
         return
     st.caption(
-        f"{things(len(changed), 'image')} of the {number(len(history.ids))} tracked validation images changed their predicted class, the latest first. Images that keep flipping are hard, mislabelled, or show two things."
+        f"{things(len(changed), 'image')} of the {number(len(history.ids))} tracked validation "
+        "images changed their predicted class, the latest first. Images that keep flipping are "
+        "hard, mislabelled, or show two things."
     )
 
     def picture(index: int) -> Picture:
         flip = changed[index]
-        words = _flip_in_words(flip, classes)
-        return run_picture(run, flip.id, words, f"{flip.id}: {words}")
+        text = _describe_flip(flip, classes)
+        return make_run_picture(run, flip.id, text, f"{flip.id}: {text}")
 
     gallery(len(changed), picture, f"flips-{run.run_id}", per_page=12)
 
 
-def _flip_in_words(flip: Flip, classes: list[str]) -> str:
+def _describe_flip(flip: Flip, classes: list[str]) -> str:
     turns = [classes[label] for label in flip.turns]
     listed = turns if len(turns) <= 4 else [turns[0], "…", *turns[-2:]]
     right = "correct now" if flip.predicted[-1] == flip.label else "wrong now"
     return f"{classes[flip.label]}: {' → '.join(listed)} (epoch {flip.last}, {right})"
 
 
-def _log(run: Run) -> None:
+def _draw_log(run: Run) -> None:
     lines = log_lines(run.history.notable)
     st.code(
         "\n".join(reversed(lines)) or "No events yet.",
@@ -315,8 +339,8 @@ def _log(run: Run) -> None:
     )
 
 
-def _engine(run: Run) -> None:
-    """Where the time went, and what the cache did."""
+def _draw_timing(run: Run) -> None:
+    """Draw the time that each part took, and the use of the cache."""
     history = run.history
     cache, shares = run.started["cache"], history.time_shares()
     names = {
@@ -333,7 +357,7 @@ def _engine(run: Run) -> None:
     if cache["where"] == "off":
         st.caption(plain(f"No cache: {cache['reason']}."))
     else:
-        place = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
+        location = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
         views = (
             f", {things(cache['views'], 'augmented version')} of each training image"
             if cache["views"]
@@ -345,7 +369,7 @@ def _engine(run: Run) -> None:
             if cache["found"]
             else "all of it computed for this run."
         )
-        text = f"Cache: {size(cache['bytes'])} {place}{views}; {found}"
+        text = f"Cache: {size(cache['bytes'])} {location}{views}; {found}"
         text += f" Frozen stages: {cache['compilation']}." if cache["compilation"] else ""
         st.caption(plain(text + (f" Saved so far: {duration(saved)}." if saved else "")))
     expected, end = run.started["forecast"], history.end
@@ -354,23 +378,23 @@ def _engine(run: Run) -> None:
             history.epochs
         )
         st.caption(
-            f"Forecast and actual: {duration(expected['seconds'])}, {duration(end['seconds'])} in total; "
-            f"{duration(expected['epoch_seconds'])}, {duration(epoch)} per epoch; "
-            f"{_compared('memory_bytes', expected, history.epochs)} of memory; "
+            f"Forecast and actual: {duration(expected['seconds'])}, {duration(end['seconds'])} in "
+            f"total; {duration(expected['epoch_seconds'])}, {duration(epoch)} per epoch; "
+            f"{_compare_bytes('memory_bytes', expected, history.epochs)} of memory; "
             + (
                 f"{on_gpu} of GPU memory; "
-                if (on_gpu := _compared("device_bytes", expected, history.epochs))
+                if (on_gpu := _compare_bytes("device_bytes", expected, history.epochs))
                 else ""
             )
             + f"{size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
         )
 
 
-def _compared(name: str, expected: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
-    """The expected and the greatest number of bytes; empty where one of them is not known."""
-    taken = [row[name] for row in epochs if row[name] is not None]
+def _compare_bytes(name: str, expected: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
+    """Return the expected and the greatest number of bytes; empty if one of them is not known."""
+    measured = [row[name] for row in epochs if row[name] is not None]
     return (
-        f"{size(expected[name])}, {size(max(taken))}"
-        if taken and expected.get(name) is not None
+        f"{size(expected[name])}, {size(max(measured))}"
+        if measured and expected.get(name) is not None
         else ""
     )

@@ -1,4 +1,7 @@
-"""Other runs' curves over those of the run that is looked at; which ones stands in the page's address, as ``with``."""
+"""Curves of other runs over those of the current run.
+
+The other runs are in the page's address, as ``with``.
+"""
 
 from collections.abc import Sequence
 
@@ -10,8 +13,8 @@ from finetune_core.runs.store import Run
 from pages.shared.runs.picker import choose_runs
 
 
-def overlaid(run: Run, runs: Sequence[Run]) -> list[Run]:
-    """The box that chooses some of ``runs`` besides the one that is looked at; those that are chosen."""
+def choose_overlaid(run: Run, runs: Sequence[Run]) -> list[Run]:
+    """Draw the box that chooses other runs to overlay, and return the chosen runs."""
     others = [one for one in runs if one.run_id != run.run_id and one.history.epochs]
     placeholder = "Overlay the curves of other runs"
     return choose_runs(
@@ -19,8 +22,8 @@ def overlaid(run: Run, runs: Sequence[Run]) -> list[Run]:
     )
 
 
-def overlaid_charts(runs: list[Run]) -> None:
-    """Loss and accuracy of each run by epoch, side by side."""
+def draw_overlaid(runs: list[Run]) -> None:
+    """Draw loss and accuracy of each run by epoch, side by side."""
     titles = run_titles(runs)
     lines = [(title, run.history.epochs) for title, run in zip(titles, runs, strict=True)]
     kinds: tuple[Kind, Kind] = ("loss", "accuracy")

@@ -1,4 +1,4 @@
-"""The button that profiles the layers: a job in the background queues round after round."""
+"""Button that profiles the layers: a background job queues round after round."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,16 +34,22 @@ def profile_key(fingerprint: str, backbone: str) -> str:
 def offer_profile(
     config: RunConfig, dataset: Dataset, *, button_key: str, disabled: bool = False
 ) -> Profile | None:
-    """Draw the button, and how far the profile is; return it once it is complete.
+    """Draw the button that starts a profile, and the profile's progress.
 
     Args:
         config: all settings but those that say which stages train.
+        dataset: data set to profile on.
+        button_key: key of the button.
+        disabled: whether the button is disabled.
+
+    Returns:
+        The profile once it is complete.
     """
     try:
         num_images = dataset.split_counts.get(TRAIN, 0) if config.auto else None
         setup = set_up(config, num_images)
-        asked = Asked(setup, dataset)
-        forecast = _describe_forecast(asked)
+        request = Asked(setup, dataset)
+        forecast = _describe_forecast(request)
     except FinetuneError as error:
         st.caption(plain(f"No profile: {error}"))
         return None
@@ -52,7 +58,7 @@ def offer_profile(
         LABEL,
         profile_key(dataset.fingerprint, config.backbone),
         _TEXT,
-        _make_work(asked),
+        _make_work(request),
         button_key=button_key,
         icon=":material/layers:",
         disabled=disabled or reason is not None,
@@ -65,20 +71,20 @@ def offer_profile(
     return found
 
 
-def _make_work(asked: Asked) -> Callable[[], Work[Profile]]:
-    """Return what makes the work; nothing of Streamlit is asked once it has begun."""
+def _make_work(request: Asked) -> Callable[[], Work[Profile]]:
+    """Return a function that makes the work, which does not use Streamlit."""
     runs, queue, name = store(), worker(), owner()
 
     def train(progress: Progress) -> Work[None]:
         return train_queued(progress, queue, runs, name)
 
-    return partial(profile, asked, runs, train, SpeedBook())
+    return partial(profile, request, runs, train, SpeedBook())
 
 
-def _describe_forecast(asked: Asked) -> str:
-    count = count_runs(asked.setup, Known(store(), asked.dataset))
+def _describe_forecast(request: Asked) -> str:
+    count = count_runs(request.setup, Known(store(), request.dataset))
     if not count:
         return "All of its runs are finished."
-    seconds = forecast_seconds(asked, store(), SpeedBook())
+    seconds = forecast_seconds(request, store(), SpeedBook())
     runs = f"about {things(count, 'run')}"
     return f"Forecast: {runs}, {duration(seconds)}." if seconds else f"Forecast: {runs}."

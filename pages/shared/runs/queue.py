@@ -1,4 +1,4 @@
-"""The panel that shows the queue of a comparison while it trains."""
+"""Panel with the queue of a comparison while it trains."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,62 +18,71 @@ from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import epochs_of
-from pages.shared.account import may_change
+from pages.shared.account import can_change
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
-from pages.shared.runs.backend import status_words, store, worker
+from pages.shared.runs.backend import describe_status, store, worker
 from pages.shared.runs.controls import attempt, show_problem
 
 REFRESH = 2.0  # seconds
 
 
-def expected_seconds(runs: Sequence[Run]) -> dict[str, float]:
-    """What each run is expected to take, by its id; nothing where other data are chosen, or speeds were not measured."""
+def forecast_seconds(runs: Sequence[Run]) -> dict[str, float]:
+    """Return the expected seconds of each run by its id.
+
+    Returns:
+        An empty dict if other data are chosen, or speeds were not measured.
+    """
     first = runs[0].config
     if data_folder() != first.data:
         return {}
     try:
         dataset = current_dataset(first.split_settings)
-    except FinetuneError:  # the run that meets it says so
+    except FinetuneError:
+        # The run that meets the problem reports it.
         return {}
     book = SpeedBook()
     found: dict[str, float] = {}
-    for some in _arms(runs).values():
-        seconds = arm_seconds([run.config for run in some], dataset, book)
-        found |= zip([run.run_id for run in some], seconds, strict=True) if seconds else {}
+    for arm_runs in _group_by_arm(runs).values():
+        seconds = arm_seconds([run.config for run in arm_runs], dataset, book)
+        found |= zip([run.run_id for run in arm_runs], seconds, strict=True) if seconds else {}
     return found
 
 
-def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
-    """How far the queue is; redraws the page when it is done."""
-    runs = _there(run_ids)
+def draw_queue(run_ids: Sequence[str], expected: dict[str, float]) -> None:
+    """Draw the progress of the queue; redraw the page when all runs are done."""
+    runs = _load_remaining(run_ids)
     active = [run for run in runs if run.active]
     if not active:
         st.rerun()
-    left = _seconds_left(runs, expected)
-    words = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (
-        f", {time_left(left)}" if left else ""
+    seconds_left = _estimate_seconds_left(runs, expected)
+    text = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (
+        f", {time_left(seconds_left)}" if seconds_left else ""
     )
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.progress(_share_done(runs, expected), words)
-        mine = [run for run in active if may_change(run)]
-        stopping = all(requested_stop(run.run_dir) for run in mine)
+        st.progress(_compute_progress(runs, expected), text)
+        own = [run for run in active if can_change(run)]
+        is_stopping = all(requested_stop(run.run_dir) for run in own)
         st.button(
             "Stop all",
             icon=":material/stop:",
             key="stop_all",
-            disabled=stopping,
-            on_click=_stop,
-            args=(mine,),
+            disabled=is_stopping,
+            on_click=_stop_runs,
+            args=(own,),
         )
-        if len(mine) < len(active):
-            st.caption(f"{things(len(active) - len(mine), 'run')} of others")
+        if len(own) < len(active):
+            st.caption(f"{things(len(active) - len(own), 'run')} of others")
     show_problem()
-    arms = _arms(runs)
-    titles = dict(zip(arms, arm_titles([some[0].config for some in arms.values()]), strict=True))
+    arms = _group_by_arm(runs)
+    titles = dict(
+        zip(arms, arm_titles([arm_runs[0].config for arm_runs in arms.values()]), strict=True)
+    )
     if any(run.history.epochs for run in runs):
         st.markdown("**Validation accuracy by epoch**")
-        lines = [(titles[arm], run.history.epochs) for arm, some in arms.items() for run in some]
+        lines = [
+            (titles[arm], run.history.epochs) for arm, arm_runs in arms.items() for run in arm_runs
+        ]
         st.altair_chart(
             compared_curve("accuracy", lines, max(run.config.epochs for run in runs)),
             key="live-accuracy",
@@ -82,7 +91,11 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
         )
     st.dataframe(
         [
-            _row(titles[arm_of(run.config)], run, placed=any(one.history.places for one in runs))
+            _make_row(
+                titles[arm_of(run.config)],
+                run,
+                has_placement=any(one.history.places for one in runs),
+            )
             for run in runs
         ],
         hide_index=True,
@@ -90,8 +103,8 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     st.caption("Close the tab if you like: the queue goes on, and this address shows it again.")
 
 
-def _there(run_ids: Sequence[str]) -> list[Run]:
-    """Those that have not been deleted, or damaged, since the page was drawn."""
+def _load_remaining(run_ids: Sequence[str]) -> list[Run]:
+    """Load the runs that have not been deleted or damaged since the page was drawn."""
     found = []
     for run_id in run_ids:
         with suppress(RunError):
@@ -99,31 +112,37 @@ def _there(run_ids: Sequence[str]) -> list[Run]:
     return found
 
 
-def _row(title: str, run: Run, *, placed: bool) -> dict[str, Any]:
-    """
+def _make_row(title: str, run: Run, *, has_placement: bool) -> dict[str, Any]:
+    """Return the table's row of a run.
+
     Args:
-        placed: whether to say where it trains: on one machine all do on the same device.
+        title: title of the run's arm.
+        run: the run.
+        has_placement: whether to say where the run trains. On one machine, all runs train on the
+            same device.
     """
     epochs, accuracy = run.history.epochs, summary(run)["val_accuracy"]
     return {
         "Strategy": title,
         "Seed": str(run.config.seed),
-        "Status": status_words(run)[0],
-        "Epochs": f"{len(epochs)} of {most}" if (most := epochs_of(run.config)) else "none",
+        "Status": describe_status(run)[0],
+        "Epochs": f"{len(epochs)} of {num_epochs}"
+        if (num_epochs := epochs_of(run.config))
+        else "none",
         "Validation accuracy": "–" if accuracy is None else percent(accuracy),
-    } | ({"Trains on": run.history.where or "–"} if placed else {})
+    } | ({"Trains on": run.history.where or "–"} if has_placement else {})
 
 
-def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """By ``arm_of``, in the order in which they will be judged, so that they keep their colours."""
+def _group_by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group runs by ``arm_of``, in the order of the later comparison: arms keep their colours."""
     arms: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: arm_order(run.config, depth(run.config))):
         arms.setdefault(arm_of(run.config), []).append(run)
     return arms
 
 
-def _share_done(runs: Sequence[Run], expected: dict[str, float]) -> float:
-    """Of the whole time, where it is known, else of the runs."""
+def _compute_progress(runs: Sequence[Run], expected: dict[str, float]) -> float:
+    """Return the finished share of the total time, or of the runs if the time is not known."""
     weights = [expected.get(run.run_id, 1.0) if expected else 1.0 for run in runs]
     done = [
         weight * (run.history.fraction if run.active else 1.0)
@@ -132,33 +151,39 @@ def _share_done(runs: Sequence[Run], expected: dict[str, float]) -> float:
     return min(1.0, sum(done) / sum(weights))
 
 
-def _seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | None:
-    """Of all active runs; one that waits takes as long as others of its arm did, or as was forecast, or as all did. None where
-    nothing tells."""
-    took = {
+def _estimate_seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | None:
+    """Return the remaining seconds of all active runs.
+
+    A waiting run takes as long as other runs of its arm did, or as was forecast, or as all runs
+    did.
+
+    Returns:
+        None if nothing is known.
+    """
+    durations = {
         run.run_id: run.history.end["seconds"]
         for run in runs
         if run.status == "finished" and run.history.end
     }
-    left = 0.0
-    for arm in _arms(runs).values():
-        usual = [took[run.run_id] for run in arm if run.run_id in took]
+    total = 0.0
+    for arm in _group_by_arm(runs).values():
+        arm_durations = [durations[run.run_id] for run in arm if run.run_id in durations]
         for run in arm:
             if not run.active:
                 continue
             forecast = (
-                median(usual)
-                if usual
-                else expected.get(run.run_id) or (median(took.values()) if took else None)
+                median(arm_durations)
+                if arm_durations
+                else expected.get(run.run_id) or (median(durations.values()) if durations else None)
             )
             seconds = run.history.seconds_left or forecast
             if seconds is None:
                 return None
-            left += seconds
-    return left
+            total += seconds
+    return total
 
 
-def _stop(active: Sequence[Run]) -> None:
-    """Those that wait first, so that none begins when the one that trains stops."""
+def _stop_runs(active: Sequence[Run]) -> None:
+    """Stop runs; waiting runs first, so that none of them begins when the training one stops."""
     for run in sorted(active, key=lambda run: worker().waiting(run.run_id) is None):
         attempt(partial(worker().stop, run.run_id))

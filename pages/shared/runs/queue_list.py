@@ -1,44 +1,45 @@
-"""The runs that wait in this process, in their order, each with the buttons that move it or take it out.
+"""Runs waiting in this process in their order, each with buttons that move or cancel it.
 
-A button belongs to its run, not to its place: a click on its way while the queue moves on never means another run. The buttons come
-first in their row, so that nothing beside them moves them.
+A button belongs to its run, not to its position. So a click that is on its way while the queue
+moves on never means another run. The buttons come first in their row, so that nothing beside them
+moves them.
 """
 
 import streamlit as st
 
 from finetune_core.runs.store import Run
-from pages.shared.account import may_change, sign_in_asked
+from pages.shared.account import can_change, is_sign_in_required
 from pages.shared.chrome import plain
 from pages.shared.runs.backend import STATUS_WORDS, worker
 from pages.shared.runs.controls import attempt
 from pages.shared.runs.labels import run_title
 
 
-def queue_list(runs: list[Run]) -> None:
-    """Nothing where no run waits."""
+def draw_queue_list(runs: list[Run]) -> None:
+    """Draw the waiting runs; nothing if no run waits."""
     by_id = {run.run_id: run for run in runs}
     queues = [
         waiting
         for ids in worker().queues()
-        if (waiting := [by_id[run_id] for run_id in ids if _waits(by_id.get(run_id))])
+        if (waiting := [by_id[run_id] for run_id in ids if _is_waiting(by_id.get(run_id))])
     ]
     if queues:
         st.header("Queue", anchor=False)
     for waiting in queues:
         for place, run in enumerate(waiting, 1):
-            _line(run, place, len(waiting))
+            _draw_line(run, place, len(waiting))
 
 
-def _waits(run: Run | None) -> bool:
+def _is_waiting(run: Run | None) -> bool:
     return run is not None and worker().waiting(run.run_id) is not None
 
 
-def _line(run: Run, place: int, places: int) -> None:
-    mine, run_id = may_change(run), run.run_id
+def _draw_line(run: Run, place: int, places: int) -> None:
+    can_move, run_id = can_change(run), run.run_id
     with st.container(
         horizontal=True, vertical_alignment="center", border=True, key=f"queued-{run_id}"
     ):
-        for label, icon, step, possible in (
+        for label, icon, step, is_possible in (
             ("Earlier", "arrow_upward", -1, place > 1),
             ("Later", "arrow_downward", 1, place < places),
         ):
@@ -46,7 +47,7 @@ def _line(run: Run, place: int, places: int) -> None:
                 label,
                 key=f"{label}-{run_id}",
                 icon=f":material/{icon}:",
-                disabled=not (mine and possible),
+                disabled=not (can_move and is_possible),
                 on_click=worker().move,
                 args=(run_id, step),
             )
@@ -54,12 +55,12 @@ def _line(run: Run, place: int, places: int) -> None:
             "Cancel",
             key=f"cancel-{run_id}",
             icon=STATUS_WORDS["cancelled"][2],
-            disabled=not mine,
+            disabled=not can_move,
             on_click=attempt,
             args=(lambda: worker().cancel(run_id),),
         )
-        whose = f" · {plain(run.owner)}" if run.owner and sign_in_asked() else ""
+        owner_text = f" · {plain(run.owner)}" if run.owner and is_sign_in_required() else ""
         st.markdown(
-            f"**{place}** · {plain(run_title(run))} · seed {run.config.seed}{whose}",
+            f"**{place}** · {plain(run_title(run))} · seed {run.config.seed}{owner_text}",
             width="stretch",
         )

@@ -1,4 +1,4 @@
-"""A run's settings, readable and to be copied."""
+"""Settings of a run, to read and to copy."""
 
 import streamlit as st
 
@@ -13,26 +13,26 @@ from finetune_core.runs.store import Run
 from finetune_core.training.strategies import epochs_of
 from pages.shared.chrome import plain
 from pages.shared.configure import form
-from pages.shared.runs.again import differs_now, use_again
+from pages.shared.runs.again import describe_differences, use_again
 
 
-def lineage(run: Run) -> None:
-    """The earlier run that it started from, where it did."""
-    if words := lineage_in_words(run.history.started or {}):
-        st.caption(f":material/account_tree: {plain(words)}")
+def draw_lineage(run: Run) -> None:
+    """Name the earlier run that a run started from, if there is one."""
+    if text := lineage_in_words(run.history.started or {}):
+        st.caption(f":material/account_tree: {plain(text)}")
 
 
-def run_settings(run: Run) -> None:
-    """As changes against the defaults, then all of them, as a command line and as JSON."""
+def draw_run_settings(run: Run) -> None:
+    """Draw a run's changes against the defaults, its command line, all settings, and JSON."""
     config = run.config
     auto = {name: setting_of(name) for name in config.auto if epochs_of(config)}
     changes = {
-        one.label: f"{form.value_text(one, value)} :gray[(default {_default_text(one)})]"
+        one.label: f"{form.format_value(one, value)} :gray[(default {_format_default(one)})]"
         for one, value in changed_settings(config)
         if one.name not in config.auto
     }
     chosen = {
-        one.label: f"{form.value_text(one, getattr(config, name))} :gray[(auto)]"
+        one.label: f"{form.format_value(one, getattr(config, name))} :gray[(auto)]"
         for name, one in auto.items()
     }
     with st.expander(f"{things(len(changes), 'setting')} changed", icon=":material/tune:"):
@@ -51,14 +51,15 @@ def run_settings(run: Run) -> None:
             help="The settings and the data set go to Configure.",
         ):
             use_again(run)
-        if words := differs_now(run):
-            st.caption(plain(words))
+        if message := describe_differences(run):
+            st.caption(plain(message))
         st.markdown("**Command line**")
         st.code(train_command(config, run.run_dir / CONFIG_FILE), language="bash", wrap_lines=True)
         if edits := edits_in_words(config.edits):
             st.caption(
                 plain(
-                    f"The command names the run's file, because changes to single images have no option: {edits}."
+                    "The command names the run's file, because changes to single images have no "
+                    f"option: {edits}."
                 )
             )
         elif config.averaged:
@@ -67,23 +68,24 @@ def run_settings(run: Run) -> None:
             )
         elif config.from_run:
             st.caption(
-                "The command names the run's file, because other settings follow from the run to start from."
+                "The command names the run's file, because other settings follow from the run to "
+                "start from."
             )
         with st.container(horizontal=True):
-            _everything(config)
+            _draw_all_settings(config)
         st.caption(plain(f"Run folder: {run.run_dir}"))
 
 
-def _default_text(one: Setting) -> str:
-    return "auto" if one.follows else form.value_text(one, one.default)
+def _format_default(one: Setting) -> str:
+    return "auto" if one.follows else form.format_value(one, one.default)
 
 
-def _everything(config: RunConfig) -> None:
-    """All settings, as a table and as JSON."""
+def _draw_all_settings(config: RunConfig) -> None:
+    """Draw all settings, as a table and as JSON."""
     with st.popover("All settings", icon=":material/list:"):
         st.table(
             {
-                plain(one.label): form.value_text(one, getattr(config, name))
+                plain(one.label): form.format_value(one, getattr(config, name))
                 for name, one in all_settings().items()
                 if one.section
             },
@@ -94,5 +96,6 @@ def _everything(config: RunConfig) -> None:
         st.code(config.model_dump_json(indent=2, exclude={"edits"}), language="json")
         if config.edits:
             st.caption(
-                f"Without the changes to single images, which {CONFIG_FILE} in the run's folder holds."
+                f"Without the changes to single images, which {CONFIG_FILE} in the run's folder "
+                "holds."
             )

@@ -1,4 +1,4 @@
-"""All runs as one table: searched, sorted, and selected, by id, whatever the table shows at the moment."""
+"""Table of all runs: searched, sorted, and selected by id, whatever the table shows."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ from finetune_core.formatting import (
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import run_kind
 from pages.shared.chrome import plain
-from pages.shared.runs.backend import STATUS_WORDS, status_words
-from pages.shared.runs.labels import data_in_short, run_began, value_in_effect
+from pages.shared.runs.backend import STATUS_WORDS, describe_status
+from pages.shared.runs.labels import effective_value, parse_queue_time, short_data_name
 
 _SPLITS = ("test", "val")
 _SELECTED, _SEARCH = "selected_runs", "runs_search"
-_MOST_POINTS = 60  # of a sparkline
-# The columns that tell runs apart: one that is equal for all is not shown.
+_MOST_POINTS = 60  # points of a sparkline
+# Columns that tell runs apart. A column with equal values for all runs is not shown.
 _TELLING = (
     "Data",
     "Backbone",
@@ -39,8 +39,8 @@ _TELLING = (
 )
 
 
-def search_box() -> str:
-    """What the person looks for."""
+def draw_search_box() -> str:
+    """Draw the search field, and return its text."""
     return st.text_input(
         "Search",
         type="search",
@@ -52,14 +52,14 @@ def search_box() -> str:
     )
 
 
-def matching(runs: Sequence[Run], words: str) -> list[Run]:
-    """The runs in which every word occurs."""
-    wanted = words.casefold().split()
-    return [run for run in runs if all(word in _text(run) for word in wanted)]
+def find_matching(runs: Sequence[Run], query: str) -> list[Run]:
+    """Return the runs in which every word occurs."""
+    text = query.casefold().split()
+    return [run for run in runs if all(word in _searchable_text(run) for word in text)]
 
 
-def selected(visible: Sequence[Run]) -> list[Run]:
-    """Those of the visible runs that are selected; what is not visible is selected no more."""
+def get_selected(visible: Sequence[Run]) -> list[Run]:
+    """Return the visible runs that are selected, and deselect runs that are not visible."""
     by_id = {run.run_id: run for run in visible}
     st.session_state[_SELECTED] = [
         run_id for run_id in st.session_state.get(_SELECTED, []) if run_id in by_id
@@ -67,14 +67,15 @@ def selected(visible: Sequence[Run]) -> list[Run]:
     return [by_id[run_id] for run_id in st.session_state[_SELECTED]]
 
 
-def table(visible: Sequence[Run]) -> None:
-    """Draw the runs, those selected marked."""
+def draw_table(visible: Sequence[Run]) -> None:
+    """Draw the visible runs, with the selected ones marked."""
     ids = [run.run_id for run in visible]
-    # A browser names rows by their place. So a table of other rows is another one, and a click on the old one does not count.
-    rows = [_row(run) for run in visible]
-    shared = shared_by_all(rows)
-    if words := _in_words(shared):
-        st.caption(plain(f"All of them: {words}."))
+    # A browser names rows by their position. So other rows get another table, and a click on the
+    # old table does not count.
+    rows = [_make_row(run) for run in visible]
+    shared = find_shared(rows)
+    if text := _describe_shared(shared):
+        st.caption(plain(f"All of them: {text}."))
     key = f"runs-{hashlib.sha256(chr(0).join(ids).encode()).hexdigest()[:16]}"
     st.dataframe(
         pd.DataFrame(rows),
@@ -89,7 +90,7 @@ def table(visible: Sequence[Run]) -> None:
                 "rows": [ids.index(run_id) for run_id in st.session_state.get(_SELECTED, [])]
             }
         },
-        column_config=_columns(visible) | dict.fromkeys(shared),
+        column_config=_configure_columns(visible) | dict.fromkeys(shared),
         alt=f"Table of {things(len(visible), 'run')}",
     )
 
@@ -100,8 +101,8 @@ def _take_selection(key: str, ids: Sequence[str]) -> None:
     ]
 
 
-def _text(run: Run) -> str:
-    """All that a run is found by."""
+def _searchable_text(run: Run) -> str:
+    """Return the text of a run that the search looks through."""
     parts = (
         run.run_id,
         run.name,
@@ -109,7 +110,7 @@ def _text(run: Run) -> str:
         run.config.data,
         run.config.backbone,
         run_kind(run.config),
-        status_words(run)[0],
+        describe_status(run)[0],
         run.owner,
         run.config.from_run or "",
         *run.tags,
@@ -117,19 +118,19 @@ def _text(run: Run) -> str:
     return "\n".join(parts).casefold()
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _make_row(run: Run) -> dict[str, Any]:
     accuracy, epochs = run_accuracy(run), run.history.epochs
     step = -(-len(epochs) // _MOST_POINTS) or 1
     seconds = summary(run)["seconds"] or (epochs[-1]["seconds"] if epochs else None)
     return {
-        "Status": [status_words(run)[0]],
+        "Status": [describe_status(run)[0]],
         "Name": run.name,
-        "Data": data_in_short(run.config),
+        "Data": short_data_name(run.config),
         "Backbone": run.config.backbone,
         "Strategy": run_kind(run.config),
-        "Learning rate": _rate_text(run),
-        "Image size": value_in_effect(run.config, "image_size"),
-        "Epochs": value_in_effect(run.config, "epochs"),
+        "Learning rate": _format_rate(run),
+        "Image size": effective_value(run.config, "image_size"),
+        "Epochs": effective_value(run.config, "epochs"),
         "Seed": run.config.seed,
         **{
             accuracy_name(split): 100 * accuracy.value
@@ -142,27 +143,27 @@ def _row(run: Run) -> dict[str, Any]:
         "Converged": {True: "yes", False: "no", None: ""}[run.convergence.converged],
         "By epoch": [epoch["val_accuracy"] for epoch in epochs[::-step][::-1]],
         "Time": pd.Timedelta(seconds=round(seconds)) if seconds is not None else None,
-        "When": run_began(run),
+        "When": parse_queue_time(run),
         "Started from": Path(run.config.from_run).name if run.config.from_run else "",
         "Tags": list(run.tags),
         "Run": run.run_id,
     }
 
 
-def _rate_text(run: Run) -> str:
-    rate = value_in_effect(run.config, "learning_rate")
+def _format_rate(run: Run) -> str:
+    rate = effective_value(run.config, "learning_rate")
     return "" if rate is None else learning_rate_text(rate)
 
 
-def shared_by_all(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def find_shared(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the columns of ``_TELLING`` whose values are equal in several rows, with the value."""
     if len(rows) < 2:
         return {}
     return {name: rows[0][name] for name in _TELLING if len({row[name] for row in rows}) == 1}
 
 
-def _in_words(shared: Mapping[str, Any]) -> str:
-    """Return what all runs have in common: ``shapes · efficientnet_lite0 · seed 0``."""
+def _describe_shared(shared: Mapping[str, Any]) -> str:
+    """Return the settings that all runs share: ``shapes · efficientnet_lite0 · seed 0``."""
     looks = {
         "Learning rate": "lr {}",
         "Image size": "{} px",
@@ -174,8 +175,8 @@ def _in_words(shared: Mapping[str, Any]) -> str:
     return " · ".join(looks.get(name, "{}").format(value) for name, value in known.items())
 
 
-def _accuracy_columns(visible: Sequence[Run]) -> dict[str, Any]:
-    """Return a column for each split; none where no run is known by its accuracy on it."""
+def _configure_accuracy_columns(visible: Sequence[Run]) -> dict[str, Any]:
+    """Return a column for each split; None for a split that no run's accuracy is from."""
     found = {accuracy.split for run in visible if (accuracy := run_accuracy(run))}
     helps = {
         "test": "Of finished runs that have test images.",
@@ -189,20 +190,21 @@ def _accuracy_columns(visible: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _columns(visible: Sequence[Run]) -> dict[str, Any]:
-    words = {*STATUS_WORDS.values(), *(status_words(run) for run in visible)}
-    looks = {word: color for word, color, _ in sorted(words)}
+def _configure_columns(visible: Sequence[Run]) -> dict[str, Any]:
+    text = {*STATUS_WORDS.values(), *(describe_status(run) for run in visible)}
+    looks = {word: color for word, color, _ in sorted(text)}
     tags = sorted({tag for run in visible for tag in run.tags})
     column = st.column_config
     return {
         "Status": column.MultiselectColumn(options=looks, color=list(looks.values()), pinned=True),
-        **_accuracy_columns(visible),
+        **_configure_accuracy_columns(visible),
         "95 % interval": column.TextColumn(
             help="Wilson's interval for the accuracy beside it, on other such images."
         ),
         "Images": column.TextColumn(help="The images of the accuracy beside it."),
         "Converged": column.TextColumn(
-            help="Whether its own curve shows that it trained long enough; empty where that is not known."
+            help="Whether its own curve shows that it trained long enough; empty where that is "
+            "not known."
         ),
         "By epoch": column.LineChartColumn(
             y_min=0,
