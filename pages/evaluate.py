@@ -72,7 +72,12 @@ def draw_provenance(run: Run, result: Evaluation) -> None:
     if len(splits) > 1:
         st.caption(f"{optimistic}. Rely on the test images.")
     else:
-        st.warning(f"{optimistic}. There are no test images.", icon=":material/info:")
+        why = (
+            "The run ended before its test images were evaluated"
+            if run.started["counts"].get("test")
+            else "There are no test images"
+        )
+        st.warning(f"{optimistic}. {why}.", icon=":material/info:")
 
 
 def offer_fp32(run: Run) -> None:

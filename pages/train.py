@@ -191,11 +191,12 @@ def describe_kept_weights(run: Run) -> list[str]:
     return lines
 
 
-def draw_panel(run_id: str, seconds: float | None, others: list[Run]) -> None:
+def draw_panel(run_id: str, status: str, seconds: float | None, others: list[Run]) -> None:
     """Draw the panel that refreshes itself.
 
     Args:
         run_id: id of the run.
+        status: status of the run when the page around the panel was drawn.
         seconds: seconds between two refreshes now.
         others: runs whose curves are drawn over this run's. They are chosen outside of the panel,
             because each refresh would redraw the box.
@@ -206,9 +207,8 @@ def draw_panel(run_id: str, seconds: float | None, others: list[Run]) -> None:
         # The run was deleted or damaged since the page was drawn.
         st.error(plain(str(error)), icon=":material/folder_off:")
         return
-    # Only the page around this panel can change the pace. When the run ends, more than this panel
-    # changes.
-    if seconds != refresh_seconds(run):
+    # The page around this panel names the status, too, and only it can change the pace.
+    if (status, seconds) != (run.status, refresh_seconds(run)):
         st.rerun()
     with st.container():
         # One container, whatever appears in it: otherwise everything below would be redrawn, and
@@ -278,7 +278,7 @@ if not runs:
 chosen = choose_run(runs, damaged, prefer_active=True)
 others = choose_overlaid(chosen, runs)
 paced = refresh_seconds(chosen)
-st.fragment(draw_panel, run_every=paced)(chosen.run_id, paced, others)
+st.fragment(draw_panel, run_every=paced)(chosen.run_id, chosen.status, paced, others)
 if chosen.resumable:
     st.fragment(redraw_on_change, run_every=LOOK_AGAIN)(chosen.run_id, chosen.status)
 draw_about(chosen)

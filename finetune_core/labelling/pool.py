@@ -92,7 +92,10 @@ def add_folder(
     if roots:
         check_roots(path, roots)
     if not holds(image_root(data), roots)(path):
-        raise DataError(f"{path} belongs to another data set. Give a folder outside of it.")
+        raise DataError(
+            f"{path} is in Thaw's own data folder, where each folder is a data set of its own. "
+            "Upload the images, or move the folder out of it."
+        )
     list_unlabelled(path, roots)
     known = load_unlabelled(data)
     changes = {

@@ -170,7 +170,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "last_block": NamedStrategy(
         "Last block",
         "The last stage and the head train.",
-        "The usual first choice when feature extraction is not good enough.",
+        "The usual first choice when a linear probe is not good enough.",
         "Yosinski et al. 2014, How transferable are features in deep neural networks?",
         _train_last(2),
         classic=True,

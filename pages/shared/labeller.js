@@ -87,9 +87,12 @@ class Labeller {
     this.elements = new Map(wanted.map(image => [image.id, this.load(image, before.get(image.id))]))
   }
 
-  // Show the images that follow.
+  // Show the images that follow: several only where one key can be right for all of them.
   turn() {
-    this.shown = this.rest.splice(0, this.data.most)
+    const { proposal } = this.rest[0] ?? {}
+    const alike = this.rest.filter(image => image.proposal === proposal)
+    this.shown = alike.slice(0, this.data.most)
+    this.rest = this.rest.filter(image => !this.shown.includes(image))
     this.left.clear()
   }
 

@@ -99,7 +99,7 @@ def test_an_archive_outside_of_what_may_be_read_is_not_unpack_zip(data, tmp_path
 def test_another_data_set_cannot_take_what_was_brought_to_one(data, other, loose):
     finish(add_uploaded(data, [("a.zip", io.BytesIO(pack_zip(loose)))], roots=roots()))
     folder = load_unlabelled(data).folders[0]
-    with pytest.raises(DataError, match="belongs to another data set"):
+    with pytest.raises(DataError, match="is a data set of its own"):
         add_folder(other, folder, roots=roots())
     assert load_unlabelled(other) == Unlabelled()
     paths = tuple(list_waiting(data))

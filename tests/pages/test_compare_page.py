@@ -78,7 +78,7 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     assert "violet-badge[:material/hub: These trained models]" in text
     folded = next(box for box in at.expander if box.label == "Details")
     assert any(pair.networks in one.value.replace("\\", "") for one in folded.markdown)
-    assert list(at.dataframe[0].value["Seeds"]) == ["0, 1", "0, 1"]
+    assert list(at.dataframe[0].value["Seed numbers"]) == ["0, 1", "0, 1"]
     assert len(at.get("plotly_chart")) == 5
     assert "Test accuracy by first stage that trains" in text
     assert "Test accuracy by training set size" not in text

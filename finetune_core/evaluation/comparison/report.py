@@ -173,7 +173,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "95 % interval",
         *(["Verdict"] if comparison.arm_verdicts else []),
         *accuracy,
-        "Seeds",
+        "Seed numbers",
         "Over seeds",
         *(["Ensemble of the seeds"] if ensembles else []),
         "Time",

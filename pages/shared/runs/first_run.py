@@ -1,6 +1,6 @@
 """First comparison without a question: linear probe and last block on the bundled sample."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -97,7 +97,8 @@ def first_comparison(runs: Sequence[Run]) -> bool:
     found = sample_runs(runs)
     active = [run for run in found.values() if run.active]
     if active:
-        st.fragment(_go_on, run_every=_REFRESH)([run.run_id for run in found.values()])
+        statuses = {run.run_id: run.status for run in found.values()}
+        st.fragment(_go_on, run_every=_REFRESH)(statuses)
         _draw_images(active[0])
         return True
     if len(found) == len(_STRATEGIES):
@@ -155,12 +156,19 @@ def _draw_images(run: Run) -> None:
     gallery(min(_EXAMPLES, len(files)), picture, "first_examples", _EXAMPLES)
 
 
-def _go_on(run_ids: Sequence[str]) -> None:
-    """Draw the runs' progress and the stages being computed; redraw the page at the end."""
+def _go_on(statuses: Mapping[str, str]) -> None:
+    """Draw the runs' progress and the stages being computed.
+
+    Args:
+        statuses: of the runs, by id, when the page was drawn. The page lists them, too, so it is
+            drawn again when one changes.
+    """
     # A run may have been deleted since the page was drawn.
-    runs = [run for run in store().runs() if run.run_id in run_ids]
+    runs = sorted(
+        (run for run in store().runs() if run.run_id in statuses), key=lambda run: run.run_id
+    )
     active = [run for run in runs if run.active]
-    if not active:
+    if not active or any(statuses[run.run_id] != run.status for run in runs):
         st.rerun()
     run = next((run for run in active if run.status == "running"), active[0])
     progress = run.history.progress

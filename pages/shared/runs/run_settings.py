@@ -35,7 +35,8 @@ def draw_run_settings(run: Run) -> None:
         one.label: f"{form.format_value(one, getattr(config, name))} :gray[(auto)]"
         for name, one in auto.items()
     }
-    with st.expander(f"{things(len(changes), 'setting')} changed", icon=":material/tune:"):
+    title = f"{things(len(changes), 'setting')} changed" if changes else "Settings"
+    with st.expander(title, icon=":material/tune:"):
         if changes or chosen:
             st.table(
                 {plain(label): text for label, text in (changes | chosen).items()},
