@@ -34,7 +34,7 @@ from benchmarks.peak import (
 )
 from benchmarks.speed import PLAIN, ROOT, Work, run_other, run_thaw, write_images
 from finetune_core.errors import ConfigError
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.models.network import check_image_size
 from finetune_core.training.device import Device, choose_device
 
@@ -123,7 +123,7 @@ def time_steps(
     return {side: statistics.median(one[side] for one in rounds) for side in sides}
 
 
-def job_speeds(
+def measure_jobs(
     work: Work, strategy: str, rounds: int, images: int
 ) -> tuple[list[dict[str, float]], float]:
     """Measure whole jobs in alternating rounds.
@@ -157,7 +157,7 @@ def estimate_min_seconds(tail: Tail, images: int, batch: int, bandwidth: float) 
     return (activations + -(-images // batch) * 8 * 4 * tail.parameters) / bandwidth
 
 
-def fitting_size(network: str, size: int) -> int:
+def choose_image_size(network: str, size: int) -> int:
     """Return the image size, or 224 if the network does not take it."""
     try:
         check_image_size(network, size)
@@ -175,7 +175,7 @@ def measure(
     options: argparse.Namespace,
 ) -> Row:
     """Measure the steps and the jobs of one row of the table, and print further numbers."""
-    size = fitting_size(network, options.image_size)
+    size = choose_image_size(network, options.image_size)
     tail = build_tail(network, strategy, device, options.batch, size)
     step_seconds = time_steps(network, strategy, tail, options.batch, size, device.torch_device)
     rate = tail.flops / step_seconds[THAW]
@@ -196,7 +196,7 @@ def measure(
         "device": device.kind,
     }
     work = Work(folder, network, options.epochs, options.plain_epochs, arguments, settings)
-    rounds, epoch = job_speeds(work, strategy, options.rounds, options.train)
+    rounds, epoch = measure_jobs(work, strategy, options.rounds, options.train)
     if strategy == "feature_extraction":
         minimum = estimate_min_seconds(tail, options.train, options.batch, peaks.bandwidth)
         print(
@@ -317,7 +317,7 @@ def main() -> None:
         "",
         f"{describe_machine(device)}: {peaks}. {options.train:,} + {options.val:,} images of "
         f"320 pixels, batch {options.batch}, {options.epochs} epochs, the plain loop with "
-        f"{options.workers} workers; whole jobs, {things(options.rounds, 'round')} "
+        f"{options.workers} workers; whole jobs, {pluralize(options.rounds, 'round')} "
         f"(`benchmarks/gpu.py`). Tests: {last_line}.",
         "",
         *format_table(rows),

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
 from finetune_core.data.dataset import load_dataset
-from finetune_core.data.sample import digits_folder
+from finetune_core.data.sample import write_digits_folder
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ LINES = {
 }
 
 
-def encoded(image: Image.Image, format: str = "JPEG", quality: int = 92, **options: Any) -> bytes:
+def encode_image(
+    image: Image.Image, format: str = "JPEG", quality: int = 92, **options: Any
+) -> bytes:
     """Encode an image."""
     buffer = io.BytesIO()
     image.save(buffer, format, quality=quality, **options)
@@ -63,12 +65,12 @@ def _add_noise(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 COPIES: dict[str, Callable[[Image.Image, np.random.Generator], bytes]] = {
-    "saved again": lambda image, _: encoded(image, quality=60),
-    "scaled": lambda image, _: encoded(
+    "saved again": lambda image, _: encode_image(image, quality=60),
+    "scaled": lambda image, _: encode_image(
         image.resize([side * 3 // 4 for side in image.size], Image.Resampling.BILINEAR)
     ),
-    "brighter": lambda image, _: encoded(ImageEnhance.Brightness(image).enhance(1.15)),
-    "noise": lambda image, random: encoded(_add_noise(image, random)),
+    "brighter": lambda image, _: encode_image(ImageEnhance.Brightness(image).enhance(1.15)),
+    "noise": lambda image, random: encode_image(_add_noise(image, random)),
 }
 
 
@@ -180,13 +182,13 @@ def write_parts(
         name = "bad" if number % 10 < 3 else "good"
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / f"{number:05d}.jpg").write_bytes(
-            encoded(camera.picture(defect=name == "bad"))
+            encode_image(camera.picture(defect=name == "bad"))
         )
 
 
 def write_digits(folder: Path, count: int, seed: int) -> None:
     """Write ``count`` random digits."""
-    files = sorted(digits_folder().glob("*/*.png"))
+    files = sorted(write_digits_folder().glob("*/*.png"))
     for file in np.random.default_rng(seed).choice(
         np.array(files, dtype=object), count, replace=False
     ):
@@ -194,7 +196,7 @@ def write_digits(folder: Path, count: int, seed: int) -> None:
         (folder / file.parent.name / file.name).write_bytes(file.read_bytes())
 
 
-def plant(folder: Path, count: int, seed: int) -> dict[str, str]:
+def plant_copies(folder: Path, count: int, seed: int) -> dict[str, str]:
     """Write copies of some images beside them, of all kinds in turn.
 
     Returns:
@@ -212,7 +214,7 @@ def plant(folder: Path, count: int, seed: int) -> dict[str, str]:
     return truth
 
 
-def called(folder: Path) -> set[frozenset[str]]:
+def find_near_pairs(folder: Path) -> set[frozenset[str]]:
     """Return all pairs of images that Thaw reports as near-duplicates."""
     near = load_dataset(folder).table.groupby("near")["id"].agg(list)
     return {frozenset((one, other)) for ids in near for one in ids for other in ids if one < other}
@@ -226,10 +228,10 @@ def measure(name: str, write: Callable[[Path, int], None], copies: int, seeds: i
         with tempfile.TemporaryDirectory() as top:
             folder = Path(top, "images")
             write(folder, seed)
-            false_pairs += len(called(folder))
-            truth = {frozenset(pair) for pair in plant(folder, copies, seed).items()}
+            false_pairs += len(find_near_pairs(folder))
+            truth = {frozenset(pair) for pair in plant_copies(folder, copies, seed).items()}
             start_time = time.process_time()
-            pairs_found = called(folder)
+            pairs_found = find_near_pairs(folder)
             seconds += time.process_time() - start_time
             pairs, hits, planted = (
                 pairs + len(pairs_found),

@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from benchmarks.scale import write_images, write_runs
 from benchmarks.soak import ARGUMENTS, app_running
 from finetune_core import paths
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from tests.chromium import CHROMIUM, SETTLED
 
 NAMES = ("Dataset", "Configure", "Train", "Runs", "Evaluate", "Compare", "Predict", "Home")
@@ -129,7 +129,7 @@ def main() -> None:
         os.environ |= {"THAW_HOME": str(home), "THAW_DATA_ROOTS": str(data)}
         write_images(data, args.images)
         write_runs(paths.runs_dir(), args.runs, STEPS)
-        data_id = remember(str(data))
+        data_id = remember_source(str(data))
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         with (
             open(home / "server.log", "wb") as log,

@@ -29,10 +29,10 @@ from finetune_core.training import compute
 from finetune_core.training.compiler_process import CompilerProcess
 from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import Device, choose_device
-from finetune_core.training.freezing import apply
+from finetune_core.training.freezing import apply_strategy
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.packages import load_package
-from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.training.stage_plan import cut_index, plan_strategy
 from finetune_core.training.trunk import split_network
 
 ROUNDS, CLASSES = 9, 10
@@ -122,7 +122,7 @@ def build_tail(
     """Build the tail of a network with random weights, for one strategy."""
     config = make_config({"data": "none", "backbone": backbone, "strategy": strategy_name})
     network = build_network(backbone, "none", CLASSES, 0)
-    strategy = plan(config, network.stages)
+    strategy = plan_strategy(config, network.stages)
     place(network, strategy, device)
     inputs = torch.randn(batch, 3, image_size, image_size)
     inputs = inputs.to(device.torch_device, memory_format=torch.channels_last)
@@ -132,7 +132,7 @@ def build_tail(
         with torch.no_grad(), device.autocast():
             inputs = segments.part(None, cut).eval()(inputs)
         tail = segments.part(cut, None)
-    apply(strategy, network.stages, network.model, 1)
+    apply_strategy(strategy, network.stages, network.model, 1)
     optimizer = make_optimizer(config, strategy, network.stages, network.model)
     labels = torch.zeros(batch, dtype=torch.long, device=inputs.device)
 
@@ -161,9 +161,9 @@ def compare_compiled(batch: int) -> Iterator[str]:
     """Compare the compiled pass through the frozen stages with the eager one."""
     device = choose_device("cpu")
     for backbone in COMPILED:
-        ready = backbone_info(backbone).ready
+        ready = backbone_info(backbone).is_ready
         network = build_network(backbone, "pretrained" if ready else "none", CLASSES, 0)
-        device.hold(network.model)
+        device.move_module(network.model)
         part = split_network(network).part(None, len(network.stages) - 1).eval()
         images = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
         process = CompilerProcess(part, images, device)

@@ -153,7 +153,7 @@ def cut_stage(run_dir: Path, stage: str, folder: Path) -> Path:
     return copy
 
 
-def measured_answers(alone: dict[str, float], probe: float) -> list[str]:
+def find_right_answers(alone: dict[str, float], probe: float) -> list[str]:
     """Return the stages within a point of the best stage.
 
     ``nothing`` is added if the best stage gains less than two points.

@@ -28,19 +28,19 @@ from benchmarks.planted import (
     NOTHING,
     Task,
     cut_stage,
-    measured_answers,
+    find_right_answers,
     plan_tasks,
     write_images,
 )
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import load_dataset
-from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measure_layers
+from finetune_core.evaluation.comparison.layer_diagnostics import load_layers, measure_layers
 from finetune_core.inspection.learned import Probe
-from finetune_core.profiling.operate import Asked, profile
+from finetune_core.profiling.operate import ProfileRequest, profile
 from finetune_core.profiling.plan import Progress
-from finetune_core.profiling.result import Profile, gain_by_stage
+from finetune_core.profiling.result import Profile, arms_by_stage
 from finetune_core.profiling.settings import Setup, set_up
-from finetune_core.runs.design import PROFILE_RATES, run_of
+from finetune_core.runs.design import PROFILE_RATES, run_key
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.speed_book import SpeedBook
@@ -81,7 +81,7 @@ def train(config: RunConfig, runs_dir: Path) -> Run:
     """Train a run, or return the finished run with the same settings."""
     store = RunStore(runs_dir)
     for run in store.runs():
-        if run.status == "finished" and run_of(run.config) == run_of(config):
+        if run.status == "finished" and run_key(run.config) == run_key(config):
             return run
     reservation = create_run(config, runs_dir)
     list(execute(reservation))
@@ -111,7 +111,7 @@ def profile_task(task: Task, args: argparse.Namespace, runs_dir: Path) -> dict[s
         yield from ()
 
     start_time = time.perf_counter()
-    request = Asked(setup, dataset)
+    request = ProfileRequest(setup, dataset)
     result = finish(profile(request, RunStore(runs_dir), train_round, SpeedBook()))
     seconds = time.perf_counter() - start_time
     start_time = time.perf_counter()
@@ -131,27 +131,29 @@ def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
     for stage in setup.stages:
         means = []
         for rate in PROFILE_RATES:
-            runs = [train(setup.alone([stage], seed, {stage: rate}), runs_dir) for seed in SEEDS]
+            runs = [
+                train(setup.stages_config([stage], seed, {stage: rate}), runs_dir) for seed in SEEDS
+            ]
             ends = [run.history.end or {} for run in runs]
             means.append([np.mean([end[f] for end in ends]) for f in ("val_loss", "test_accuracy")])
         alone[stage] = float(min(means)[1])
-    return measured_answers(alone, probe)
+    return find_right_answers(alone, probe)
 
 
 def summarise(result: Profile, last_block: Run, store: RunStore) -> dict[str, Any]:
     """Return the answer of a profile, and the cheap predictions for its stages."""
     full_runs = [store.run(run_id) for run_id in result.full.run_ids[:1]] if result.full else []
     finish(measure_layers([last_block, *full_runs]))
-    layers = known_layers(last_block)
+    layers = load_layers(last_block)
     probes: Sequence[Probe] = layers.probes if layers else ()
-    trained = known_layers(full_runs[0]) if full_runs else None
+    trained = load_layers(full_runs[0]) if full_runs else None
     moved = trained.stages if trained else ()
-    arms = gain_by_stage(result)
+    arms = arms_by_stage(result)
     gradients = {one.stage: one.gradient for one in result.predictions}
     return {
         "named": name_answer(result),
         "sentence": result.sentence,
-        "selected": result.selected and result.selected.stages,
+        "selected": result.selected_arm and result.selected_arm.stages,
         "probe": result.probe,
         "gains": {stage: arm.gain.value for stage, arm in arms.items()},
         "low": {stage: arm.gain.low for stage, arm in arms.items()},
@@ -166,7 +168,7 @@ def name_answer(result: Profile) -> tuple[str, ...]:
 
     ``nothing`` means that no stage is worth training. ``undecided`` means that there is no answer.
     """
-    selected = result.selected
+    selected = result.selected_arm
     if selected and result.worth_training:
         return selected.stages
     return ("undecided",) if selected is None or selected.is_undertrained else (NOTHING,)

@@ -162,29 +162,29 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 def measure_index(part: Part, data: Path) -> None:
     """Read every file, compare the images, and store the index."""
-    from finetune_core.data.dataset import look_through
+    from finetune_core.data.dataset import index_data
 
     with part.time_span("index"):
-        finish(look_through(data))
+        finish(index_data(data))
 
 
 def measure_split(part: Part, data: Path) -> None:
     """Open the index, then split and check twice."""
-    from finetune_core.data.checks import class_findings, copy_findings, image_findings
-    from finetune_core.data.dataset import assemble, look_through
+    from finetune_core.data.checks import copy_findings, find_class_problems, find_image_problems
+    from finetune_core.data.dataset import assemble_dataset, index_data
 
     settings = make_config({"data": str(data)}).split_settings
     with part.time_span("open_again"):
-        index = finish(look_through(data))
+        index = finish(index_data(data))
     with part.time_span("split_and_check"):
-        dataset = assemble(data, index, **settings, edits=())
+        dataset = assemble_dataset(data, index, **settings, edits=())
     with part.time_span("split_and_check_again"):
-        assemble(data, index, **settings, edits=())
+        assemble_dataset(data, index, **settings, edits=())
     with part.time_span("check"):
         findings = [
             *copy_findings(dataset.table),
-            *class_findings(dataset.table, dataset.classes),
-            *image_findings(dataset.table),
+            *find_class_problems(dataset.table, dataset.classes),
+            *find_image_problems(dataset.table),
         ]
     with part.time_span("fingerprint"):
         part.found["split"] = dataset.split_counts
@@ -194,11 +194,11 @@ def measure_split(part: Part, data: Path) -> None:
 
 def measure_page(part: Part, data: Path) -> None:
     """Draw three views of the Dataset page, without a browser."""
-    from finetune_core.data.recent import remember
+    from finetune_core.data.recent import remember_source
 
     os.environ["THAW_DATA_ROOTS"] = str(data.parent)
     app = open_app("pages/dataset.py")
-    app.query_params["data"] = remember(str(data))
+    app.query_params["data"] = remember_source(str(data))
     views = {"images": "Images", "findings": None, "classes": "Classes and splits"}
     for name, view in views.items():
         app.session_state["dataset_view"] = view
@@ -208,12 +208,12 @@ def measure_page(part: Part, data: Path) -> None:
 def measure_edits(part: Part, data: Path) -> None:
     """Relabel a tenth of the images, one page of images per change."""
     from finetune_core.config import Edit
-    from finetune_core.data.dataset import assemble, look_through
+    from finetune_core.data.dataset import assemble_dataset, index_data
     from finetune_core.data.edits import add_edits, load_edits, remove_edits, save_edits
 
     settings = make_config({"data": str(data)}).split_settings
-    index = finish(look_through(data))
-    assemble(data, index, **settings, edits=())
+    index = finish(index_data(data))
+    assemble_dataset(data, index, **settings, edits=())
     changed = index.rows["id"].iloc[::SHARE_CHANGED].tolist()
     changes = [
         Edit(action="relabel", paths=changed[at : at + A_PAGE], to="class0")
@@ -224,7 +224,7 @@ def measure_edits(part: Part, data: Path) -> None:
     with part.time_span("edits_read"):
         loaded = load_edits(data)
     with part.time_span("edits_applied"):
-        assemble(data, index, **settings, edits=loaded)
+        assemble_dataset(data, index, **settings, edits=loaded)
     with part.time_span("edit_added"):
         add_edits(data, changes[:1])
     with part.time_span("edit_taken_back"):
@@ -236,11 +236,11 @@ def measure_rows(part: Part, data: Path) -> None:
     """Write cached features of every image to disk, and read them in random order."""
     import torch
 
-    from finetune_core.data.index import known_images
+    from finetune_core.data.index import load_known_images
     from finetune_core.data.rowcache import RowCache
 
     os.environ["THAW_CACHE_MEMORY_GB"], os.environ["THAW_CACHE_DISK_GB"] = "0", "100"
-    keys = known_images(data)["content"].to_numpy(np.uint64)
+    keys = load_known_images(data)["content"].to_numpy(np.uint64)
     keys = np.unique(keys)
     folder = Path(os.environ["THAW_HOME"], "rows")
     order = np.random.default_rng(0).permutation(len(keys))

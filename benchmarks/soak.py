@@ -32,7 +32,7 @@ from playwright.async_api import Error as BrowserError
 from benchmarks.soak_sessions import BACKBONES, MINUTE, SESSIONS, SIZE, Session, make_data
 from finetune_core import paths
 from finetune_core.config import make_config
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 
@@ -230,7 +230,7 @@ async def main() -> int:
                     )
                     process = psutil.Process(server.pid)
                     before = process.memory_info().rss
-                    sessions, looks = await soak(browser, url, remember(data), options)
+                    sessions, looks = await soak(browser, url, remember_source(data), options)
                     after = process.memory_info().rss if server.poll() is None else 0
                     await browser.close()
                 ended = server.poll()

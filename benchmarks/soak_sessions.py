@@ -16,8 +16,8 @@ from PIL import Image, ImageEnhance
 from playwright.async_api import FilePayload, Locator, Page
 
 from finetune_core import paths
-from finetune_core.data.recent import remember
-from finetune_core.data.sample import digits_folder
+from finetune_core.data.recent import remember_source
+from finetune_core.data.sample import write_digits_folder
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.saved_settings import save_settings
 
@@ -123,7 +123,7 @@ Visit = Callable[[Session], Awaitable[None]]
 def make_pictures(random: Random, count: int) -> list[FilePayload]:
     """Return digits of random brightness, so that nothing is cached for them."""
     files = []
-    for path in random.sample(sorted(digits_folder().glob("*/*.png")), count):
+    for path in random.sample(sorted(write_digits_folder().glob("*/*.png")), count):
         buffer = io.BytesIO()
         ImageEnhance.Brightness(Image.open(path)).enhance(random.uniform(0.5, 1.5)).save(
             buffer, "PNG"
@@ -135,7 +135,7 @@ def make_pictures(random: Random, count: int) -> list[FilePayload]:
 def make_data(random: Random, per_class: int = 30) -> Path:
     """Write a new data set of some of the digits."""
     folder = paths.data_dir() / f"some-{random.randrange(10**9)}"
-    for label in sorted(digits_folder().iterdir()):
+    for label in sorted(write_digits_folder().iterdir()):
         (folder / label.name).mkdir(parents=True)
         for path in random.sample(sorted(label.glob("*.png")), per_class):
             shutil.copy(path, folder / label.name)
@@ -302,7 +302,7 @@ async def analyze(session: Session) -> None:
     Then exclude an image, inspect again, and undo the exclusion.
     """
     data, settings_id = (
-        remember(make_data(session.random)),
+        remember_source(make_data(session.random)),
         save_random_settings(session.random, image_size=DEEP_SIZE),
     )
     await session.open("dataset", data=data, settings=settings_id)
@@ -345,7 +345,7 @@ async def queue_run(session: Session) -> None:
     await session.find_button("Start training").click()
     await session.page.wait_for_url("**/train?run=*")
     session.done["runs queued"] += 1
-    while sum(run.active for run in session.store.runs()) >= QUEUED:
+    while sum(run.is_active for run in session.store.runs()) >= QUEUED:
         await session.page.wait_for_timeout(500)
 
 

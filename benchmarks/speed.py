@@ -37,7 +37,7 @@ from PIL import Image
 
 from benchmarks.peers import PEERS, find_missing
 from benchmarks.to_accuracy import measure_races
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("feature_extraction", "last_block", "last_two_blocks", "full")
@@ -147,7 +147,7 @@ def run_python(command: Sequence[str]) -> dict[str, Any]:
     return result
 
 
-def all_epochs(ends: Sequence[float], epochs: int) -> float:
+def extrapolate_seconds(ends: Sequence[float], epochs: int) -> float:
     """Extrapolate the seconds of ``epochs`` epochs.
 
     Args:
@@ -169,7 +169,7 @@ def run_other(side: str, work: Work, strategy: str) -> dict[str, Any]:
         )
     else:
         result = run_python(["-m", "benchmarks.peers", side, *arguments])
-    return result | {"seconds": all_epochs(result["ends"], work.epochs)}
+    return result | {"seconds": extrapolate_seconds(result["ends"], work.epochs)}
 
 
 def run_thaw(work: Work, strategies: Sequence[str]) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def describe_job(
     )
 
 
-def summary(
+def describe_rounds(
     network: str, job: str, side: str, rounds: Sequence[Seconds], size: tuple[int, int]
 ) -> str:
     """Describe the rounds of one job against one side in a line.
@@ -273,7 +273,7 @@ def summary(
     return (
         f"{network}, {job}: {statistics.median(ratios):.2f} times {relation} {side}: "
         f"{our_seconds:.1f} s against {their_seconds:.1f} s "
-        f"({min(ratios):.2f} to {max(ratios):.2f} in {things(len(rounds), 'round')}{target})"
+        f"({min(ratios):.2f} to {max(ratios):.2f} in {pluralize(len(rounds), 'round')}{target})"
     )
 
 
@@ -341,7 +341,10 @@ def main() -> None:
                 for key, seconds in measure_round(work, options.jobs.split(","), sides).items():
                     rounds[key].append(seconds)
             for (job, side), pairs in rounds.items():
-                print(summary(network, job, side, pairs, (options.train, options.val)), flush=True)
+                print(
+                    describe_rounds(network, job, side, pairs, (options.train, options.val)),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

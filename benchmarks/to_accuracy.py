@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.defaults import tutorial_settings
 from benchmarks.image_sets import write_set
-from finetune_core.config import following_names
+from finetune_core.config import auto_setting_names
 
 TRAIN = """
 import json, sys, time
@@ -83,7 +83,7 @@ def measure_races(
                 "image_size": size,
                 "seed": seed,
             }
-            default = {"strategy": "last_block", "auto": following_names()}
+            default = {"strategy": "last_block", "auto": auto_setting_names()}
             runs = [
                 train(["-c", TRAIN, json.dumps(shared | settings), str(images), "{work}"])
                 for settings in (tutorial_settings("last_block"), default)

@@ -22,17 +22,17 @@ from scipy.special import expit
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, Measure
 from finetune_core.evaluation.comparison.paired import (
     LEVEL,
-    Answers,
-    answers,
+    ArmPredictions,
+    compare_networks,
     holm,
     is_different,
-    measured,
-    networks_claim,
+    summarise_accuracy,
+    summarise_measure,
 )
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
-    seed_variances,
-    strategies_claim,
+    compare_strategies,
+    estimate_seed_variances,
 )
 
 _BATCH = 50  # trials simulated at a time
@@ -60,7 +60,7 @@ class Case:
 
 def draw_arms(
     case: Case, measure: Measure, trials: int, gains: Sequence[float], random: np.random.Generator
-) -> list[list[Answers]]:
+) -> list[list[ArmPredictions]]:
     """Simulate the arms of ``trials`` comparisons.
 
     Returns:
@@ -86,13 +86,13 @@ def draw_arms(
     if measure is ACCURACY:
         right = random.random(logits.shape) < expit(logits)
         return [
-            [answers(right[trial, arm, :seeds]) for arm, seeds in enumerate(case.seeds)]
+            [summarise_accuracy(right[trial, arm, :seeds]) for arm, seeds in enumerate(case.seeds)]
             for trial in range(trials)
         ]
     # An answer is right if the true class is ahead, which is as likely as above.
     ahead = logits + random.logistic(size=logits.shape)
     return [
-        measured(
+        summarise_measure(
             measure,
             *_make_logits(
                 [one[:seeds] for one, seeds in zip(trial, case.seeds, strict=True)], random
@@ -121,7 +121,9 @@ def _make_logits(
     return labels, result
 
 
-def find_different(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]) -> list[bool]:
+def find_different(
+    arms: Sequence[ArmPredictions], variances: Sequence[SeedVariance | None]
+) -> list[bool]:
     """Return which pairs of strategies are called different.
 
     The rule is that of ``compare_pairs``, without its other results, which take too long here.
@@ -130,7 +132,7 @@ def find_different(arms: Sequence[Answers], variances: Sequence[SeedVariance | N
     claims = [
         claim
         for a, b in places
-        if (claim := strategies_claim(arms[a], arms[b], (variances[a], variances[b])))
+        if (claim := compare_strategies(arms[a], arms[b], (variances[a], variances[b])))
     ]
     apart = [
         is_different(claim, p)
@@ -138,7 +140,7 @@ def find_different(arms: Sequence[Answers], variances: Sequence[SeedVariance | N
     ]
     if not any(apart):
         return apart
-    networks = [networks_claim(arms[a], arms[b]) for a, b in places]
+    networks = [compare_networks(arms[a], arms[b]) for a, b in places]
     wider = holm([max(claim.p, other.p) for claim, other in zip(claims, networks, strict=True)])
     narrow = holm([other.p for other in networks])
     return [
@@ -147,18 +149,18 @@ def find_different(arms: Sequence[Answers], variances: Sequence[SeedVariance | N
     ]
 
 
-def find_different_networks(arms: Sequence[Answers]) -> list[bool]:
+def find_different_networks(arms: Sequence[ArmPredictions]) -> list[bool]:
     """Return which pairs of networks are called different."""
-    claims = [networks_claim(a, b) for a, b in combinations(arms, 2)]
+    claims = [compare_networks(a, b) for a, b in combinations(arms, 2)]
     return [
         is_different(claim, p)
         for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)
     ]
 
 
-def estimate_own_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
+def estimate_own_variances(arms: Sequence[ArmPredictions]) -> list[SeedVariance | None]:
     """Return each arm's variance, estimated from its own seeds only."""
-    return [seed_variances([arm])[0] for arm in arms]
+    return [estimate_seed_variances([arm])[0] for arm in arms]
 
 
 def measure_rates(
@@ -176,7 +178,7 @@ def measure_rates(
     for start in range(0, trials, _BATCH):
         for arms in draw_arms(case, measure, min(_BATCH, trials - start), gains, random):
             for column, variances in enumerate(
-                (seed_variances(arms), estimate_own_variances(arms))
+                (estimate_seed_variances(arms), estimate_own_variances(arms))
             ):
                 counts[column] += any(
                     apart and is_counted

@@ -36,13 +36,13 @@ from finetune_core.config import make_config
 from finetune_core.errors import FinetuneError
 from finetune_core.models import timm_networks
 from finetune_core.models.catalogue import backbone_info, create_on_meta
-from finetune_core.models.meta import norms_keep_shapes
+from finetune_core.models.meta import skip_norms_on_meta
 from finetune_core.models.network import build_network, head_paths, network_stages
-from finetune_core.models.partition import CannotSplit, trace
+from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.stages import Stage, replace_head
 from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import Device
-from finetune_core.training.stage_plan import plan
+from finetune_core.training.stage_plan import plan_strategy
 
 CLASSES = 7
 UNUSUAL = 1009  # number of classes that no other dimension of a network equals
@@ -90,7 +90,7 @@ def walk(name: str) -> WalkResult:
             trace(model, network_stages(name, CLASSES), backbone_info(name).image_size).boundaries,
             "",
         )
-    except CannotSplit as error:
+    except SplitError as error:
         boundaries, reason = (None,) * (len(built.stages) - 1), str(error)
     cuts = tuple(boundary is not None for boundary in boundaries)
     if not reason and not any(cuts):
@@ -98,7 +98,7 @@ def walk(name: str) -> WalkResult:
     return replace(built, cuts=cuts, reason=reason)
 
 
-def problems(name: str) -> tuple[str, ...]:
+def find_problems(name: str) -> tuple[str, ...]:
     """Return the problems with a network's stages and head, without checking the cuts."""
     return _build(name)[1].problems
 
@@ -144,7 +144,7 @@ def _trace_execution(model: nn.Module, side: int) -> tuple[list[str], object]:
         for path, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
-    with torch.no_grad(), norms_keep_shapes():
+    with torch.no_grad(), skip_norms_on_meta():
         output = model(torch.empty(2, 3, side, side, device="meta"))
     for hook in hooks:
         hook.remove()
@@ -190,17 +190,19 @@ def _check_head(stages: Sequence[Stage], heads: Sequence[str], output: object) -
     return problems
 
 
-def smallest(module: str) -> str | None:
+def find_smallest(module: str) -> str | None:
     """Return the classifier with the fewest parameters in a module of timm, or None."""
-    names = [name for name in timm.list_models(module=module) if timm_networks.classifies(name)]
+    names = [name for name in timm.list_models(module=module) if timm_networks.can_classify(name)]
     return min(
         names,
-        key=lambda name: timm_networks.known_parameters(f"{timm_networks.TIMM}{name}") or math.inf,
+        key=lambda name: (
+            timm_networks.known_parameter_count(f"{timm_networks.TIMM}{name}") or math.inf
+        ),
         default=None,
     )
 
 
-def train_apart(name: str, precision: str) -> str:
+def train_in_subprocess(name: str, precision: str) -> str:
     """Take two full fine-tuning steps in a subprocess.
 
     Returns:
@@ -230,7 +232,7 @@ def train(name: str, precision: str) -> None:
     info = backbone_info(name)
     network = build_network(name, "none", CLASSES, 0, info.image_size)
     config = make_config({"data": "none", "backbone": name, "strategy": "full"})
-    place(network, plan(config, network.stages), device)
+    place(network, plan_strategy(config, network.stages), device)
     model = network.model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, fused=True)
     images = torch.randn(2, 3, info.image_size, info.image_size)
@@ -277,11 +279,11 @@ def count_parameters(architecture: str) -> tuple[int, int]:
 def walk_training(words: Sequence[str]) -> None:
     """Print the error, if any, of each family's smallest architecture in each precision."""
     for module in timm.list_modules():
-        name = smallest(module)
+        name = find_smallest(module)
         if name is None or (words and not any(word in name for word in words)):
             continue
         for precision in ("fp32", "bf16"):
-            problem = train_apart(f"{timm_networks.TIMM}{name}", precision)
+            problem = train_in_subprocess(f"{timm_networks.TIMM}{name}", precision)
             row = {"name": name, "precision": precision, "problem": problem}
             print(json.dumps(row), flush=True)
 

@@ -45,13 +45,13 @@ from finetune_core.commands.terminal import (
     progress_bar,
     show_work,
 )
-from finetune_core.config import names_in
+from finetune_core.config import setting_names
 from finetune_core.config.metadata import SECTIONS, SPLIT
 from finetune_core.errors import ConfigError, DataError, OutOfMemory, is_out_of_memory
-from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
+from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, get_measure
 from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.files import check_output
-from finetune_core.formatting import size
+from finetune_core.formatting import format_bytes
 from finetune_core.standard_streams import with_safe_streams
 from finetune_core.version import __version__
 
@@ -127,7 +127,7 @@ def backbones(
 
 
 @app.command()
-@add_setting_options(names_in(SPLIT))
+@add_setting_options(setting_names(SPLIT))
 def inspect(
     data: Data,
     settings: dict[str, str],
@@ -295,8 +295,8 @@ def fetch(
                     one.name,
                     f"{one.images:,}",
                     f"{one.classes:,}",
-                    size(one.download_bytes),
-                    size(one.disk_bytes),
+                    format_bytes(one.download_bytes),
+                    format_bytes(one.disk_bytes),
                     "yes" if is_fetched(one.name) else "no",
                     one.licence,
                 ]
@@ -322,7 +322,7 @@ def fetch(
 
 
 @app.command()
-@add_setting_options(names_in(*SECTIONS))
+@add_setting_options(setting_names(*SECTIONS))
 def train(
     settings: dict[str, str],
     data: Annotated[
@@ -343,14 +343,19 @@ def train(
     """Fine-tune a backbone. Ctrl-C stops cleanly and keeps the best epoch."""
     from finetune_core.commands.executor import open_executor
     from finetune_core.commands.input import read_settings_file
-    from finetune_core.commands.train import ReservedRun, asked_for, reserve_run, train_on_devices
+    from finetune_core.commands.train import (
+        ReservedRun,
+        build_config,
+        reserve_run,
+        train_on_devices,
+    )
     from finetune_core.training.prepare import check_shared
     from finetune_core.training.ranks import Ranks
 
     @contextmanager
     def reserve(ranks: Ranks) -> Iterator[ReservedRun]:
         earlier = read_settings_file(config) if config else None
-        wanted = asked_for(settings, data, earlier, as_is=as_is, recipe=recipe)
+        wanted = build_config(settings, data, earlier, as_is=as_is, recipe=recipe)
         check_shared(wanted, ranks.world)
         with open_executor(executor, ray_address, ranks) as trainer:
             yield reserve_run(wanted, runs_dir or paths.runs_dir(), trainer, devices), trainer
@@ -463,26 +468,26 @@ def evaluate(
 ) -> None:
     """Evaluate a run on images it did not train on."""
     from finetune_core.commands.evaluate import (
-        augment,
         evaluate_on_shifted,
-        evaluated_run,
+        evaluate_own_images,
         evaluation_json,
+        measure_tta,
         print_evaluation,
     )
     from finetune_core.commands.runs import open_run
-    from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
+    from finetune_core.evaluation.single_run.fp32 import can_evaluate_in_fp32, evaluate_in_fp32
 
     with report_errors():
         run = open_run(run_dir)
-        if fp32 and can_be_evaluated(run):
+        if fp32 and can_evaluate_in_fp32(run):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(run))
         if tta is not None:
-            augment(run, tta)
+            measure_tta(run, tta)
         result = (
             evaluate_on_shifted(run, on, split, corrupt=robustness)
             if on
-            else evaluated_run(run, split, corrupt=robustness)
+            else evaluate_own_images(run, split, corrupt=robustness)
         )
     if as_json:
         print_json(evaluation_json(result))
@@ -491,7 +496,7 @@ def evaluate(
 
 
 @app.command()
-@add_setting_options(names_in(*SECTIONS), {name: help for name, (_, help) in COMPARED.items()})
+@add_setting_options(setting_names(*SECTIONS), {name: help for name, (_, help) in COMPARED.items()})
 def compare(
     targets: Annotated[
         list[str],
@@ -562,22 +567,22 @@ def compare(
         write_report,
     )
     from finetune_core.commands.executor import open_executor
-    from finetune_core.commands.input import resolved
+    from finetune_core.commands.input import unpack_data
     from finetune_core.commands.runs import open_run
     from finetune_core.commands.train_all import report_missing, train_all
     from finetune_core.data.listing import list_data
     from finetune_core.evaluation.comparison.compare import compare_runs
     from finetune_core.evaluation.comparison.experiment import experiment_json
-    from finetune_core.runs.store import is_run_folder, run_folder
+    from finetune_core.runs.store import is_run_dir, resolve_run_dir
 
     trained = None
     with report_errors():
-        measure_of(measure)  # rejects an unknown metric before anything trains
+        get_measure(measure)  # rejects an unknown metric before anything trains
         if report:
             check_output(report, "report")
         if on:
-            list_data(resolved(on))
-        if is_run_folder(run_folder(targets[0])):
+            list_data(unpack_data(on))
+        if is_run_dir(resolve_run_dir(targets[0])):
             runs = [open_run(target) for target in targets]
         else:
             if len(targets) > 1:
@@ -757,10 +762,10 @@ def export(
 ) -> None:
     """Export a run for use without Thaw."""
     from finetune_core.commands.runs import open_run
-    from finetune_core.exporters.formats import exporting
+    from finetune_core.exporters.formats import export_in_steps
 
     with report_errors(), progress_bar() as bar:
-        made = show_work(bar, exporting(open_run(run_dir), format, output))
+        made = show_work(bar, export_in_steps(open_run(run_dir), format, output))
     if as_json:
         result = {
             "run_id": run_dir.resolve().name,

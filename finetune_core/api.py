@@ -15,7 +15,7 @@ from finetune_core import paths
 from finetune_core.commands.advise import build_advice
 from finetune_core.commands.average import build_average_config
 from finetune_core.commands.compare import compare_on_shifted, write_report
-from finetune_core.commands.evaluate import augment, evaluate_on_shifted, evaluated_run
+from finetune_core.commands.evaluate import evaluate_on_shifted, evaluate_own_images, measure_tta
 from finetune_core.commands.input import load_earlier_settings
 from finetune_core.commands.inspect import inspect_data
 from finetune_core.commands.label import LabelQueue, label_queue
@@ -24,21 +24,21 @@ from finetune_core.commands.predict import predict_targets
 from finetune_core.commands.profile import prepare_profile, train_profile
 from finetune_core.commands.runs import open_run
 from finetune_core.commands.terminal import progress_bar, show_progress, show_work
-from finetune_core.commands.train import asked_for, reserve_run, trained
-from finetune_core.config import RunConfig, names_in, setting_of
+from finetune_core.commands.train import build_config, reserve_run, train_reserved
+from finetune_core.config import RunConfig, get_setting, setting_names
 from finetune_core.config.metadata import SECTIONS, SPLIT
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.advice.advise import BUDGET, IMAGES, Advice
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
 from finetune_core.evaluation.comparison.shift import ShiftComparison
-from finetune_core.evaluation.comparison.tta import Augmented, augmented
+from finetune_core.evaluation.comparison.tta import FlipEvaluation, evaluate_flips
 from finetune_core.evaluation.prediction.batch import to_frame
-from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
+from finetune_core.evaluation.single_run.fp32 import can_evaluate_in_fp32, evaluate_in_fp32
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation
 from finetune_core.evaluation.single_run.tta import FLIPS
 from finetune_core.exporters.catalogue import FORMATS
-from finetune_core.exporters.formats import Exported, exporting
+from finetune_core.exporters.formats import ExportResult, export_in_steps
 from finetune_core.files import check_output
 from finetune_core.inspection.report import Inspection
 from finetune_core.labelling.session import ORDERS
@@ -47,7 +47,7 @@ from finetune_core.profiling.result import Profile
 from finetune_core.profiling.settings import SEEDS
 from finetune_core.runs.extend import extend_run
 from finetune_core.runs.record import reopen_run
-from finetune_core.runs.store import Run, run_folder
+from finetune_core.runs.store import Run, resolve_run_dir
 from finetune_core.training.recipes import AUTO
 
 # ``advise`` has its own argument for the networks.
@@ -71,13 +71,13 @@ def _add_settings(names: Iterable[str]) -> Callable[[_Function], _Function]:
             introspection.Parameter(
                 name,
                 introspection.Parameter.KEYWORD_ONLY,
-                default=setting_of(name).default,
+                default=get_setting(name).default,
                 annotation=fields[name].annotation,
             )
             for name in names
         ]
         vars(function)["__signature__"] = signature.replace(parameters=[*own, *settings])
-        listed = "\n".join(f"        {name}: {setting_of(name).help}" for name in names)
+        listed = "\n".join(f"        {name}: {get_setting(name).help}" for name in names)
         function.__doc__ = (
             f"{introspection.cleandoc(function.__doc__ or '')}\n\n"
             f"Settings:\n{introspection.cleandoc(listed)}"
@@ -99,7 +99,7 @@ def _fill_docstring(**names: Iterable[str]) -> Callable[[_Function], _Function]:
     return decorate
 
 
-@_add_settings(names_in(*SECTIONS))
+@_add_settings(setting_names(*SECTIONS))
 def train(
     data: AnyPath | None = None,
     *,
@@ -134,14 +134,14 @@ def train(
     """
     with show_progress(progress):
         earlier = load_earlier_settings(config)
-        wanted = asked_for(
+        wanted = build_config(
             settings,
             None if data is None else os.fspath(data),
             earlier,
             as_is=as_is,
             recipe=recipe,
         )
-        return trained(
+        return train_reserved(
             reserve_run(wanted, Path(runs_dir) if runs_dir else paths.runs_dir(), devices=devices)
         )
 
@@ -165,7 +165,7 @@ def resume(
         folder = run_now.run_dir
         if epochs is not None:
             folder = folder.with_name(extend_run(run_now, epochs))
-        return trained(reopen_run(folder, devices=devices))
+        return train_reserved(reopen_run(folder, devices=devices))
 
 
 def average(
@@ -192,7 +192,7 @@ def average(
         wanted = build_average_config(
             [os.fspath(one.run_dir if isinstance(one, Run) else one) for one in runs], how
         )
-        return trained(reserve_run(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
+        return train_reserved(reserve_run(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
 
 
 def evaluate(
@@ -222,15 +222,15 @@ def evaluate(
     """
     with show_progress(progress):
         found = _read_run(run)
-        if fp32 and can_be_evaluated(found):
+        if fp32 and can_evaluate_in_fp32(found):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(found))
         if on is not None:
             return evaluate_on_shifted(found, os.fspath(on), split, corrupt=robustness)
-        return evaluated_run(found, split, corrupt=robustness)
+        return evaluate_own_images(found, split, corrupt=robustness)
 
 
-def tta(run: AnyRun, how: str = FLIPS, *, progress: bool | None = None) -> list[Augmented]:
+def tta(run: AnyRun, how: str = FLIPS, *, progress: bool | None = None) -> list[FlipEvaluation]:
     """Compare a run with and without test-time augmentation, measured once, in fp32.
 
     The augmented prediction is the mean over each image and its mirror image.
@@ -245,8 +245,8 @@ def tta(run: AnyRun, how: str = FLIPS, *, progress: bool | None = None) -> list[
     """
     with show_progress(progress):
         found = _read_run(run)
-        augment(found, how)
-        return augmented(found)
+        measure_tta(found, how)
+        return evaluate_flips(found)
 
 
 def predict(
@@ -273,7 +273,7 @@ def predict(
         FinetuneError: if there is no network, or a folder or archive cannot be used.
     """
     targets = [images] if isinstance(images, str | os.PathLike) else images
-    folder = run.run_dir if isinstance(run, Run) else run_folder(run)
+    folder = run.run_dir if isinstance(run, Run) else resolve_run_dir(run)
     with show_progress(progress):
         classes, predictions = predict_targets(
             folder, [Path(target) for target in targets], look_at_training=unlike
@@ -344,7 +344,7 @@ def compare(
 @_fill_docstring(formats=FORMATS)
 def export(
     run: AnyRun, format: str, output: AnyPath | None = None, *, progress: bool | None = None
-) -> Exported:
+) -> ExportResult:
     """Export a run for use without Thaw.
 
     Args:
@@ -359,11 +359,11 @@ def export(
     """
     with show_progress(progress), progress_bar() as bar:
         return show_work(
-            bar, exporting(_read_run(run), format, None if output is None else Path(output))
+            bar, export_in_steps(_read_run(run), format, None if output is None else Path(output))
         )
 
 
-@_add_settings(names_in(SPLIT))
+@_add_settings(setting_names(SPLIT))
 def inspect(
     data: AnyPath,
     *,
@@ -389,7 +389,7 @@ def inspect(
         FinetuneError: if the data set cannot be read or split.
     """
     with show_progress(progress):
-        if others := settings.keys() - names_in(SPLIT):
+        if others := settings.keys() - setting_names(SPLIT):
             raise ConfigError(
                 dict.fromkeys(sorted(others), "says nothing about how a data set is split")
             )

@@ -113,7 +113,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory_in_network(error: BaseException) -> bool:
     """Return whether an error raised within a network means that memory ran out.
 
     oneDNN does not say so explicitly.
@@ -127,6 +127,6 @@ def explain_memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory_in_network(error):
             raise
         raise OutOfMemory from error

@@ -21,7 +21,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from finetune_core.errors import ConfigError
-from finetune_core.formatting import size
+from finetune_core.formatting import format_bytes
 
 Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds
 
@@ -46,7 +46,7 @@ _KIND_NAMES = {
 }
 
 
-class NotRegular(OSError):
+class NotRegularFileError(OSError):
     """Raised if a path does not lead to a regular file.
 
     ``strerror`` says what the path leads to: ``a FIFO``.
@@ -69,7 +69,7 @@ def is_folder(name: str) -> bool:
         return False
 
 
-def regular_file(path: Path) -> os.stat_result | None:
+def stat_regular(path: Path) -> os.stat_result | None:
     """Return the status of a regular file.
 
     None where there is a link, a folder, a FIFO or nothing.
@@ -81,16 +81,16 @@ def regular_file(path: Path) -> os.stat_result | None:
     return status if stat.S_ISREG(status.st_mode) else None
 
 
-def stamp(path: Path) -> Stamp | None:
+def file_stamp(path: Path) -> Stamp | None:
     """Return a value that changes when a file is written or replaced.
 
     None where there is no regular file.
     """
-    status = regular_file(path)
+    status = stat_regular(path)
     return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
 
 
-def is_there(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Return whether anything has this path, including a broken link."""
     try:
         return os.path.lexists(path)
@@ -158,11 +158,11 @@ def read_regular(path: Path, most: int) -> bytes:
         size_on_disk = os.fstat(file.fileno()).st_size
         content = file.read(min(size_on_disk, most) + 1)
     if len(content) > most or size_on_disk > most:
-        raise OSError(errno.EFBIG, f"larger than {size(most)}", str(path))
+        raise OSError(errno.EFBIG, f"larger than {format_bytes(most)}", str(path))
     return content
 
 
-def problem_with(path: Path, error: Exception) -> str:
+def describe_problem(path: Path, error: Exception) -> str:
     """Return the problem with a file in one line, without its parent folders.
 
     For example: ``config.json is a folder``.
@@ -171,7 +171,7 @@ def problem_with(path: Path, error: Exception) -> str:
         reason = error.strerror
         return (
             f"{path.name} is {reason}"
-            if isinstance(error, NotRegular) or error.errno == errno.EFBIG
+            if isinstance(error, NotRegularFileError) or error.errno == errno.EFBIG
             else f"{path.name}: {reason}"
         )
     reason = str(error)
@@ -187,7 +187,7 @@ def problem_with(path: Path, error: Exception) -> str:
 
 def _check_mode(mode: int, path: Path) -> None:
     if not stat.S_ISREG(mode):
-        raise NotRegular(
+        raise NotRegularFileError(
             errno.EINVAL, _KIND_NAMES.get(stat.S_IFMT(mode), "no regular file"), str(path)
         )
 
@@ -199,7 +199,7 @@ def _make_readable(descriptor: int) -> None:
 
 
 @contextmanager
-def replacing(
+def replace_atomically(
     path: Path, *, make_folder: bool = True, set_mode: Callable[[int], None] = _make_readable
 ) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces ``path`` if the block succeeds, and is deleted otherwise.
@@ -239,14 +239,14 @@ def _shorten(name: str) -> str:
 
 
 def sweep(path: Path, older_than: float = _IDLE_SECONDS) -> None:
-    """Delete files left beside ``path`` by processes that were killed while ``replacing`` it.
+    """Delete files left beside ``path`` by processes killed during ``replace_atomically``.
 
     Args:
         path: the file.
         older_than: seconds since the last write. 0 where nobody can be writing.
     """
     for abandoned in _list_own_entries(path.parent, _shorten(path.name)):
-        status = regular_file(abandoned)
+        status = stat_regular(abandoned)
         if status and os.name == "posix" and status.st_uid != os.getuid():
             continue
         if status and time.time() - status.st_mtime >= older_than:
@@ -269,7 +269,7 @@ def write_bytes(path: Path, content: bytes, *, make_folder: bool = True) -> None
     Raises:
         FileNotFoundError: if there is no folder and ``make_folder`` is False.
     """
-    with replacing(path, make_folder=make_folder) as file:
+    with replace_atomically(path, make_folder=make_folder) as file:
         file.write(content)
 
 
@@ -280,13 +280,13 @@ def copy_regular(source: Path, target: Path) -> None:
         FileNotFoundError: if there is no file.
         OSError: if it is no regular file, or cannot be copied.
     """
-    with open(open_regular(source), "rb") as read, replacing(target) as file:
+    with open(open_regular(source), "rb") as read, replace_atomically(target) as file:
         shutil.copyfileobj(read, file)
 
 
 @contextmanager
 def staging_folder(parent: Path, purpose: str) -> Iterator[Path]:
-    """Create a folder to fill and then ``settle``. It is deleted after the block unless settled.
+    """Create a folder to fill and then publish. It is deleted after the block unless published.
 
     The folder lies in ``.thaw-PURPOSE-XXXXXXXX`` below ``parent``, which nobody else can enter,
     next to a marker file that is locked until the block ends. Folders of that kind with an unlocked
@@ -408,7 +408,7 @@ def _delete_abandoned(folder: Path) -> None:
         if time.time() - os.lstat(folder).st_mtime < _MIN_AGE_SECONDS:
             return
         with _open_folder(folder) as descriptor:
-            if not regular_file(folder / _MARKER):
+            if not stat_regular(folder / _MARKER):
                 os.rmdir(folder)  # killed before it could create the marker, so the folder is empty
                 return
             with FileLock(folder / _MARKER).acquire(timeout=0):
@@ -417,7 +417,7 @@ def _delete_abandoned(folder: Path) -> None:
         return
 
 
-def settle(staged: Path, folder: Path) -> None:
+def publish_folder(staged: Path, folder: Path) -> None:
     """Rename a staged folder to its final name, unless another process was faster."""
     try:
         staged.rename(folder)
@@ -467,7 +467,7 @@ def write_output(path: Path, content: bytes, option: str) -> None:
     """
     with _explain_output_errors(path, option):
         set_mode = partial(_keep_owner_and_mode, _stat_output(path))
-        with replacing(path, set_mode=set_mode) as file:
+        with replace_atomically(path, set_mode=set_mode) as file:
             file.write(content)
 
 
@@ -475,7 +475,7 @@ def write_output(path: Path, content: bytes, option: str) -> None:
 def _explain_output_errors(path: Path, option: str) -> Iterator[None]:
     try:
         yield
-    except NotRegular as error:
+    except NotRegularFileError as error:
         problem = f"{path} is {error.strerror}. Name a regular file, or a new one."
     except OSError as error:
         problem = f"{path} cannot be written: {error.strerror}."

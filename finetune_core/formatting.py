@@ -1,7 +1,7 @@
 """Formatting of numbers, splits and phases of a run for people."""
 
-SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test", "shifted": "Shifted"}
-PHASE_WORDS = {
+SPLIT_TITLES = {"train": "Training", "val": "Validation", "test": "Test", "shifted": "Shifted"}
+PHASE_TITLES = {
     "device": "Waiting for the device, which is in use",
     "prepare": "Preparing the network",
     "index": "Scanning images",
@@ -31,7 +31,7 @@ PHASE_WORDS = {
 }
 
 
-def percent(share: float, digits: int = 1) -> str:
+def format_percent(share: float, digits: int = 1) -> str:
     """Format 0.9312 as ``93.1 %``, never rounded up to a perfect 100 or down to 0."""
     text = f"{share * 100:.{digits}f}"
     if float(text) == 100 and share < 1:
@@ -41,49 +41,53 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{text} %"
 
 
-def interval_text(low: float, high: float) -> str:
+def format_interval(low: float, high: float) -> str:
     """Format the ends of an interval of a share: 0.961, 0.986 as ``96.1 % to 98.6 %``."""
-    return f"{percent(low)} to {percent(high)}"
+    return f"{format_percent(low)} to {format_percent(high)}"
 
 
 def accuracy_name(split: str) -> str:
     """Return the name of the accuracy on a split: ``test`` as ``Test accuracy``."""
-    return f"{SPLIT_WORDS[split]} accuracy"
+    return f"{SPLIT_TITLES[split]} accuracy"
 
 
-def points(difference: float) -> str:
+def format_points(difference: float) -> str:
     """Format a difference of shares in percentage points: 0.021 as ``2.1``."""
     return f"{difference * 100:z.1f}".replace("-", "−")
 
 
-def memory(host: float, device: float | None) -> str:
+def format_memory(host: float, device: float | None) -> str:
     """Format an amount of memory as ``1.2 GB``.
 
     Where a GPU trains, its memory stands apart: ``3.1 GB of GPU memory, 400.0 MB of memory``.
     """
-    return size(host) if device is None else f"{size(device)} of GPU memory, {size(host)} of memory"
+    return (
+        format_bytes(host)
+        if device is None
+        else f"{format_bytes(device)} of GPU memory, {format_bytes(host)} of memory"
+    )
 
 
-def number(count: float) -> str:
+def format_number(count: float) -> str:
     """Format 1234 as ``1,234``, and 11689512 as ``11.7 million``."""
     if count >= 1_000_000:
         return f"{count / 1e6:.1f} million"
     return f"{count:,.0f}"
 
 
-def short_number(count: float) -> str:
+def format_short_number(count: float) -> str:
     """Format 8393728 as ``8.4 M``, and 9408 as ``9.4 k``, for drawings."""
     if count >= 999_950:
         return f"{count / 1e6:.1f} M"
     return f"{count / 1e3:.1f} k" if count >= 1_000 else f"{count:.0f}"
 
 
-def things(count: int, one: str, many: str | None = None) -> str:
+def pluralize(count: int, one: str, many: str | None = None) -> str:
     """Format a count with its noun: ``1 image``, ``1,234 images``."""
-    return f"{number(count)} {one if count == 1 else many or one + 's'}"
+    return f"{format_number(count)} {one if count == 1 else many or one + 's'}"
 
 
-def mid_sentence(title: str) -> str:
+def lower_first(title: str) -> str:
     """Return a title as it stands within a sentence, with a lower-case first letter.
 
     ``Linear probe, then full (LP-FT)`` becomes ``linear probe, then full (LP-FT)``. Names such as
@@ -93,7 +97,7 @@ def mid_sentence(title: str) -> str:
     return title if first[1:] != first[1:].lower() else title[:1].lower() + title[1:]
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format 0.42 as ``0.4 s``, 130 as ``2 min 10 s``, and 7300 as ``2 h 2 min``."""
     if seconds < 0.05:
         return "under 0.1 s"
@@ -108,7 +112,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def rough_duration(seconds: float) -> str:
+def format_rough_duration(seconds: float) -> str:
     """Format a forecast duration at its own accuracy: ``3 s``, ``25 s``, ``16 min``, ``2.5 h``."""
     if seconds < 10:
         return f"{max(1, round(seconds))} s"
@@ -119,12 +123,12 @@ def rough_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def time_left(seconds: float) -> str:
+def format_time_left(seconds: float) -> str:
     """Format 0.02 as ``almost done``, and 130 as ``about 2 min 10 s left``."""
-    return "almost done" if seconds < 0.05 else f"about {duration(seconds)} left"
+    return "almost done" if seconds < 0.05 else f"about {format_duration(seconds)} left"
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Format bytes in powers of ten: 1536 as ``1.5 kB``, and 25769803776 as ``25.8 GB``."""
     for unit in ("B", "kB", "MB"):
         if count < 999.95:
@@ -133,6 +137,6 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def learning_rate_text(value: float) -> str:
+def format_learning_rate(value: float) -> str:
     """Format a learning rate: 0.0001 as ``0.0001``, and 0.000012 as ``1.2e-05``."""
     return f"{value:g}"

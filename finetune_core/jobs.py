@@ -35,12 +35,12 @@ class Job:
         self._stop, self._ended = Event(), Event()
 
     @property
-    def working(self) -> bool:
+    def is_running(self) -> bool:
         """True until the job has ended."""
         return not self._ended.is_set()
 
     @property
-    def stopping(self) -> bool:
+    def is_stopping(self) -> bool:
         """True if the job was asked to stop. Once it has ended: True if it was stopped."""
         return self._stop.is_set()
 
@@ -52,7 +52,7 @@ class Job:
         """Wait until the job has ended, or for so many seconds, and return whether it has ended."""
         return self._ended.wait(seconds)
 
-    def do(self, make: Callable[[], Work[Any]]) -> None:
+    def run(self, make: Callable[[], Work[Any]]) -> None:
         """Run the work in the calling thread."""
         try:
             self.result = finish(make(), self._on_step)
@@ -68,7 +68,7 @@ class Job:
         if (step.phase, step.subject) != (self.progress.phase, self.progress.subject):
             self.since = time.monotonic()
         self.progress = step
-        if self.stopping:
+        if self.is_stopping:
             raise _StopRequested
 
 
@@ -84,19 +84,19 @@ class Jobs:
     ) -> Job:
         """Start a job unless one with this key is running, and return the job."""
         with self._lock:
-            self._running = {other: job for other, job in self._running.items() if job.working}
+            self._running = {other: job for other, job in self._running.items() if job.is_running}
             if key in self._running:
                 return self._running[key]
             job = self._running[key] = Job(text, kept)
-        Thread(target=job.do, args=(make,), name=f"job: {text}", daemon=True).start()
+        Thread(target=job.run, args=(make,), name=f"job: {text}", daemon=True).start()
         return job
 
     def find(self, key: str) -> Job | None:
         """Return the running job of a key, or None."""
         job = self._running.get(key)
-        return job if job and job.working else None
+        return job if job and job.is_running else None
 
     def all(self) -> list[Job]:
         """Return the running jobs, oldest first."""
         with self._lock:
-            return [job for job in self._running.values() if job.working]
+            return [job for job in self._running.values() if job.is_running]

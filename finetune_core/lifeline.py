@@ -8,7 +8,7 @@ import sys
 from threading import Thread
 
 
-def end_with_stdin() -> None:
+def exit_with_stdin() -> None:
     """Kill this process when the other end of its stdin is closed.
 
     The holder of the other end may close it, or die. If this process leads a process group, the

@@ -71,7 +71,7 @@ def write_private(name: str, content: bytes) -> None:
             raise
 
 
-def make_room(names: re.Pattern[str], most: int) -> None:
+def evict_oldest(names: re.Pattern[str], most: int) -> None:
     """Delete the oldest private files until the rest takes ``most`` bytes.
 
     Half-written files of killed processes are deleted, too.

@@ -12,10 +12,10 @@ import torch
 _locks = {"cpu": RLock(), "cuda": RLock(), "mps": RLock()}
 
 
-def stream(seed: int, kind: str = "cpu") -> torch.Generator:
+def make_generator(seed: int, kind: str = "cpu") -> torch.Generator:
     """Return a generator on a kind of device whose numbers follow from ``seed`` alone.
 
-    Meant for ``drawing_from``.
+    Meant for ``use_generator``.
     """
     return torch.Generator(kind).manual_seed(seed)
 
@@ -31,7 +31,7 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 
 
 @contextmanager
-def drawing_from(numbers: torch.Generator) -> Iterator[None]:
+def use_generator(numbers: torch.Generator) -> Iterator[None]:
     """Make torch draw from the generator ``numbers`` on its device within the block.
 
     The next block continues where the last one stopped. Afterwards torch's own state is as before.
@@ -50,12 +50,12 @@ def drawing_from(numbers: torch.Generator) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def use_seed(seed: int) -> Iterator[None]:
     """Make torch's random numbers on the CPU follow from ``seed`` alone within the block.
 
     Afterwards torch's own state is as before.
     """
-    with drawing_from(stream(seed)):
+    with use_generator(make_generator(seed)):
         yield
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_core import paths
 from finetune_core.errors import ConfigError
-from finetune_core.files import is_there, read_regular, regular_file, write_bytes
+from finetune_core.files import path_exists, read_regular, stat_regular, write_bytes
 
 MOST_FILES = 1000
 _MOST_BYTES = 50_000
@@ -29,7 +29,7 @@ def save_settings(values: Mapping[str, Any]) -> str:
     settings_id = hashlib.sha256(content).hexdigest()[:12]
     file = _file(settings_id)
     with suppress(OSError):  # where nothing can be written, a reload starts with the defaults
-        if regular_file(file):
+        if stat_regular(file):
             file.touch()
         elif len(content) <= _MOST_BYTES:
             _make_room(file.parent)
@@ -37,14 +37,14 @@ def save_settings(values: Mapping[str, Any]) -> str:
     return settings_id
 
 
-def saved_settings(wanted: str) -> dict[str, Any]:
+def load_settings(wanted: str) -> dict[str, Any]:
     """Return the values saved under an id, not yet validated.
 
     Raises:
         ConfigError: if there is nothing under that id, or it is damaged.
     """
     file = _file(wanted)
-    if not _ID.fullmatch(wanted) or not is_there(file):
+    if not _ID.fullmatch(wanted) or not path_exists(file):
         raise ConfigError({"settings": f"nothing is saved under “{wanted[:80]}”"})
     try:
         content = read_regular(file, _MOST_BYTES)

@@ -7,10 +7,10 @@ import torch
 
 _MAX_IN_FLIGHT = 2  # batches: one computes, one waits
 
-Arrival = Callable[[], torch.Tensor]
+PendingTensor = Callable[[], torch.Tensor]
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor to a device. On NVIDIA GPUs the copy does not wait for the GPU."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -30,7 +30,7 @@ class Transfers:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._events: deque[torch.cuda.Event] = deque()
 
-    def to_device(self, tensor: torch.Tensor) -> Arrival:
+    def to_device(self, tensor: torch.Tensor) -> PendingTensor:
         """Start a copy to the device, from any thread.
 
         Returns:
@@ -39,7 +39,7 @@ class Transfers:
         if self._stream is None or tensor.device.type == "cuda":
             return lambda: tensor.to(self._device)
         with torch.cuda.stream(self._stream):
-            copy = sent(tensor, self._device)
+            copy = copy_to_device(tensor, self._device)
             copied = self._stream.record_event()
 
         def wait() -> torch.Tensor:
@@ -51,7 +51,7 @@ class Transfers:
 
         return wait
 
-    def keep_up(self) -> None:
+    def throttle(self) -> None:
         """Wait while more than two batches are unfinished on the device. Call after each batch.
 
         Otherwise a faster CPU would send more and more batches, whose memory stays occupied until
@@ -63,7 +63,7 @@ class Transfers:
         if len(self._events) > _MAX_IN_FLIGHT:
             self._events.popleft().synchronize()
 
-    def to_processor(self, tensor: torch.Tensor) -> Arrival:
+    def to_cpu(self, tensor: torch.Tensor) -> PendingTensor:
         """Start a copy to the CPU of a result that this thread has told the device to compute.
 
         Returns:

@@ -51,7 +51,7 @@ def finish(work: Work[T], on_step: Callable[[Step], None] | None = None) -> T:
         work.close()
 
 
-def in_phase(phase: str, work: Work[T], before: int = 0, total: int | None = None) -> Work[T]:
+def with_phase(phase: str, work: Work[T], before: int = 0, total: int | None = None) -> Work[T]:
     """Run work as one phase of longer work. Steps without a phase get this one.
 
     Args:
@@ -74,7 +74,7 @@ def with_subject(subject: str, work: Work[T]) -> Work[T]:
     return (yield from _map_steps(lambda step: step._replace(subject=subject), work))
 
 
-def as_step(step: Step, work: Work[T]) -> Work[T]:
+def with_fixed_step(step: Step, work: Work[T]) -> Work[T]:
     """Run work as part of longer work that stays at ``step`` meanwhile."""
     return (yield from _map_steps(lambda _: step, work))
 

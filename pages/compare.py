@@ -7,15 +7,15 @@ import streamlit as st
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
-from finetune_core.evaluation.comparison.layer_diagnostics import measured_run
+from finetune_core.evaluation.comparison.layer_diagnostics import representative_run
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
-from finetune_core.evaluation.comparison.next_experiment import evidence_of
+from finetune_core.evaluation.comparison.next_experiment import collect_evidence
 from finetune_core.evaluation.comparison.shift import ShiftComparison
-from finetune_core.figures.report import whole_report
-from finetune_core.formatting import number, things
-from finetune_core.runs.design import profiled_stage
+from finetune_core.figures.report import build_report
+from finetune_core.formatting import format_number, pluralize
+from finetune_core.runs.design import find_profiled_stage
 from finetune_core.runs.store import Run
-from pages.shared.chrome import draw_next_step, plain, start_page
+from pages.shared.chrome import draw_next_step, escape_markdown, start_page
 from pages.shared.configure import settings
 from pages.shared.configure.comparison_form import draw_start_form
 from pages.shared.data.chosen import data_folder, readable_roots
@@ -29,7 +29,7 @@ from pages.shared.evaluation.shift_axis import draw_distribution_shift
 from pages.shared.evaluation.verdict import draw_arms, draw_details, draw_verdict
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import draw_damaged_runs
-from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.first_run import draw_empty_page
 from pages.shared.runs.picker import choose_runs
 from pages.shared.runs.queue import REFRESH, draw_queue, forecast_seconds
 from pages.shared.sections import draw_section
@@ -55,14 +55,14 @@ def choose_compared(runs: list[Run]) -> list[Run]:
         # Always there: otherwise the box below would be drawn anew.
         if missing:
             st.warning(
-                plain(f"There is no run {', '.join(missing)} here any more."),
+                escape_markdown(f"There is no run {', '.join(missing)} here any more."),
                 icon=":material/link_off:",
             )
     default = [run_id for run_id in requested or previous if run_id in by_id]
     # The number stands inside the box, because a label that changes would close the box.
     with st.expander("Which runs", icon=":material/checklist:"):
         chosen = choose_runs("Runs", runs, "runs", chosen=default or find_comparable(runs, data))
-        st.caption(f"{number(len(chosen))} of {things(len(runs), 'run')} chosen")
+        st.caption(f"{format_number(len(chosen))} of {pluralize(len(runs), 'run')} chosen")
     remember([run.run_id for run in chosen])
     return chosen
 
@@ -115,7 +115,7 @@ def draw_report_button(comparison: Comparison, shift: ShiftComparison | None) ->
     """Draw the button that downloads the report."""
     st.download_button(
         "Report, one HTML file",
-        lambda: whole_report(comparison, readable_roots(), shift),
+        lambda: build_report(comparison, readable_roots(), shift),
         "comparison.html",
         "text/html",
         icon=":material/download:",
@@ -167,7 +167,7 @@ def draw_comparison(runs: list[Run]) -> None:
             for title, run in zip(run_titles(left_out), left_out, strict=True)
         )
         st.warning(
-            plain(f"Left out, because they have not finished an epoch: {names}."),
+            escape_markdown(f"Left out, because they have not finished an epoch: {names}."),
             icon=":material/block:",
         )
     judged = [run for run in runs if run.judged]
@@ -177,11 +177,11 @@ def draw_comparison(runs: list[Run]) -> None:
     try:
         comparison = compare_runs(judged, measure)
     except RunError as error:
-        answer.error(plain(str(error)), icon=":material/error:")
+        answer.error(escape_markdown(str(error)), icon=":material/error:")
         return
     draw_arms(comparison)
     shift = draw_sections(comparison, judged) if len(judged) > 1 else None
-    evidence = evidence_of(comparison, shift, store().runs())
+    evidence = collect_evidence(comparison, shift, store().runs())
     with answer:
         draw_verdict(comparison)
         if compared_now := draw_next(comparison, evidence):
@@ -212,7 +212,7 @@ def draw_sections(comparison: Comparison, judged: list[Run]) -> ShiftComparison 
         # The address is a link to the section's content.
         st.session_state.setdefault("shift", True)
     shift = draw_section("Distribution shift", "shift", ":material/photo_library:", draw_shift)
-    draw = partial(draw_layer_diagnostics, [measured_run(arm.runs) for arm in arms])
+    draw = partial(draw_layer_diagnostics, [representative_run(arm.runs) for arm in arms])
     draw_section("Layer diagnostics", "layers", ":material/stacked_bar_chart:", draw)
     if can_average(judged):
         average = partial(offer_averages, judged)
@@ -230,14 +230,14 @@ start_page(
 )
 runs, damaged = store().all()
 if not runs:
-    nothing_yet("No run yet. Start a comparison here, or see a single run on the sample first.")
+    draw_empty_page("No run yet. Start a comparison here, or see a single run on the sample first.")
     draw_damaged_runs(damaged)
     draw_start_box(expanded=True)
     st.stop()
 compared = choose_compared(runs)
-is_active = any(run.active for run in compared)
+is_active = any(run.is_active for run in compared)
 is_form_open = draw_start_box(expanded=not is_active and len(compared) < 2)
-has_profile_runs = any(profiled_stage(run.config) for run in compared)
+has_profile_runs = any(find_profiled_stage(run.config) for run in compared)
 if has_profile_runs:
     # For runs of a profile, the answer of the profile comes first.
     draw_profile(runs)
@@ -249,7 +249,7 @@ elif compared:
     draw_comparison(compared)
 else:
     st.info(
-        f"Choose two runs or more ({things(len(runs), 'run')} to choose from), or start a "
+        f"Choose two runs or more ({pluralize(len(runs), 'run')} to choose from), or start a "
         "comparison.",
         icon=":material/info:",
     )

@@ -5,21 +5,21 @@ from pathlib import Path
 
 import streamlit as st
 
-from finetune_core.config import RunConfig, names_in, setting_of
-from finetune_core.config.changes import training_in_words
+from finetune_core.config import RunConfig, get_setting, setting_names
+from finetune_core.config.changes import describe_training
 from finetune_core.config.metadata import ADVANCED, HARDWARE, TRAINING
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import edits_in_words, effective
+from finetune_core.data.edits import describe_edits, select_effective_edits
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import FinetuneError
-from finetune_core.figures.curves import rate_curve
-from finetune_core.formatting import memory, rough_duration, things
+from finetune_core.figures.curves import plot_lr_range_test
+from finetune_core.formatting import format_memory, format_rough_duration, pluralize
 from finetune_core.models.weights import RANDOM
 from finetune_core.training.lr_finder import RateCurve, find_rate
-from finetune_core.training.stage_plan import cut_index, plan, stages_of
-from finetune_core.training.strategies import STRATEGIES, epochs_of
-from finetune_core.training.trunk import chosen_views, why_uncached
-from pages.shared.chrome import draw_next_step, go, plain, start_page
+from finetune_core.training.stage_plan import cut_index, describe_stages, plan_strategy
+from finetune_core.training.strategies import STRATEGIES, count_epochs
+from finetune_core.training.trunk import choose_num_views, why_uncached
+from pages.shared.chrome import draw_next_step, escape_markdown, go, start_page
 from pages.shared.configure import form, settings
 from pages.shared.configure.advice import draw_backbone_advice
 from pages.shared.configure.choices import (
@@ -61,12 +61,13 @@ def describe_data() -> Dataset | None:
         with st.container(width="stretch"):
             dataset = form.load_chosen_dataset()
             if dataset:
-                images = things(len(dataset.table), "image")
-                classes = things(len(dataset.classes), "class", "classes")
-                changes = edits_in_words(dataset.edits)
+                images = pluralize(len(dataset.table), "image")
+                classes = pluralize(len(dataset.classes), "class", "classes")
+                changes = describe_edits(dataset.edits)
                 st.markdown(
-                    f"Training on **{plain(data_name(data_folder()))}**: {images} in {classes}"
-                    + (f", with your changes ({plain(changes)})." if changes else ".")
+                    f"Training on **{escape_markdown(data_name(data_folder()))}**: {images} in "
+                    f"{classes}"
+                    + (f", with your changes ({escape_markdown(changes)})." if changes else ".")
                 )
         draw_presets()
     return dataset
@@ -82,11 +83,11 @@ def draw_plan(valid: RunConfig, problems: dict[str, str], num_classes: int | Non
         st.caption("The strategy is drawn once its settings below are valid.")
     if valid.earlier_run:
         st.info(
-            f"Starts from {plain(Path(valid.earlier_run).name)}: frozen stages stay as that run "
-            "left them.",
+            f"Starts from {escape_markdown(Path(valid.earlier_run).name)}: frozen stages stay as "
+            "that run left them.",
             icon=":material/account_tree:",
         )
-    if valid.starts_from == RANDOM:
+    if valid.initial_weights == RANDOM:
         st.warning(
             "The backbone starts from random weights; frozen stages stay random.",
             icon=":material/casino:",
@@ -101,7 +102,7 @@ def choose_network(
     Returns:
         The reason why no run can be started; None if one can.
     """
-    st.markdown(f":small[{form.get_label('backbone')}]", help=setting_of("backbone").help)
+    st.markdown(f":small[{form.get_label('backbone')}]", help=get_setting("backbone").help)
     draw_backbone_cards(valid, context)
     with st.container():
         form.draw_backbone_problems(problems)
@@ -127,7 +128,7 @@ def choose_strategy(
     Args:
         reason: why no run can be started.
     """
-    st.markdown(f":small[{form.get_label('strategy')}]", help=setting_of("strategy").help)
+    st.markdown(f":small[{form.get_label('strategy')}]", help=get_setting("strategy").help)
     draw_strategy_cards(valid, context)
     form.draw_strategy_settings(problems)
     with st.expander(
@@ -162,10 +163,10 @@ def draw_training_settings(
     valid: RunConfig, config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]
 ) -> None:
     """Draw the training settings, folded under a summary, and the learning-rate finder."""
-    advanced = {"weights", "from_run", "devices", *names_in(*ADVANCED)}
+    advanced = {"weights", "from_run", "devices", *setting_names(*ADVANCED)}
     unfold_problems(MORE_KEY, advanced & problems.keys())
-    unfold_problems(SETTINGS_KEY, (advanced | set(names_in(TRAINING))) & problems.keys())
-    st.markdown(f":small[Training] · {plain(training_in_words(valid))}")
+    unfold_problems(SETTINGS_KEY, (advanced | set(setting_names(TRAINING))) & problems.keys())
+    st.markdown(f":small[Training] · {escape_markdown(describe_training(valid))}")
     # A label that changes would redraw the fields, and take the focus from the one being typed in.
     with st.expander(
         "Training settings", icon=":material/tune:", key=SETTINGS_KEY, on_change="rerun"
@@ -203,7 +204,7 @@ def offer_rate_finder(config: RunConfig) -> None:
     if curve is None:
         return
     st.plotly_chart(
-        rate_curve(curve.rates, curve.losses, curve.suggestion),
+        plot_lr_range_test(curve.rates, curve.losses, curve.suggestion),
         key="rates",
         alt="Learning-rate range test: loss against learning rate",
     )
@@ -224,8 +225,8 @@ def offer_rate_finder(config: RunConfig) -> None:
 
 def describe_augmentation(config: RunConfig) -> None:
     """Say which augmented images the run will see, before the run starts."""
-    cut = cut_index(plan(config, stages_of(config)))
-    num_views = chosen_views(config, cut)
+    cut = cut_index(plan_strategy(config, describe_stages(config)))
+    num_views = choose_num_views(config, cut)
     if num_views == 0:
         st.caption(
             "Augmentation: a new version of each image every epoch, so the frozen stages' output "
@@ -238,7 +239,7 @@ def describe_augmentation(config: RunConfig) -> None:
             else "run through the frozen stages once"
         )
         st.caption(
-            f"Augmentation: {things(num_views, 'version')} of each image, {method} and used in "
+            f"Augmentation: {pluralize(num_views, 'version')} of each image, {method} and used in "
             "turn (More settings changes the number)."
         )
 
@@ -252,10 +253,10 @@ def summarize(config: RunConfig, context: ChoiceContext, *, is_timing: bool) -> 
     devices, forecast = form.describe_devices(), context.forecast(config)
     cost = "estimating the time …" if is_timing else ""
     if forecast:
-        cost = f"about {rough_duration(forecast.seconds)}{' on one' if devices else ''}"
+        cost = f"about {format_rough_duration(forecast.seconds)}{' on one' if devices else ''}"
     parts = [
         f"**{STRATEGIES[config.strategy].title}**",
-        things(config.epochs, "epoch") if epochs_of(config) else "no epochs",
+        pluralize(config.epochs, "epoch") if count_epochs(config) else "no epochs",
         devices,
         cost,
     ]
@@ -267,9 +268,9 @@ def describe_details(config: RunConfig, context: ChoiceContext, dataset: Dataset
     training = int((dataset.table["split"] == TRAIN).sum()) * config.train_fraction
     forecast = context.forecast(config)
     parts = [
-        plain(config.backbone),
-        things(max(1, round(training)), "training image"),
-        memory(forecast.memory_bytes, forecast.device_bytes) if forecast else "",
+        escape_markdown(config.backbone),
+        pluralize(max(1, round(training)), "training image"),
+        format_memory(forecast.memory_bytes, forecast.device_bytes) if forecast else "",
     ]
     return " · ".join(filter(None, parts))
 
@@ -282,13 +283,17 @@ def draw_start_bar(
         with st.container(width="stretch", gap=None):
             if problems:
                 st.markdown(
-                    f":red[:material/error: **{things(len(problems), 'setting')} cannot be used:**]"
+                    f":red[:material/error: **{pluralize(len(problems), 'setting')} cannot be "
+                    "used:**]"
                 )
                 with st.container(
                     gap=None, height=80 if len(problems) > MOST_LINES else "content", border=False
                 ):
                     for name, problem in problems.items():
-                        st.markdown(f":small[:red[{plain(form.get_label(name))} {plain(problem)}]]")
+                        st.markdown(
+                            f":small[:red[{escape_markdown(form.get_label(name))} "
+                            f"{escape_markdown(problem)}]]"
+                        )
             elif config and context.dataset:
                 if reason:
                     st.markdown(f":orange[:material/download:] {reason}")
@@ -310,7 +315,7 @@ def draw_start_bar(
         try:
             run = submit(config, settings.get_devices())
         except FinetuneError as error:
-            st.bottom.error(plain(str(error)))
+            st.bottom.error(escape_markdown(str(error)))
             return
         go("pages/train.py", run)
 
@@ -321,7 +326,8 @@ settings.set_missing_defaults()
 with st.container():
     dataset = describe_data()
 values = settings.read_values(
-    (data_folder() if dataset else "") or "any", effective(dataset.edits) if dataset else ()
+    (data_folder() if dataset else "") or "any",
+    select_effective_edits(dataset.edits) if dataset else (),
 )
 config, problems = form.check_settings(values, readable_roots(), dataset)
 if device_problems := form.check_devices(config):

@@ -6,14 +6,20 @@ import streamlit as st
 
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import load_edits
-from finetune_core.data.findings import unanswered
+from finetune_core.data.findings import select_open_findings
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
-from finetune_core.figures.data import class_counts, probe_curve
-from finetune_core.formatting import SPLIT_WORDS, mid_sentence, number, percent, things
+from finetune_core.figures.data import plot_class_counts, plot_probe_curve
+from finetune_core.formatting import (
+    SPLIT_TITLES,
+    format_number,
+    format_percent,
+    lower_first,
+    pluralize,
+)
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.training.strategies import STRATEGIES
-from pages.shared.chrome import draw_next_step, go, plain, start_page
+from pages.shared.chrome import draw_next_step, escape_markdown, go, start_page
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import PROBES, VIEW, analyze, compare_layers
 from pages.shared.data.changes import draw_changes, draw_last_change, draw_rename_form
@@ -35,10 +41,10 @@ def draw_overview(dataset: Dataset) -> None:
     """Draw the data set in one line, its classes, and some of its images."""
     table, counts = dataset.table, dataset.counts()
     facts = [
-        things(len(table), "image"),
-        things(len(dataset.classes), "class", "classes"),
+        pluralize(len(table), "image"),
+        pluralize(len(dataset.classes), "class", "classes"),
         ", ".join(
-            f"{number(counts[split].sum())} {SPLIT_WORDS[split].lower()}"
+            f"{format_number(counts[split].sum())} {SPLIT_TITLES[split].lower()}"
             for split in SPLITS
             if split in counts and counts[split].any()
         ),
@@ -48,7 +54,7 @@ def draw_overview(dataset: Dataset) -> None:
     left, right = st.columns([2, 3], gap="medium")
     with left:
         st.plotly_chart(
-            class_counts(
+            plot_class_counts(
                 {split: counts[split].tolist() for split in counts.columns}, dataset.classes
             ),
             key="class-counts",
@@ -72,7 +78,7 @@ def draw_findings(dataset: Dataset) -> None:
     """Draw the findings that have not been answered yet."""
     report = find_report(dataset)
     found = [*dataset.findings, *(report.findings if report else ())]
-    list_findings(dataset, unanswered(found, dataset.edits))
+    list_findings(dataset, select_open_findings(found, dataset.edits))
 
 
 def draw_next_steps(dataset: Dataset) -> None:
@@ -95,7 +101,7 @@ def draw_next_steps(dataset: Dataset) -> None:
 def draw_classes_and_splits(dataset: Dataset, data: str) -> None:
     """Draw tables of counts and sizes, the form that renames classes, and the split."""
     with st.expander("Counts and image sizes as tables"):
-        st.dataframe(dataset.counts().rename(columns=SPLIT_WORDS))
+        st.dataframe(dataset.counts().rename(columns=SPLIT_TITLES))
         sizes = (
             dataset.table.groupby(["width", "height"]).size().sort_values(ascending=False).head(50)
         )
@@ -117,7 +123,7 @@ def draw_classes_and_splits(dataset: Dataset, data: str) -> None:
     _draw_shift(dataset)
     st.download_button(
         "Download the data set as a table",
-        lambda: dataset.manifest().to_csv(index=False).encode(),
+        lambda: dataset.to_manifest().to_csv(index=False).encode(),
         file_name="manifest.csv",
         mime="text/csv",
         icon=":material/download:",
@@ -133,7 +139,7 @@ def _draw_shift(dataset: Dataset) -> None:
     report = find_report(dataset)
     if report and report.auc:
         by_split = ", ".join(
-            f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items()
+            f"{SPLIT_TITLES[split].lower()} {auc:.2f}" for split, auc in report.auc.items()
         )
         st.caption(
             f"AUC of a linear model that separates a split from the training images: {by_split}.",
@@ -156,7 +162,7 @@ def draw_linear_probes(dataset: Dataset) -> None:
         )
         return
     with st.container(border=True):
-        st.markdown(f"**{_describe_suggestion(report)}.** {plain(suggestion.reason)}")
+        st.markdown(f"**{_describe_suggestion(report)}.** {escape_markdown(suggestion.reason)}")
         if report.strategy and st.button(
             "Configure it",
             icon=":material/tune:",
@@ -165,10 +171,10 @@ def draw_linear_probes(dataset: Dataset) -> None:
         ):
             go("pages/configure.py")
     st.plotly_chart(
-        probe_curve(report.probes, suggestion.cut),
+        plot_probe_curve(report.probes, suggestion.cut),
         key="probes",
         alt="Accuracy of a linear model on each stage's frozen features: "
-        + ", ".join(f"{one.stage} {percent(one.accuracy)}" for one in report.probes),
+        + ", ".join(f"{one.stage} {format_percent(one.accuracy)}" for one in report.probes),
     )
     st.caption(
         f"For each stage of {report.backbone}: the validation accuracy of a linear model on the "
@@ -182,7 +188,7 @@ def _describe_suggestion(report: DeepReport) -> str:
         return "No suggestion"
     if report.strategy == "custom" and report.suggestion:
         return f"Suggested: train from {report.suggestion.cut} on"
-    return f"Suggested: {mid_sentence(STRATEGIES[report.strategy].title)}"
+    return f"Suggested: {lower_first(STRATEGIES[report.strategy].title)}"
 
 
 def draw_views(dataset: Dataset, data: str) -> None:
@@ -218,22 +224,22 @@ def draw_dataset(dataset: Dataset, data: str) -> None:
 choose_source()
 with st.container():
     if problem := st.session_state.pop("change_problem", None):
-        st.error(plain(problem), icon=":material/error:")
+        st.error(escape_markdown(problem), icon=":material/error:")
 try:
     root = chosen_data()
 except FinetuneError as error:
-    st.error(plain(str(error)), icon=":material/error:")
+    st.error(escape_markdown(str(error)), icon=":material/error:")
     st.stop()
 if not root:
     st.info("Choose images above, or use the sample.", icon=":material/info:")
     st.stop()
 with st.container(horizontal=True, vertical_alignment="center"):
-    st.markdown(f":material/photo_library: **{plain(data_name(root))}**", width="stretch")
+    st.markdown(f":material/photo_library: **{escape_markdown(data_name(root))}**", width="stretch")
     again = st.button("Read the folder again", icon=":material/refresh:", type="tertiary")
 try:
     found = current_dataset(again=again)
 except FinetuneError as error:
-    st.error(plain(str(error)), icon=":material/error:")
+    st.error(escape_markdown(str(error)), icon=":material/error:")
     with suppress(FinetuneError):
         # The changes may be the problem: offer to undo them.
         draw_changes(load_edits(root))
@@ -241,5 +247,5 @@ except FinetuneError as error:
 try:
     draw_dataset(found, root)
 except FinetuneError as error:
-    st.error(plain(str(error)), icon=":material/error:")
+    st.error(escape_markdown(str(error)), icon=":material/error:")
     st.stop()

@@ -10,14 +10,14 @@ from finetune_core.evaluation.single_run.evaluate import (
     HELD_OUT,
     evaluation,
     is_held_out,
+    list_predicted_splits,
     precision_note,
-    predicted_splits,
 )
-from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
+from finetune_core.evaluation.single_run.fp32 import can_evaluate_in_fp32, evaluate_in_fp32
 from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.formatting import SPLIT_WORDS, accuracy_name, percent, things
+from finetune_core.formatting import SPLIT_TITLES, accuracy_name, format_percent, pluralize
 from finetune_core.runs.store import Run
-from pages.shared.chrome import draw_next_step, plain, start_page
+from pages.shared.chrome import draw_next_step, escape_markdown, start_page
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.confusion import draw_confusions
 from pages.shared.evaluation.export import draw_export_buttons
@@ -27,7 +27,7 @@ from pages.shared.evaluation.tabs import draw_metrics
 from pages.shared.jobs import offer
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import draw_damaged_runs
-from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.first_run import draw_empty_page
 from pages.shared.runs.live import warn_undertrained
 from pages.shared.runs.picker import choose_run
 from pages.shared.runs.run_settings import draw_lineage
@@ -50,19 +50,21 @@ def draw_headline(run: Run, result: Evaluation) -> None:
         meaning = "Interval: Wilson's, for all such images. More images make it narrower."
         draw_share(name, result.accuracy, result.low, result.high, meaning)
         for label, reference in reference_points(run, found, result.split).items().items():
-            title = plain(reference.title) if reference.title.lower() != label.lower() else ""
-            draw_value(label, percent(reference.value), title, REFERENCES[label])
+            title = (
+                escape_markdown(reference.title) if reference.title.lower() != label.lower() else ""
+            )
+            draw_value(label, format_percent(reference.value), title, REFERENCES[label])
     draw_provenance(run, result)
     warn_undertrained(run)
     if note := precision_note(run):
         st.warning(note, icon=":material/info:")
-        if can_be_evaluated(run):
+        if can_evaluate_in_fp32(run):
             offer_fp32(run)
 
 
 def draw_provenance(run: Run, result: Evaluation) -> None:
     """Say how many images were evaluated, and whether anything was chosen on them."""
-    images = things(result.images, f"{SPLIT_WORDS[result.split].lower()} image")
+    images = pluralize(result.images, f"{SPLIT_TITLES[result.split].lower()} image")
     if is_held_out(run, result.split):
         st.caption(f"{images}, {HELD_OUT}.")
         return
@@ -97,20 +99,22 @@ def offer_fp32(run: Run) -> None:
 found, damaged = store().all()
 runs = [run for run in found if run.judged]
 if not runs:
-    nothing_yet("No run has finished an epoch yet. Train one, or see it work on the sample first.")
+    draw_empty_page(
+        "No run has finished an epoch yet. Train one, or see it work on the sample first."
+    )
     draw_damaged_runs(damaged)
     draw_next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 chosen = choose_run(runs, damaged)
 draw_lineage(chosen)
 try:
-    splits = predicted_splits(chosen)
+    splits = list_predicted_splits(chosen)
     split = splits[0]
     if len(splits) > 1:
         split = st.segmented_control(
             "Images",
             splits,
-            format_func=lambda name: f"{SPLIT_WORDS[name]} images",
+            format_func=lambda name: f"{SPLIT_TITLES[name]} images",
             default=split,
             required=True,
             key="evaluate_split",
@@ -126,7 +130,7 @@ try:
             with tab:
                 body(chosen, judged)
 except FinetuneError as error:
-    st.error(plain(str(error)), icon=":material/error:")
+    st.error(escape_markdown(str(error)), icon=":material/error:")
     draw_damaged_runs(damaged)
     st.stop()
 draw_export_buttons(chosen)

@@ -6,10 +6,10 @@ import streamlit as st
 
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.errors import FinetuneError
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.runs.store import Run
 from pages.shared.account import require_sign_in
-from pages.shared.chrome import draw_next_step, plain, start_page
+from pages.shared.chrome import draw_next_step, escape_markdown, start_page
 from pages.shared.evaluation.export import draw_export_buttons
 from pages.shared.evaluation.live import draw_live, offer_fine_tuning
 from pages.shared.evaluation.prediction import (
@@ -21,7 +21,7 @@ from pages.shared.evaluation.prediction import (
 )
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import draw_damaged_runs
-from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.first_run import draw_empty_page
 from pages.shared.runs.labels import run_title
 from pages.shared.runs.picker import choose_run, choose_runs
 
@@ -42,7 +42,7 @@ def describe_classes(classifier: Classifier) -> str:
         ", …" if len(classifier.classes) > MOST_CLASSES else ""
     )
     return (
-        f"This network distinguishes {things(len(classifier.classes), 'class', 'classes')}: "
+        f"This network distinguishes {pluralize(len(classifier.classes), 'class', 'classes')}: "
         f"{names}."
     )
 
@@ -54,7 +54,7 @@ def load_classifiers(runs: list[Run]) -> list[Classifier]:
         try:
             found.append(load_classifier(run, run_title(run)))
         except FinetuneError as error:
-            st.error(plain(str(error)), icon=":material/error:")
+            st.error(escape_markdown(str(error)), icon=":material/error:")
     return found
 
 
@@ -121,7 +121,7 @@ def present(runs: list[Run]) -> None:
         st.title("Network not found", anchor=False)
         st.markdown("The run in this address has not finished an epoch, or no longer exists.")
         st.stop()
-    st.title(plain(run.name) if run.name else "Which class is this?", anchor=False)
+    st.title(escape_markdown(run.name) if run.name else "Which class is this?", anchor=False)
     classifiers = load_classifiers([run])
     if not classifiers:
         st.stop()
@@ -138,7 +138,7 @@ def present(runs: list[Run]) -> None:
     images = [] if kind == "live" else read_images(kind)
     for key, name, image in reversed(images):
         draw_image(key, name, image, classifiers, brief=True, heading=len(images) > 1)
-    st.caption(plain(describe_classes(classifiers[0])))
+    st.caption(escape_markdown(describe_classes(classifiers[0])))
     st.stop()
 
 
@@ -173,7 +173,7 @@ def try_out(runs: list[Run]) -> None:
         images = read_images(kind)
         if not images:
             st.info(
-                plain(f"Upload an image. {describe_classes(classifiers[0])}"),
+                escape_markdown(f"Upload an image. {describe_classes(classifiers[0])}"),
                 icon=":material/upload:",
             )
         for key, name, image in images:
@@ -196,6 +196,8 @@ if judged:
     draw_damaged_runs(damaged)
     draw_next_step("pages/configure.py", "Train another network", primary=False)
 else:
-    nothing_yet("There is no trained network yet. Train one, or see it work on the sample first.")
+    draw_empty_page(
+        "There is no trained network yet. Train one, or see it work on the sample first."
+    )
     draw_damaged_runs(damaged)
     draw_next_step("pages/configure.py", "Configure a run", primary=False)

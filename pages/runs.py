@@ -4,15 +4,15 @@ import streamlit as st
 
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.run_accuracy import run_accuracy
-from finetune_core.formatting import number, percent, things
+from finetune_core.formatting import format_number, format_percent, pluralize
 from finetune_core.runs.store import Run
 from pages.shared.account import can_change
-from pages.shared.chrome import draw_next_step, go, plain, start_page
+from pages.shared.chrome import draw_next_step, escape_markdown, go, start_page
 from pages.shared.runs.again import describe_differences, use_again
 from pages.shared.runs.backend import store
 from pages.shared.runs.controls import show_problem
 from pages.shared.runs.damaged import draw_damaged_runs
-from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.first_run import draw_empty_page
 from pages.shared.runs.labels import run_title
 from pages.shared.runs.machines import draw_machines
 from pages.shared.runs.queue_list import draw_queue_list
@@ -67,13 +67,13 @@ def draw_actions(chosen: list[Run], num_runs: int) -> None:
         ):
             use_again(one)
         draw_delete(chosen)
-        st.caption(f"{number(len(chosen))} of {things(num_runs, 'run')} selected")
+        st.caption(f"{format_number(len(chosen))} of {pluralize(num_runs, 'run')} selected")
     if one:
         draw_lineage(one)
         if text := describe_accuracy(one):
-            st.caption(plain(text))
+            st.caption(escape_markdown(text))
     if one and (text := describe_differences(one)):
-        st.caption(plain(text))
+        st.caption(escape_markdown(text))
 
 
 def describe_accuracy(run: Run) -> str:
@@ -81,21 +81,21 @@ def describe_accuracy(run: Run) -> str:
     accuracy = run_accuracy(run)
     if not accuracy:
         return ""
-    sentence = reference_points(run, store().runs(), accuracy.split).in_sentence()
-    return f"{accuracy.name} {percent(accuracy.value)}. {sentence}".strip()
+    sentence = reference_points(run, store().runs(), accuracy.split).to_sentence()
+    return f"{accuracy.name} {format_percent(accuracy.value)}. {sentence}".strip()
 
 
 def draw_delete(chosen: list[Run]) -> None:
     """Draw the button Delete, which asks first with the number of runs and their titles."""
-    deletable = [run for run in chosen if can_change(run) and not run.active]
+    deletable = [run for run in chosen if can_change(run) and not run.is_active]
     # A new key after each deletion closes the popover.
     num_deletions = st.session_state.get("deletions", 0)
     with st.popover(
         "Delete", icon=":material/delete:", disabled=not chosen, key=f"delete-{num_deletions}"
     ):
         num_kept = len(chosen) - len(deletable)
-        st.markdown(f"**Move {things(len(deletable), 'run')} to the trash?**")
-        titles = [f"- {plain(run_title(run))}" for run in deletable[:MOST_NAMED]]
+        st.markdown(f"**Move {pluralize(len(deletable), 'run')} to the trash?**")
+        titles = [f"- {escape_markdown(run_title(run))}" for run in deletable[:MOST_NAMED]]
         st.markdown(
             "\n".join(
                 titles
@@ -108,11 +108,11 @@ def draw_delete(chosen: list[Run]) -> None:
         )
         if num_kept:
             st.markdown(
-                f"{things(num_kept, 'selected run')} stay: still active, or somebody else's."
+                f"{pluralize(num_kept, 'selected run')} stay: still active, or somebody else's."
             )
         st.caption(TRASH)
         st.button(
-            f"Move {things(len(deletable), 'run')} to the trash",
+            f"Move {pluralize(len(deletable), 'run')} to the trash",
             key="confirm-delete",
             icon=":material/delete:",
             disabled=not deletable,
@@ -131,7 +131,7 @@ def draw_panel(was_active: bool) -> None:
     """Draw the search, the table and the queue, refreshed while runs are active."""
     runs = store().runs()
     # The fragment has to start or stop refreshing itself.
-    if not runs or was_active != any(run.active for run in runs):
+    if not runs or was_active != any(run.is_active for run in runs):
         st.rerun()
     text = draw_search_box()
     found = find_matching(runs, text)
@@ -139,7 +139,7 @@ def draw_panel(was_active: bool) -> None:
     if found:
         draw_table(found)
     else:
-        st.info(plain(f"No run matches “{text}”."), icon=":material/search_off:")
+        st.info(escape_markdown(f"No run matches “{text}”."), icon=":material/search_off:")
     show_problem()
     draw_machines(runs)
     draw_queue_list(runs)
@@ -147,11 +147,11 @@ def draw_panel(was_active: bool) -> None:
 
 runs, damaged = store().all()
 if not runs:
-    nothing_yet("No run yet. Configure one, or see it work on the sample first.")
+    draw_empty_page("No run yet. Configure one, or see it work on the sample first.")
     draw_damaged_runs(damaged)
     draw_next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
-active = any(run.active for run in runs)
+active = any(run.is_active for run in runs)
 st.fragment(draw_panel, run_every=REFRESH if active else None)(active)
 draw_damaged_runs(damaged)
 draw_next_step("pages/configure.py", "Configure another run", primary=False)

@@ -7,30 +7,30 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.data.camera import is_recording
-from finetune_core.data.edits import edit_in_words, edits_in_words
+from finetune_core.data.edits import describe_edit, describe_edits
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.single_run.evaluate import evaluation, is_held_out
 from finetune_core.formatting import (
     accuracy_name,
-    duration,
-    interval_text,
-    number,
-    percent,
-    things,
+    format_duration,
+    format_interval,
+    format_number,
+    format_percent,
+    pluralize,
 )
 from finetune_core.runs.about import MOST_TAGS
-from finetune_core.runs.store import Run, summary
-from finetune_core.training.strategies import STRATEGIES, epochs_of
+from finetune_core.runs.store import Run, summarize_run
+from finetune_core.training.strategies import STRATEGIES, count_epochs
 from pages.shared.account import can_change
-from pages.shared.chrome import draw_next_step, plain, start_page
+from pages.shared.chrome import draw_next_step, escape_markdown, start_page
 from pages.shared.configure.stages import add_unused_stages, draw_passing, draw_stages
 from pages.shared.evaluation.live import offer_live_camera
 from pages.shared.runs.averaged import draw_average
 from pages.shared.runs.backend import store
 from pages.shared.runs.controls import attempt, draw_controls
 from pages.shared.runs.damaged import draw_damaged_runs
-from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.first_run import draw_empty_page
 from pages.shared.runs.labels import run_title
 from pages.shared.runs.live import (
     draw_curves,
@@ -58,9 +58,9 @@ start_page(
 def draw_about(run: Run) -> None:
     """Draw a run's tags and note, and the form that edits name, note and tags or deletes it."""
     if run.tags:
-        st.markdown(" ".join(f":gray-badge[{plain(tag)}]" for tag in run.tags))
+        st.markdown(" ".join(f":gray-badge[{escape_markdown(tag)}]" for tag in run.tags))
     if run.note:
-        st.markdown(plain(run.note))
+        st.markdown(escape_markdown(run.note))
     if not can_change(run):
         return
     with st.expander("Name, note, tags, delete", icon=":material/edit:"):
@@ -77,16 +77,16 @@ def draw_about(run: Run) -> None:
                 placeholder="Choose or type tags",
             )
             if st.form_submit_button("Save"):
-                attempt(lambda: store().describe(run.run_id, name, note, tags))
+                attempt(lambda: store().set_about(run.run_id, name, note, tags))
                 st.rerun()
-        if st.button("Delete this run", icon=":material/delete:", disabled=run.active):
+        if st.button("Delete this run", icon=":material/delete:", disabled=run.is_active):
             confirm_delete(run)
 
 
 @st.dialog("Delete this run?")
 def confirm_delete(run: Run) -> None:
     """Ask before a run is moved to the trash."""
-    st.markdown(f"**Move {plain(run_title(run))} to the trash?**")
+    st.markdown(f"**Move {escape_markdown(run_title(run))} to the trash?**")
     st.caption(TRASH)
     if st.button("Move to the trash", type="primary"):
         move_to_trash([run.run_id])
@@ -96,7 +96,7 @@ def confirm_delete(run: Run) -> None:
 
 def draw_data_changes(run: Run) -> None:
     """Draw the changes to the data set that a run was trained with."""
-    changes = edits_in_words(run.config.edits)
+    changes = describe_edits(run.config.edits)
     if not changes:
         return
     with st.expander(
@@ -104,18 +104,19 @@ def draw_data_changes(run: Run) -> None:
     ):
         for edit in run.config.edits[:MOST_NAMED]:
             st.markdown(
-                f"**{plain(edit_in_words(edit))}**: {plain(', '.join(edit.paths[:MOST_NAMED]))}"
+                f"**{escape_markdown(describe_edit(edit))}**: "
+                f"{escape_markdown(', '.join(edit.paths[:MOST_NAMED]))}"
                 + (" …" if len(edit.paths) > MOST_NAMED else "")
             )
         if len(run.config.edits) > MOST_NAMED:
-            st.caption(f"And {things(len(run.config.edits) - MOST_NAMED, 'change')} more.")
+            st.caption(f"And {pluralize(len(run.config.edits) - MOST_NAMED, 'change')} more.")
 
 
 def draw_result(run: Run) -> None:
     """Draw how a run ended, its result, and the next step."""
     end = run.history.end
     if run.status == "failed" and end:
-        st.error(plain(end["message"]), icon=":material/error:")
+        st.error(escape_markdown(end["message"]), icon=":material/error:")
         if end["traceback"]:
             with st.expander("Details for a bug report"):
                 st.code(end["traceback"], language=None)
@@ -137,27 +138,27 @@ def draw_result(run: Run) -> None:
                 if run.config.averaged
                 else "The classifier was not fitted yet"
             )
-            words = "No epoch had ended" if epochs_of(run.config) else state
+            words = "No epoch had ended" if count_epochs(run.config) else state
             st.info(f"{words}, so there is nothing to evaluate.", icon=":material/info:")
-        draw_next_step("pages/configure.py", "Configure another run", primary=not run.resumable)
+        draw_next_step("pages/configure.py", "Configure another run", primary=not run.is_resumable)
         return
     try:
         result = evaluation(run)
     except FinetuneError as error:
-        st.error(plain(str(error)))
+        st.error(escape_markdown(str(error)))
         return
     held_out = "held-out " if is_held_out(run, result.split) else ""
     lines = [
-        f"**{accuracy_name(result.split)} {percent(result.accuracy)}** "
-        f"(95 % interval {interval_text(result.low, result.high)}) on "
-        f"{things(result.images, f'{held_out}image')}.",
-        reference_points(run, runs, result.split).in_sentence(),
+        f"**{accuracy_name(result.split)} {format_percent(result.accuracy)}** "
+        f"(95 % interval {format_interval(result.low, result.high)}) on "
+        f"{pluralize(result.images, f'{held_out}image')}.",
+        reference_points(run, runs, result.split).to_sentence(),
         f"Converged: {run.convergence.reason}." if run.convergence.converged else "",
     ]
     st.info(" ".join(escape_after_first(lines)), icon=":material/flag:")
     st.caption(" ".join(describe_kept_weights(run)))
     draw_next_step(
-        "pages/evaluate.py", "See the evaluation", primary=not run.resumable, run=run.run_id
+        "pages/evaluate.py", "See the evaluation", primary=not run.is_resumable, run=run.run_id
     )
     if is_recording(run.config.data):
         offer_live_camera(run)
@@ -165,7 +166,7 @@ def draw_result(run: Run) -> None:
 
 def escape_after_first(lines: Sequence[str]) -> list[str]:
     """Escape all but the first line, whose Markdown is Thaw's own; leave out empty lines."""
-    return [line if line == lines[0] else plain(line) for line in lines if line]
+    return [line if line == lines[0] else escape_markdown(line) for line in lines if line]
 
 
 def describe_kept_weights(run: Run) -> list[str]:
@@ -178,15 +179,17 @@ def describe_kept_weights(run: Run) -> list[str]:
             if run.config.is_ensemble
             else "Its weights are averaged."
         )
-    if best := summary(run)["best_epoch"]:
+    if best := summarize_run(run)["best_epoch"]:
         sentence = f"Epoch {best} was the best and is kept."
     lines = [sentence]
     if seconds := end.get("seconds"):
-        lines.append(f"The run {'has run for' if run.resumable else 'took'} {duration(seconds)}.")
+        lines.append(
+            f"The run {'has run for' if run.is_resumable else 'took'} {format_duration(seconds)}."
+        )
     if tensors := end.get("frozen_tensors"):
         lines.append(
             "Checked: the frozen stages are bit for bit what they were before "
-            f"({number(tensors)} tensors compared)."
+            f"({format_number(tensors)} tensors compared)."
         )
     return lines
 
@@ -205,7 +208,7 @@ def draw_panel(run_id: str, status: str, seconds: float | None, others: list[Run
         run = store().run(run_id)
     except RunError as error:
         # The run was deleted or damaged since the page was drawn.
-        st.error(plain(str(error)), icon=":material/folder_off:")
+        st.error(escape_markdown(str(error)), icon=":material/folder_off:")
         return
     # The page around this panel names the status, too, and only it can change the pace.
     if (status, seconds) != (run.status, refresh_seconds(run)):
@@ -216,11 +219,11 @@ def draw_panel(run_id: str, status: str, seconds: float | None, others: list[Run
         draw_controls(run)
         draw_lineage(run)
         draw_notices(run)
-        if run.active:
+        if run.is_active:
             draw_progress(run)
         else:
             draw_result(run)
-        if run.active:
+        if run.is_active:
             draw_numbers(run)
         draw_fit(run)
         draw_average(run)
@@ -238,7 +241,7 @@ def draw_run_stages(run: Run) -> None:
         # Each network of an ensemble has its own stages.
         return
     progress = run.history.progress
-    if run.active and progress and progress["phase"] == "trunk":
+    if run.is_active and progress and progress["phase"] == "trunk":
         with suppress(FinetuneError):
             # The backbone may not be known any more.
             draw_passing(run.config, progress["stage"])
@@ -271,7 +274,7 @@ def redraw_on_change(run_id: str, status: str) -> None:
 
 runs, damaged = store().all()
 if not runs:
-    nothing_yet("No run yet. Configure one, or see it work on the sample first.")
+    draw_empty_page("No run yet. Configure one, or see it work on the sample first.")
     draw_damaged_runs(damaged)
     draw_next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
@@ -279,7 +282,7 @@ chosen = choose_run(runs, damaged, prefer_active=True)
 others = choose_overlaid(chosen, runs)
 paced = refresh_seconds(chosen)
 st.fragment(draw_panel, run_every=paced)(chosen.run_id, chosen.status, paced, others)
-if chosen.resumable:
+if chosen.is_resumable:
     st.fragment(redraw_on_change, run_every=LOOK_AGAIN)(chosen.run_id, chosen.status)
 draw_about(chosen)
 draw_data_changes(chosen)

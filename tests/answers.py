@@ -3,9 +3,9 @@
 import numpy as np
 
 from finetune_core.evaluation.single_run.shift_files import (
+    load_shifted_predictions,
     read_shift,
     save_shift,
-    shifted_predictions,
 )
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
@@ -19,7 +19,7 @@ def answer_rightly(run: Run, right: bool, fingerprint: str = "") -> None:
     """
     classes = len(run.started["classes"])
     table = (
-        shifted_predictions(run.run_dir, fingerprint, classes)
+        load_shifted_predictions(run.run_dir, fingerprint, classes)
         if fingerprint
         else load_predictions(run.run_dir, classes)
     )

@@ -53,7 +53,7 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True)
-def own_main():
+def restore_main():
     """Restore ``__main__`` after Streamlit's test harness has replaced it by a page.
 
     Otherwise processes started by a later test would run the page.
@@ -64,7 +64,7 @@ def own_main():
 
 
 @pytest.fixture(scope="session")
-def components_found_once():
+def cached_component_manifests():
     """Cache the metadata of installed packages.
 
     Streamlit's test harness reads all of it for each app, which takes longer than most pages.
@@ -126,7 +126,7 @@ def native_bf16():
 
 
 @pytest.fixture
-def compiling(monkeypatch):
+def fake_compiler(monkeypatch):
     """Compile forward passes regardless of the cost, in a process that does nothing.
 
     The process is ready once ``result`` is set. The fixture's attributes are ``started`` and
@@ -161,7 +161,7 @@ def compiling(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def trained_once(home_of_shared_fixtures):
+def trained_runs(home_of_shared_fixtures):
     """Provide two runs of the packaged network; see ``tests/trained.py``."""
     # The module imports torch, which many tests do without.
     from tests.trained import train_once
@@ -170,7 +170,7 @@ def trained_once(home_of_shared_fixtures):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def file_server(tmp_path_factory):
     """Serve a folder by a local server, and yield (folder, address)."""
     folder = tmp_path_factory.mktemp("served")
 
@@ -215,7 +215,7 @@ def processes():
 
 
 @pytest.fixture
-def device_held(home):
+def hold_device(home):
     """Yield a function that uses a kind of device, as another program would.
 
     The function returns (its turn, the line to it). Anything sent down the line ends the use. Locks
@@ -228,13 +228,13 @@ def device_held(home):
 
     def hold(kind):
         turn = Turn(kind)
-        assert turn.come()
+        assert turn.acquire()
         turns.append(turn)
-        return turn, SimpleNamespace(send=lambda word: turn.leave())
+        return turn, SimpleNamespace(send=lambda word: turn.release())
 
     yield hold
     for turn in turns:
-        turn.leave()
+        turn.release()
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def gpu(monkeypatch):
     """Put the CPU in a GPU's place, and record (kind of device, weak reference) of every move."""
     import torch
 
-    from finetune_core.randomness import stream
+    from finetune_core.randomness import make_generator
     from finetune_core.training import compute, device
 
     moved, hold = [], device.Device.hold
@@ -261,6 +261,6 @@ def gpu(monkeypatch):
         lambda *_: SimpleNamespace(total_memory=16 * 10**9, major=6, minor=1),
     )
     monkeypatch.setattr(device.Device, "torch_device", torch.device("cpu", 0))
-    monkeypatch.setattr(device.Device, "hold", noted)
-    monkeypatch.setattr(compute, "stream", lambda seed, *_: stream(seed))
+    monkeypatch.setattr(device.Device, "move_module", noted)
+    monkeypatch.setattr(compute, "make_generator", lambda seed, *_: make_generator(seed))
     return moved

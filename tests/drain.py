@@ -3,7 +3,7 @@
 from finetune_core.work import finish
 
 
-def drained(work):
+def drain(work):
     """Run work to its end and return (steps, result)."""
     steps = []
     result = finish(work, steps.append)

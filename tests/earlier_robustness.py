@@ -2,14 +2,14 @@
 
 import json
 
-from finetune_core.evaluation.single_run.corruptions import corrupted
-from finetune_core.evaluation.single_run.robustness_files import known_robustness
-from finetune_core.training.predictions import predictions_changed
+from finetune_core.evaluation.single_run.corruptions import list_corruptions
+from finetune_core.evaluation.single_run.robustness_files import load_robustness
+from finetune_core.training.predictions import predictions_mtime
 
 
 def write_accuracies(run, split="test", images=100):
     """Write the measured accuracies, or 25 %, in the earlier form."""
-    known = known_robustness(run, split)
+    known = load_robustness(run, split)
     even = [
         {
             "corruption": one.corruption,
@@ -18,11 +18,11 @@ def write_accuracies(run, split="test", images=100):
             "low": 0.2,
             "high": 0.3,
         }
-        for one in corrupted(split)
+        for one in list_corruptions(split)
     ]
     rows = known.rows.to_dict(orient="records") if known else even
     stored = {
-        "predictions": predictions_changed(run.run_dir),
+        "predictions": predictions_mtime(run.run_dir),
         "images": known.images if known else images,
         "rows": rows,
     }

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 
-def darkened(
+def darken_images(
     samples, root: Path, folder: Path, names: Mapping[str, str] | None = None, noise: float = 60
 ) -> Path:
     """Copy images (ids below ``root``), half as bright and noisy. ``names`` renames classes."""
@@ -21,7 +21,7 @@ def darkened(
     return folder
 
 
-def copied(samples, root: Path, folder: Path, names: Mapping[str, str] | None = None) -> Path:
+def copy_images(samples, root: Path, folder: Path, names: Mapping[str, str] | None = None) -> Path:
     """Copy images (ids below ``root``) exactly to ``folder``."""
     for sample in samples:
         shutil.copyfile(root / sample, _target(sample, folder, names))

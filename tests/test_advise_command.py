@@ -10,7 +10,7 @@ from finetune_core.__main__ import app
 from finetune_core.commands import advise as command
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.advice.advise import UNKNOWN
-from finetune_core.models.catalogue import ready_backbones
+from finetune_core.models.catalogue import list_ready_backbones
 from finetune_core.training import logistic, timing
 from tests.factories import shared_images, tiny_folder
 
@@ -104,7 +104,7 @@ def test_without_names_all_that_are_ready_are_probed(data, monkeypatch):
 
     monkeypatch.setattr(command, "advise", probed)
     assert thaw(data).exit_code == 2
-    assert asked == [ready_backbones()]
+    assert asked == [list_ready_backbones()]
 
 
 @pytest.mark.parametrize("setting", ["weight_decay", "backbone"])

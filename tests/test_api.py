@@ -186,7 +186,7 @@ def test_an_average_is_a_run_that_names_those_it_is_made_of(runs, tmp_path):
 
 @pytest.mark.train
 def test_an_inspection_is_that_of_the_command_and_escapes_names(images, monkeypatch):
-    monkeypatch.setattr("finetune_core.models.catalogue.usual_image_size", lambda _: 32)
+    monkeypatch.setattr("finetune_core.models.catalogue.default_image_size", lambda _: 32)
     found = thaw.inspect(images, val_fraction=0.2)
     assert found.to_json() == thaw_json("inspect", images, "--val-fraction", "0.2")
     assert "60 images in 2 classes" in repr(found)

@@ -62,8 +62,8 @@ def test_a_cut_stage_hands_on_the_same_for_every_image(stage, tmp_path):
 
 def test_measured_answers_are_the_best_stages_and_nothing_where_little_is_gained():
     alone = {"conv1": 0.90, "layer1": 0.895, "layer2": 0.88}
-    assert planted.measured_answers(alone, 0.70) == ["conv1", "layer1"]
-    assert planted.measured_answers(alone, 0.89) == ["conv1", "layer1", "nothing"]
+    assert planted.find_right_answers(alone, 0.70) == ["conv1", "layer1"]
+    assert planted.find_right_answers(alone, 0.89) == ["conv1", "layer1", "nothing"]
 
 
 def test_planted_tasks_are_twenty_with_names_of_their_own():
@@ -72,15 +72,15 @@ def test_planted_tasks_are_twenty_with_names_of_their_own():
 
 
 def test_a_side_that_ran_few_epochs_is_counted_up_to_all_of_them():
-    assert speed.all_epochs([10.0, 14.0, 18.0], 10) == 10 + 9 * 4
-    assert speed.all_epochs([10.0], 3) == 30
-    assert speed.all_epochs([10.0, 14.0], 2) == 14
+    assert speed.extrapolate_seconds([10.0, 14.0, 18.0], 10) == 10 + 9 * 4
+    assert speed.extrapolate_seconds([10.0], 3) == 30
+    assert speed.extrapolate_seconds([10.0, 14.0], 2) == 14
 
 
 def test_rounds_are_summed_up_by_their_own_ratios():
     def summarise(network="resnet18", job="feature_extraction", side=speed.PLAIN, size=(2000, 650)):
         rounds = [(300.0, 10.0), (100.0, 5.0), (640.0, 16.0)]
-        return speed.summary(network, job, side, rounds, size)
+        return speed.describe_rounds(network, job, side, rounds, size)
 
     line = summarise()
     assert "30.00 times as fast as plain loop: 10.0 s against 300.0 s" in line
@@ -142,7 +142,7 @@ def test_the_gpu_benchmark_prints_a_table_and_the_suites_last_line(monkeypatch, 
     rounds = [{gpu.PLAIN: 10.0, gpu.AUTOCAST: 20.0, gpu.THAW: 40.0}]
     ended = subprocess.CompletedProcess([], 0, "FAILED no\n=== 5 passed in 1.0s ===\n", "")
     monkeypatch.setattr(gpu, "ROUNDS", 1)
-    monkeypatch.setattr(gpu, "job_speeds", lambda *_: (rounds, 1.0))
+    monkeypatch.setattr(gpu, "measure_jobs", lambda *_: (rounds, 1.0))
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=lambda *_, **__: ended))
     options = "--device cpu --networks resnet18 --strategies last_block --side 64 --copied 1"
     small = "--train 4 --val 4 --batch 2 --image-size 64"
@@ -153,4 +153,7 @@ def test_the_gpu_benchmark_prints_a_table_and_the_suites_last_line(monkeypatch, 
     assert header.count("|") == row.count("|") == 7
     assert row.startswith("| ResNet-18, last block | 10 | 20 | 40 | 4.0 (4.0 to 4.0) | ")
     assert any("Tests: 5 passed in 1.0s." in line for line in lines)
-    assert (gpu.fitting_size("resnet18", 64), gpu.fitting_size("vit_b_16", 64)) == (64, 224)
+    assert (gpu.choose_image_size("resnet18", 64), gpu.choose_image_size("vit_b_16", 64)) == (
+        64,
+        224,
+    )

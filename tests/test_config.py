@@ -6,10 +6,10 @@ import pytest
 from finetune_core.config import (
     RunConfig,
     all_settings,
+    get_setting,
     make_config,
-    names_in,
     read_config,
-    setting_of,
+    setting_names,
 )
 from finetune_core.config.metadata import SECTIONS
 from finetune_core.errors import ConfigError, FinetuneError
@@ -145,7 +145,7 @@ def test_a_config_file_without_settings_is_refused_by_name(tmp_path, content, pr
 @pytest.mark.parametrize("field", NUMBERS)
 def test_limits_are_those_that_validation_uses(field):
     past = {"ge": -1, "gt": 0, "le": 1, "lt": 0}
-    for name, limit in setting_of(field).limits.items():
+    for name, limit in get_setting(field).limits.items():
         assert field in problems(**{field: limit + past[name]})
 
 
@@ -156,15 +156,15 @@ def test_every_setting_has_a_label_a_help_text_a_section_and_words_for_its_choic
         assert all(texts)
         assert len(set(texts)) == len(texts)
     # without settings that no form shows
-    assert all_settings().keys() - set(names_in(*SECTIONS)) == {
+    assert all_settings().keys() - set(setting_names(*SECTIONS)) == {
         "data",
         "edits",
         "averaged",
         "auto",
     }
     for name, field in RunConfig.model_fields.items():
-        if setting_of(name).kind == "choice":
-            assert tuple(setting_of(name).choices) == get_args(field.annotation), name
+        if get_setting(name).kind == "choice":
+            assert tuple(get_setting(name).choices) == get_args(field.annotation), name
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.evaluation.comparison.layer_diagnostics import measure_layers
-from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
+from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, make_encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
@@ -23,13 +23,13 @@ from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.exporters.formats import export_run
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import RunStore, read_run, summary
+from finetune_core.runs.store import RunStore, read_run, summarize_run
 from finetune_core.training.events import StepEnded
 from tests.command_line import thaw
 from tests.damage import damage
 from tests.deadline import SECONDS, in_time
 from tests.factories import copy_run, shared_images, tiny_config, trained_run
-from tests.shifted import darkened
+from tests.shifted import darken_images
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("train", "runs", "evaluate", "compare", "predict")
@@ -56,7 +56,7 @@ def data(home_of_shared_fixtures):
 def other(data, tmp_path_factory):
     """Return another data set with the same classes."""
     names = ["red/000.png", "red/001.png", "blue/000.png"]
-    return darkened(names, data, tmp_path_factory.mktemp("other") / "images")
+    return darken_images(names, data, tmp_path_factory.mktemp("other") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,13 @@ def whole(data, other, tmp_path_factory):
     """Return a finished run with everything that Thaw stores in its directory."""
     folder = tmp_path_factory.mktemp("whole")
     run_dir = copy_run(trained_run(tiny_config(data, **SPLIT)).run_dir, folder)
-    RunStore(folder).describe(run_dir.name, "baseline", "a note")
+    RunStore(folder).set_about(run_dir.name, "baseline", "a note")
     run = read_run(run_dir)
     for work in (
         measure_layers([run]),
         measure_robustness(run, "test"),
         predict_shifted([run], str(other)),
-        compute_neighbourhood(run, encoder(load_predictor(run))),
+        compute_neighbourhood(run, make_encoder(load_predictor(run))),
     ):
         list(work)
     export_run(run, "safetensors")
@@ -121,7 +121,7 @@ def choose_command(file, chance, bad, good, image, other):
 def test_the_command_line_names_what_is_damaged(whole, data, other, tmp_path, seeds):
     good, bad, image = tmp_path / GOOD, tmp_path / BAD, data / "red" / "000.png"
     shutil.copytree(whole, good)
-    known = summary(read_run(good)) | {"run_dir": ""}
+    known = summarize_run(read_run(good)) | {"run_dir": ""}
     accuracy = json.loads(call("evaluate", good, "--json").stdout)["accuracy"]
     refused = 0
     for seed in seeds:
@@ -132,7 +132,7 @@ def test_the_command_line_names_what_is_damaged(whole, data, other, tmp_path, se
         with in_time(change):
             found, damaged = RunStore(tmp_path).all()
         assert {one.run_id for one in (*found, *damaged)} == {GOOD, BAD}, change
-        (here,) = (summary(run) for run in found if run.run_id == GOOD)
+        (here,) = (summarize_run(run) for run in found if run.run_id == GOOD)
         assert here | {"run_dir": ""} == known, change
         file = change.split(":")[1].strip()
         command = choose_command(file, chance, bad, good, image, other)

@@ -28,7 +28,7 @@ def runs(tmp_path):
             json.dumps(config | {"data": str(tmp_path / "images")})
         )
     store = RunStore(tmp_path / "runs")
-    assert not store.damaged()
+    assert not store.list_damaged()
     return sorted(store.runs(), key=lambda run: run.run_id)
 
 

@@ -11,8 +11,8 @@ import pytest
 from finetune_core.errors import ConfigError
 from finetune_core.files import (
     check_output,
-    replacing,
-    settle,
+    publish_folder,
+    replace_atomically,
     staging_folder,
     temporary_folder,
     write_bytes,
@@ -38,7 +38,7 @@ def test_write_bytes_makes_folders_replaces_a_file_and_lets_others_read_it(tmp_p
 def test_the_old_file_is_read_until_the_block_has_ended(tmp_path):
     file = tmp_path / "c.bin"
     file.write_bytes(b"old")
-    with replacing(file) as opened:
+    with replace_atomically(file) as opened:
         opened.write(b"new")
         opened.flush()
         assert file.read_bytes() == b"old"
@@ -52,7 +52,7 @@ FAILURES = pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Gene
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
     file = tmp_path / "c.bin"
     file.write_bytes(b"old")
-    with pytest.raises(error), replacing(file) as opened:  # noqa: PT012
+    with pytest.raises(error), replace_atomically(file) as opened:  # noqa: PT012
         opened.write(b"half of")
         raise error
     assert file.read_bytes() == b"old"
@@ -64,7 +64,7 @@ def test_a_staged_folder_is_there_once_it_is_settled(tmp_path):
         assert staging.parent.parent == tmp_path / "data"
         assert re.fullmatch(r"\.thaw-new-.{8}", staging.parent.name)
         (staging / "1.jpg").write_bytes(b"x")
-        settle(staging, tmp_path / "data" / "pets")
+        publish_folder(staging, tmp_path / "data" / "pets")
     assert os.listdir(tmp_path / "data") == ["pets"]
     assert os.listdir(tmp_path / "data" / "pets") == ["1.jpg"]
     assert os.name != "posix" or permissions(tmp_path / "data" / "pets") == 0o755
@@ -123,7 +123,7 @@ def test_whoever_settled_first_wins(tmp_path):
     with staging_folder(tmp_path, "new") as staging:
         (staging / "mine").mkdir()
         (tmp_path / "pets" / "theirs").mkdir(parents=True)
-        settle(staging, tmp_path / "pets")
+        publish_folder(staging, tmp_path / "pets")
     assert os.listdir(tmp_path) == ["pets"]
     assert os.listdir(tmp_path / "pets") == ["theirs"]
 
@@ -131,7 +131,7 @@ def test_whoever_settled_first_wins(tmp_path):
 def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "pets").write_bytes(b"")
     with staging_folder(tmp_path, "new") as staging, pytest.raises(OSError, match="pets"):
-        settle(staging, tmp_path / "pets")
+        publish_folder(staging, tmp_path / "pets")
 
 
 KILLED = """
@@ -248,7 +248,7 @@ def test_a_link_in_the_place_of_a_half_written_file_is_not_followed(tmp_path):
     secret.write_bytes(b"mine")
     secret.chmod(0o600)
     (tmp_path / "shared").mkdir()
-    with replacing(tmp_path / "shared" / "c.bin") as file:
+    with replace_atomically(tmp_path / "shared" / "c.bin") as file:
         file.write(b"new")
         (half,) = (tmp_path / "shared").iterdir()
         half.unlink()

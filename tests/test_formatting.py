@@ -44,17 +44,17 @@ def test_values_are_written_for_people(function, shown):
 
 
 def test_percent_without_decimals_is_not_rounded_to_a_perfect_score_either():
-    assert formatting.percent(0.999, digits=0) == "99 %"
-    assert formatting.percent(1, digits=0) == "100 %"
+    assert formatting.format_percent(0.999, digits=0) == "99 %"
+    assert formatting.format_percent(1, digits=0) == "100 %"
 
 
 def test_counts_of_things_have_a_plural():
-    assert formatting.things(1, "image") == "1 image"
-    assert formatting.things(0, "image") == "0 images"
-    assert formatting.things(1234, "image") == "1,234 images"
-    assert formatting.things(2, "class", "classes") == "2 classes"
+    assert formatting.pluralize(1, "image") == "1 image"
+    assert formatting.pluralize(0, "image") == "0 images"
+    assert formatting.pluralize(1234, "image") == "1,234 images"
+    assert formatting.pluralize(2, "class", "classes") == "2 classes"
 
 
 def test_a_gpus_memory_is_never_added_to_the_programs():
-    assert formatting.memory(4e8, None) == "400.0 MB"
-    assert formatting.memory(4e8, 3e9) == "3.0 GB of GPU memory, 400.0 MB of memory"
+    assert formatting.format_memory(4e8, None) == "400.0 MB"
+    assert formatting.format_memory(4e8, 3e9) == "3.0 GB of GPU memory, 400.0 MB of memory"

@@ -33,11 +33,11 @@ def counting(gate, closed=None):
 
 def test_work_goes_on_in_its_thread_and_its_result_is_kept(gate):
     job = Jobs().start("a", "Counting", counting(gate))
-    assert job.working
+    assert job.is_running
     assert not job.wait(0)
     gate.set()
     assert job.wait(300)
-    assert (job.result, job.error, job.progress, job.stopping) == (
+    assert (job.result, job.error, job.progress, job.is_stopping) == (
         "result",
         None,
         Step(3, 3, "probe"),
@@ -68,7 +68,7 @@ def test_stop_ends_work_after_its_step_and_closes_it(gate):
     gate.set()
     assert job.wait(300)
     assert closed.is_set()
-    assert job.stopping
+    assert job.is_stopping
     assert job.result is None
 
 
@@ -103,4 +103,4 @@ def test_a_stop_that_comes_after_the_last_step_takes_nothing_back(gate):
     job.stop()
     gate.set()
     assert job.wait(300)
-    assert (job.result, job.stopping) == ("result", False)
+    assert (job.result, job.is_stopping) == ("result", False)

@@ -10,8 +10,8 @@ from tests.deadline import SECONDS, wait_until_gone
 
 BLOCKED = """
 import ctypes, subprocess, sys
-from finetune_core.lifeline import end_with_stdin
-end_with_stdin()
+from finetune_core.lifeline import exit_with_stdin
+exit_with_stdin()
 inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
 print(inner.pid, flush=True)
 ctypes.PyDLL(None).sleep(1000)  # with the interpreter lock
@@ -66,7 +66,7 @@ def test_it_ends_with_a_killed_parent():
 @pytest.mark.parametrize("leads", [True, False])
 def test_a_stdin_that_was_closed_before_counts_and_spares_another_group(leads):
     """Start a process that does not lead its group, which is this test's. It ends alone."""
-    code = "import sys; sys.stdin.read(); from finetune_core.lifeline import end_with_stdin\n"
+    code = "import sys; sys.stdin.read(); from finetune_core.lifeline import exit_with_stdin\n"
     process = started(f"{code}end_with_stdin()\nwhile True: pass", start_new_session=leads)
     process.stdin.close()
     assert process.wait(SECONDS) < 0

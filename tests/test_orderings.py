@@ -7,21 +7,34 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.orderings.__main__ import main, result_of
-from benchmarks.orderings.data_sets import drawn
-from benchmarks.orderings.judging import Judged, Predictions, judge, overall, untested
-from benchmarks.orderings.plan import arm_configs, block_rates, source_config
-from benchmarks.orderings.protocol import Adaptation, Claim, Ordering, Setup, load, names
-from benchmarks.orderings.running import tried
+from benchmarks.orderings.__main__ import main, run_ordering
+from benchmarks.orderings.data_sets import draw_images
+from benchmarks.orderings.judging import (
+    Judgement,
+    Predictions,
+    combine_outcomes,
+    judge,
+    mark_untested,
+)
+from benchmarks.orderings.plan import make_arm_configs, make_block_rates, make_source_config
+from benchmarks.orderings.protocol import (
+    Adaptation,
+    Claim,
+    Ordering,
+    Setup,
+    list_orderings,
+    load_ordering,
+)
+from benchmarks.orderings.running import train_ordering
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.models.catalogue import PACKAGED
-from finetune_core.runs.design import arm_of
+from finetune_core.runs.design import arm_key
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import RunStore, summary
-from finetune_core.training.stage_plan import plan, stages_of
+from finetune_core.runs.store import RunStore, summarize_run
+from finetune_core.training.stage_plan import describe_stages, plan_strategy
 from tests.factories import TINY_BACKBONE, tiny_weights
 
 CLASSES, IMAGES = 3, 400
@@ -31,7 +44,7 @@ WITHIN = Claim(better="a", than="b", on="test", margin=0.05)
 
 SETUPS = [
     pytest.param(ordering, setup, id=f"{ordering.name}-{setup.data}")
-    for ordering in map(load, names())
+    for ordering in map(load_ordering, list_orderings())
     for setup in (ordering.online, ordering.offline)
     if not setup.why_not
 ]
@@ -39,28 +52,31 @@ SETUPS = [
 
 @pytest.mark.parametrize(("ordering", "setup"), SETUPS)
 def test_every_file_makes_configs_whose_strategies_and_settings_exist(ordering, setup, tmp_path):
-    stages = stages_of(make_config({"data": "x", "backbone": setup.backbone}))
+    stages = describe_stages(make_config({"data": "x", "backbone": setup.backbone}))
     source = tmp_path / "run" if ordering.adaptation else None
-    configs = arm_configs(ordering, setup, tmp_path, [stage.name for stage in stages], 3, source)
+    configs = make_arm_configs(
+        ordering, setup, tmp_path, [stage.name for stage in stages], 3, source
+    )
     assert set(configs) == {name for name, arm in ordering.arms.items() if not arm.of}
     for name, by_seed in configs.items():
         assert len(by_seed) == 3
         for config in (config for members in by_seed for config in members):
-            assert len(plan(config, stages)) == len(stages)
+            assert len(plan_strategy(config, stages)) == len(stages)
             assert (config.from_run is not None) == bool(ordering.adaptation)
         if ordering.arms[name].runs == 1:
-            assert len({arm_of(config) for [config] in by_seed}) == 1
+            assert len({arm_key(config) for [config] in by_seed}) == 1
         else:
             seeds = [config.seed for members in by_seed for config in members]
             assert len(set(seeds)) == len(seeds)
             assert all(len({config.head_seed for config in members}) == 1 for members in by_seed)
     if ordering.adaptation:
-        assert source_config(ordering, setup, tmp_path).strategy == "full"
+        assert make_source_config(ordering, setup, tmp_path).strategy == "full"
 
 
 def test_every_ordering_says_where_it_can_be_tried_and_why_not_elsewhere():
     tested = {
-        name: (not load(name).online.why_not, not load(name).offline.why_not) for name in names()
+        name: (not load_ordering(name).online.why_not, not load_ordering(name).offline.why_not)
+        for name in list_orderings()
     }
     assert tested.pop("frankle_2021_norms") == (False, False)
     assert all(online for online, _ in tested.values())
@@ -72,9 +88,9 @@ def test_every_ordering_says_where_it_can_be_tried_and_why_not_elsewhere():
 
 def test_blocks_are_the_first_stages_the_middle_one_and_the_last_with_the_head():
     stages = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
-    assert list(block_rates(stages, "first")) == ["stem", "layer1", "head"]
-    assert list(block_rates(stages, "middle")) == ["layer2", "head"]
-    assert list(block_rates(stages, "last")) == ["layer4", "head"]
+    assert list(make_block_rates(stages, "first")) == ["stem", "layer1", "head"]
+    assert list(make_block_rates(stages, "middle")) == ["layer2", "head"]
+    assert list(make_block_rates(stages, "last")) == ["layer4", "head"]
 
 
 TINY = {"epochs": 1, "image_size": 32, "precision": "fp32", "learning_rate": 1e-3}
@@ -139,7 +155,7 @@ def test_what_is_no_ordering_is_refused(changes):
 
 def test_an_ordering_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(ConfigError, match="kumar_2022"):
-        load("no_such")
+        load_ordering("no_such")
 
 
 def predictions(seeds, **rights):
@@ -203,7 +219,10 @@ def test_a_claim_on_two_arms_is_corrected_for_all_pairs():
     ],
 )
 def test_an_ordering_is_reproduced_where_all_of_it_is(outcomes, together):
-    assert overall([Judged(BETTER, outcome, Interval(0, 0, 0)) for outcome in outcomes]) == together
+    assert (
+        combine_outcomes([Judgement(BETTER, outcome, Interval(0, 0, 0)) for outcome in outcomes])
+        == together
+    )
 
 
 IDS = pd.DataFrame(
@@ -221,7 +240,7 @@ def setup(**images):
 
 
 def test_no_image_is_drawn_twice_and_mirrored_labels_are_those_of_the_target_only():
-    parts = drawn(IDS, setup(source_train=30, source_val=10), Adaptation(kind="mirrored"))
+    parts = draw_images(IDS, setup(source_train=30, source_val=10), Adaptation(kind="mirrored"))
     assert {key: len(rows) for key, rows in parts.items()} == {
         ("source", "train"): 30,
         ("source", "val"): 10,
@@ -242,7 +261,7 @@ def test_groups_are_classes_whose_members_change():
         "even": {"source": ["C0"], "target": ["c2", "c4"]},
         "odd": {"source": ["c1"], "target": ["c3"]},
     }
-    parts = drawn(
+    parts = draw_images(
         IDS, setup(source_train=20, source_val=10), Adaptation(kind="groups", groups=groups)
     )
     own = dict(zip(IDS["id"], IDS["class"], strict=True))
@@ -255,15 +274,17 @@ def test_groups_are_classes_whose_members_change():
 
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="there are 100"):
-        drawn(IDS, setup(train=90), None)
+        draw_images(IDS, setup(train=90), None)
 
 
 def test_what_cannot_be_tried_says_why(capsys, tmp_path):
     main(["frankle_2021_norms", "mai_2025_many"], "offline", None, tmp_path, as_json=True)
     norms, many = json.loads(capsys.readouterr().out)["orderings"]
     assert norms["outcome"] == many["outcome"] == "could not be tested"
-    assert norms["why"] == load("frankle_2021_norms").offline.why_not
-    assert {claim["why"] for claim in many["claims"]} == {load("mai_2025_many").offline.why_not}
+    assert norms["why"] == load_ordering("frankle_2021_norms").offline.why_not
+    assert {claim["why"] for claim in many["claims"]} == {
+        load_ordering("mai_2025_many").offline.why_not
+    }
     assert len(many["claims"]) == 4
     assert not list(tmp_path.iterdir())
 
@@ -274,14 +295,16 @@ def test_a_public_set_that_cannot_be_fetched_is_a_result(monkeypatch, tmp_path):
         yield
 
     monkeypatch.setattr("benchmarks.orderings.running.fetch_public", refused)
-    result = result_of(load("kumar_2022"), "online", 2, tmp_path)
-    assert result.judged == untested(load("kumar_2022").claims, "There is no connection.")
+    result = run_ordering(load_ordering("kumar_2022"), "online", 2, tmp_path)
+    assert result.judged == mark_untested(
+        load_ordering("kumar_2022").claims, "There is no connection."
+    )
 
 
 @pytest.mark.train
 def test_a_tiny_ordering_from_end_to_end(tmp_path):
     tiny = ordering()
-    result = result_of(tiny, "offline", 2, tmp_path)
+    result = run_ordering(tiny, "offline", 2, tmp_path)
     store = RunStore(tmp_path / "runs")
     runs = store.runs()
     assert len(runs) == 6
@@ -289,14 +312,14 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
     accuracies = {}
     for run in runs:
         key = "wise" if run.config.averaged else run.config.strategy
-        accuracies.setdefault(key, []).append(summary(run)["test_accuracy"])
+        accuracies.setdefault(key, []).append(summarize_run(run)["test_accuracy"])
     first = result.judged[0]
     assert first.difference.value == pytest.approx(
         np.mean(accuracies["full"]) - np.mean(accuracies["linear_probe"])
     )
     shifted = {one.arm: one.score.value for one in result.standings if one.on == "shifted"}
     assert result.judged[1].difference.value == pytest.approx(shifted["wise"] - shifted["full"])
-    again = result_of(tiny, "offline", 2, tmp_path)
+    again = run_ordering(tiny, "offline", 2, tmp_path)
     assert again.to_json() == result.to_json()
     assert len(store.runs()) == 6
     json.dumps(result.to_json())
@@ -321,18 +344,18 @@ def test_all_arms_go_on_from_one_run_and_one_that_was_stopped_is_gone_on_with(tm
             "settings": TINY,
         },
     )
-    found = tried(blocks, blocks.offline, 1, tmp_path)
+    found = train_ordering(blocks, blocks.offline, 1, tmp_path)
     source = next(
         run for run in RunStore(tmp_path / "runs").runs() if run.config.strategy == "full"
     )
     for [run] in found.arms.values():
         assert run.config.from_run == str(source.run_dir)
-        assert summary(run)["head_kept"]
+        assert summarize_run(run)["head_kept"]
     stopped = create_run(
         found.arms["first"][0].config.model_copy(update={"seed": 1}), tmp_path / "runs"
     )
     request_stop(stopped.run_dir)
     assert [type(event).__name__ for event in execute(stopped)] == ["RunStopped"]
-    more = tried(blocks, blocks.offline, 2, tmp_path)
+    more = train_ordering(blocks, blocks.offline, 2, tmp_path)
     assert more.arms["first"][1].run_dir == stopped.run_dir
     assert more.arms["first"][0].run_dir == found.arms["first"][0].run_dir

@@ -73,7 +73,7 @@ def test_people_read_lines_and_no_encoder_is_built_where_nothing_is_compared(
     def built(_):
         raise AssertionError("an encoder")
 
-    monkeypatch.setattr("finetune_core.commands.predict.encoder", built)
+    monkeypatch.setattr("finetune_core.commands.predict.make_encoder", built)
     (fresh,) = trained_once.copied(tmp_path / "fresh", "last_block")
     done = predict(fresh, new / "new")
     assert (done.exit_code, done.exception) == (0, None)

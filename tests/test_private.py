@@ -7,7 +7,7 @@ import time
 import pytest
 
 from finetune_core import paths
-from finetune_core.private import make_room, read_private, write_private
+from finetune_core.private import evict_oldest, read_private, write_private
 from tests.other_user import AS_ROOT, as_another_user, open_to_all
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
@@ -73,7 +73,7 @@ def test_the_oldest_make_room_and_nothing_else_goes():
     for age, name in enumerate(("new", "old", "oldest", "key.pem", ".thaw-half-0123456789abcdef")):
         write_private(name, b"x" * 10)
         os.utime(paths.private_dir() / name, (time.time() - age * 7200,) * 2)
-    make_room(FILES, 20)
+    evict_oldest(FILES, 20)
     assert sorted(os.listdir(paths.private_dir())) == ["key.pem", "new", "old"]
 
 

@@ -10,7 +10,7 @@ from finetune_core.saved_settings import save_settings
 def test_what_is_saved_is_found_and_equal_values_have_one_id():
     name = save_settings({"epochs": 3, "rates": {"a": 1e-4}})
     assert save_settings({"rates": {"a": 1e-4}, "epochs": 3}) == name
-    assert saved_settings.saved_settings(name) == {"epochs": 3, "rates": {"a": 1e-4}}
+    assert saved_settings.load_settings(name) == {"epochs": 3, "rates": {"a": 1e-4}}
     assert save_settings({"epochs": 4}) != name
 
 
@@ -19,7 +19,7 @@ def test_what_is_saved_is_found_and_equal_values_have_one_id():
 )
 def test_an_id_under_which_nothing_is_saved_is_refused_in_words(asked):
     with pytest.raises(ConfigError, match="nothing is saved"):
-        saved_settings.saved_settings(asked)
+        saved_settings.load_settings(asked)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_a_damaged_or_changed_file_is_refused(content):
     name = save_settings({"epochs": 3})
     (paths.home() / "settings" / f"{name}.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"damaged|changed"):
-        saved_settings.saved_settings(name)
+        saved_settings.load_settings(name)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="files that only POSIX has")
@@ -42,9 +42,9 @@ def test_what_is_no_regular_file_is_refused(make):
     file.unlink()
     make(file)
     with pytest.raises(ConfigError, match="damaged"):
-        saved_settings.saved_settings(name)
+        saved_settings.load_settings(name)
     assert save_settings({"epochs": 3}) == name
-    assert saved_settings.saved_settings(name) == {"epochs": 3}
+    assert saved_settings.load_settings(name) == {"epochs": 3}
 
 
 def test_files_of_other_names_are_not_deleted(monkeypatch):

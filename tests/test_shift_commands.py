@@ -13,18 +13,18 @@ from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.shift import (
     compare_shift,
-    shifts_of,
+    list_shifts,
 )
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import Copies, Shift
-from finetune_core.evaluation.single_run.shifted import left_out_in_words
-from finetune_core.formatting import percent, points
+from finetune_core.evaluation.single_run.shifted import describe_left_out
+from finetune_core.formatting import format_percent, format_points
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.documents import missing_in_reference
 from tests.factories import copy_run, shared_images, tiny_config, train, trained_run
-from tests.shifted import copied, darkened
+from tests.shifted import copy_images, darken_images
 
 SETTINGS = {"epochs": 1, "learning_rate": 0.01, "test_fraction": 0.3}
 TAG = "blue [b]"  # a class name with special characters of a terminal
@@ -47,8 +47,8 @@ def compared(home_of_shared_fixtures, tmp_path_factory):
     """Return runs of two strategies with two seeds each, other data, and the printed comparison."""
     base = tmp_path_factory.mktemp("shifted")
     samples = [f"{name}/{at:03d}.png" for name in ("red", "violet") for at in range(24)]
-    other = darkened(samples, images(), base / "dark")
-    darkened(samples[:4], images(), other, {"red": "[bold]pink"})
+    other = darken_images(samples, images(), base / "dark")
+    darken_images(samples[:4], images(), other, {"red": "[bold]pink"})
     runs = []
     for strategy in ("feature_extraction", "last_block"):
         for seed in (0, 1):
@@ -77,7 +77,7 @@ def test_a_comparison_has_a_verdict_and_numbers_on_either_axis(compared):
     assert shifted["unknown_classes"] == {"[bold]pink": 4}
     assert shifted["data"] == str(other)
     assert not missing_in_reference({*shifted, *shifted["drops"][0]})
-    assert shifts_of(runs).keys() == {shifted["fingerprint"]}
+    assert list_shifts(runs).keys() == {shifted["fingerprint"]}
 
 
 def test_runs_that_have_predicted_it_are_compared_without_asking_them_again(compared, monkeypatch):
@@ -110,7 +110,7 @@ def test_the_report_holds_the_other_axis(compared, tmp_path):
 @pytest.mark.train
 def test_on_the_same_images_both_axes_say_the_same(compared, tmp_path):
     runs, *_ = compared
-    folder = copied(evaluation(runs[0], "test").predictions["id"], images(), tmp_path / "same")
+    folder = copy_images(evaluation(runs[0], "test").predictions["id"], images(), tmp_path / "same")
     # exact copies would be left out
     for file in folder.rglob("*.png"):
         file.write_bytes(file.read_bytes() + b"\0")
@@ -133,11 +133,13 @@ def test_on_the_same_images_both_axes_say_the_same(compared, tmp_path):
 def test_runs_that_left_out_other_images_are_refused_with_the_reason(compared, tmp_path):
     (run, *_), other, _ = compared
     ids = load_dataset(images(), test_fraction=0.3).table["id"]
-    half = train(tiny_config(copied(ids[::2], images(), tmp_path / "half"), **SETTINGS), tmp_path)
+    half = train(
+        tiny_config(copy_images(ids[::2], images(), tmp_path / "half"), **SETTINGS), tmp_path
+    )
     done = thaw("compare", run.run_dir, half.run_dir, "--on", other, "--json", exit_code=2)
     assert "not evaluated on the same images" in " ".join(done.stderr.split())
-    mixed = copied(ids, images(), tmp_path / "mixed")
-    darkened(ids[:4], images(), tmp_path / "dark")
+    mixed = copy_images(ids, images(), tmp_path / "mixed")
+    darken_images(ids[:4], images(), tmp_path / "dark")
     shutil.copytree(tmp_path / "dark", mixed / "red" / "dark")
     fingerprint = finish(predict_shifted([run, half], str(mixed)))
     with pytest.raises(RunError, match="copies of its own images"):
@@ -175,11 +177,11 @@ def test_an_evaluation_on_other_data_holds_the_runs_own_and_the_drop(compared):
     found = finetune_core.evaluate(run, on=other)
     assert (found.accuracy, found.own.accuracy) == (result["accuracy"], restricted["accuracy"])
     assert found.drop == tuple(drops["accuracy"].values())
-    assert found.drop_in_words() in repr(found)
+    assert found.describe_drop() in repr(found)
     columns, rows = found.score_rows()
     cell = dict(zip(columns, rows[0], strict=True))["Drop"]
-    assert cell == f"{points(found.drop[0])} points"
-    assert f"{percent(found.low)} to {percent(found.high)}" in rows[0]
+    assert cell == f"{format_points(found.drop[0])} points"
+    assert f"{format_percent(found.low)} to {format_percent(found.high)}" in rows[0]
 
 
 def test_people_read_the_drop_with_its_interval_and_what_was_left_out(compared):
@@ -194,7 +196,7 @@ def test_people_read_the_drop_with_its_interval_and_what_was_left_out(compared):
 def test_copies_of_what_an_earlier_run_was_trained_on_are_contamination():
     shift = Shift("/other", "0" * 16, 1, ["cat"], {}, {}, 0, Copies(0, 0, 0, earlier=3))
     said = "3 images may be copies of training images of a run that this one started from"
-    assert said in " ".join(left_out_in_words(shift))
+    assert said in " ".join(describe_left_out(shift))
 
 
 @pytest.mark.train

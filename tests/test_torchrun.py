@@ -22,7 +22,7 @@ from tests.deadline import SECONDS, wait_until, wait_until_gone
 from tests.factories import shared_images
 from tests.forked import Command
 from tests.ports import HERE, free_port
-from tests.training.rank_program import Machine, environments_of
+from tests.training.rank_program import Machine, make_environments
 
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +82,7 @@ def start_ranks(folder, *arguments):
     machines = [Machine(2)]
     return [
         Command(folder, *arguments, environment=environment)
-        for environment in environments_of(machines, Path(os.environ["THAW_HOME"]))
+        for environment in make_environments(machines, Path(os.environ["THAW_HOME"]))
     ]
 
 
@@ -116,7 +116,7 @@ def test_under_torchrun_a_run_that_loses_a_rank_is_interrupted(tmp_path):
     status, out, _ = end_of(process)
     assert (status != 0, out) == (True, "")
     run = the_run(tmp_path)
-    assert (run.status, run.resumable) == ("interrupted", True)
+    assert (run.status, run.is_resumable) == ("interrupted", True)
     wait_until_gone(ranks)
 
 
@@ -197,7 +197,7 @@ def test_five_ctrl_c_at_once_stop_a_run_with_one_message(command, devices, tmp_p
     assert (err.count("Stopping after this step"), err.count("Traceback")) == (1, 0), err
     assert command == "compare" or json.loads(out)["status"] == "stopped"
     run = the_run(tmp_path / "runs")
-    assert (run.started["ranks"], run.status, run.resumable) == (devices, "stopped", True)
+    assert (run.started["ranks"], run.status, run.is_resumable) == (devices, "stopped", True)
 
 
 def test_five_ctrl_c_before_the_training_abort_with_one_word(tmp_path):
@@ -223,4 +223,4 @@ def test_a_second_ctrl_c_breaks_off_and_leaves_no_process(tmp_path):
     status, out, _ = process.end()
     assert (status != 0, out) == (True, "")
     wait_until_gone(family)
-    assert the_run(tmp_path / "runs").resumable
+    assert the_run(tmp_path / "runs").is_resumable

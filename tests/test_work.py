@@ -1,7 +1,7 @@
 import pytest
 
-from finetune_core.work import Step, Work, as_step, finish, in_phase, with_subject
-from tests.drain import drained
+from finetune_core.work import Step, Work, finish, with_fixed_step, with_phase, with_subject
+from tests.drain import drain
 
 
 def counted(count: int, closed: list[bool] | None = None) -> Work[str]:
@@ -44,7 +44,7 @@ def test_what_the_work_raises_is_raised():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        finish(in_phase("index", broken()))
+        finish(with_phase("index", broken()))
 
 
 def test_steps_without_a_phase_get_one_and_the_others_keep_theirs():
@@ -53,7 +53,7 @@ def test_steps_without_a_phase_get_one_and_the_others_keep_theirs():
         yield Step(1, None, "probe")
         return "result"
 
-    assert drained(in_phase("index", work())) == (
+    assert drain(with_phase("index", work())) == (
         [Step(1, 2, "index"), Step(1, None, "probe")],
         "result",
     )
@@ -61,11 +61,11 @@ def test_steps_without_a_phase_get_one_and_the_others_keep_theirs():
 
 def test_a_part_of_a_phase_counts_on_from_what_was_done_before():
     def both():
-        first = yield from in_phase("features", counted(2), 0, 5)
-        second = yield from in_phase("features", counted(3), 2, 5)
+        first = yield from with_phase("features", counted(2), 0, 5)
+        second = yield from with_phase("features", counted(3), 2, 5)
         return first, second
 
-    steps, result = drained(both())
+    steps, result = drain(both())
     assert steps == [Step(done, 5, "features") for done in range(1, 6)]
     assert result == ("result", "result")
 
@@ -73,7 +73,7 @@ def test_a_part_of_a_phase_counts_on_from_what_was_done_before():
 def test_work_in_a_phase_that_is_given_up_is_closed():
     closed = []
     inner = counted(3, closed)  # held, so that garbage collection does not close it
-    work = in_phase("index", inner)
+    work = with_phase("index", inner)
     next(work)
     work.close()
     assert closed == [True]
@@ -81,8 +81,8 @@ def test_work_in_a_phase_that_is_given_up_is_closed():
 
 def test_work_on_one_of_several_things_says_on_which():
     seen, closed = [], []
-    assert finish(with_subject("b", in_phase("probe", counted(2))), seen.append) == "result"
-    assert finish(in_phase("probe", with_subject("b", counted(1))), seen.append) == "result"
+    assert finish(with_subject("b", with_phase("probe", counted(2))), seen.append) == "result"
+    assert finish(with_phase("probe", with_subject("b", counted(1))), seen.append) == "result"
     assert seen == [Step(1, 2, "probe", "b"), Step(2, 2, "probe", "b"), Step(1, 1, "probe", "b")]
     work = with_subject("b", counted(2, closed))
     next(work)
@@ -92,5 +92,5 @@ def test_work_on_one_of_several_things_says_on_which():
 
 def test_a_part_of_longer_work_is_at_one_step():
     seen = []
-    assert finish(as_step(Step(1, 4, "probe"), counted(3)), seen.append) == "result"
+    assert finish(with_fixed_step(Step(1, 4, "probe"), counted(3)), seen.append) == "result"
     assert seen == [Step(1, 4, "probe")] * 3

@@ -14,7 +14,7 @@ QUICK = {
 }
 
 
-class Trained(NamedTuple):
+class TrainedRuns(NamedTuple):
     """The images ``red``, ``blue`` and ``NASTY``, 40 of each, and two run directories on them.
 
     Copy a run before you change it.
@@ -30,10 +30,10 @@ class Trained(NamedTuple):
         return [copy_run(run_dir, runs_dir) for run_dir in found]
 
 
-def train_once() -> Trained:
+def train_once() -> TrainedRuns:
     data = shared_images(**{"red": 40, "blue": 40, NASTY: 40})
     runs = (
         trained_run(tiny_config(data, backbone="efficientnet_lite0", strategy=strategy))
-        for strategy in Trained._fields[1:]
+        for strategy in TrainedRuns._fields[1:]
     )
-    return Trained(data, *(run.run_dir for run in runs))
+    return TrainedRuns(data, *(run.run_dir for run in runs))

@@ -13,32 +13,32 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.orderings.judging import judge, overall, untested
-from benchmarks.orderings.protocol import Ordering, Where, load, names
+from benchmarks.orderings.judging import combine_outcomes, judge, mark_untested
+from benchmarks.orderings.protocol import Ordering, Where, list_orderings, load_ordering
 from benchmarks.orderings.report import Result
-from benchmarks.orderings.running import collect_predictions, tried
+from benchmarks.orderings.running import collect_predictions, train_ordering
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.paths import home
 
 
-def result_of(ordering: Ordering, where: Where, seeds: int, base: Path) -> Result:
+def run_ordering(ordering: Ordering, where: Where, seeds: int, base: Path) -> Result:
     """Test an ordering. If it cannot be tested, the result holds the reason."""
     setup = ordering.setup(where)
     if setup.why_not:
-        return Result(ordering, where, seeds, untested(ordering.claims, setup.why_not))
+        return Result(ordering, where, seeds, mark_untested(ordering.claims, setup.why_not))
     try:
-        predictions = collect_predictions(tried(ordering, setup, seeds, base))
+        predictions = collect_predictions(train_ordering(ordering, setup, seeds, base))
     except FinetuneError as error:
-        return Result(ordering, where, seeds, untested(ordering.claims, str(error)))
+        return Result(ordering, where, seeds, mark_untested(ordering.claims, str(error)))
     return Result(ordering, where, seeds, *judge(ordering.claims, predictions, ordering.measure))
 
 
 def main(requested: list[str], where: Where, seeds: int | None, base: Path, as_json: bool) -> None:
     """Test orderings and print the results."""
-    orderings = [load(name) for name in requested or names()]
+    orderings = [load_ordering(name) for name in requested or list_orderings()]
     results = []
     for ordering in orderings:
-        result = result_of(ordering, where, seeds or ordering.seeds, base)
+        result = run_ordering(ordering, where, seeds or ordering.seeds, base)
         results.append(result)
         if not as_json:
             print(result.in_words(), flush=True)
@@ -48,7 +48,7 @@ def main(requested: list[str], where: Where, seeds: int | None, base: Path, as_j
     tested = [
         result.ordering.name
         for result in results
-        if overall(result.judged) != "could not be tested"
+        if combine_outcomes(result.judged) != "could not be tested"
     ]
     print(f"Tested {len(tested)} of {len(results)}, {where}: {', '.join(tested) or 'none'}.")
 
@@ -61,7 +61,7 @@ if __name__ == "__main__":
         "orderings",
         nargs="*",
         metavar="NAME",
-        help=f"of {', '.join(names())}; all where none is named",
+        help=f"of {', '.join(list_orderings())}; all where none is named",
     )
     parser.add_argument(
         "--offline",

@@ -15,7 +15,7 @@ from finetune_core.data.decode import Resize, read_square
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import DataError
 from finetune_core.evaluation.single_run.corruptions import CORRUPTIONS
-from finetune_core.files import settle, staging_folder
+from finetune_core.files import publish_folder, staging_folder
 
 _USUAL_SIDE = 224
 _SOURCE, _DATA, _SHIFTED = "source", "data", "shifted"
@@ -56,7 +56,7 @@ def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path
         try:
             with staging_folder(base, "writing") as staging:
                 _write(ordering, setup, dataset, staging / folder.name)
-                settle(staging / folder.name, folder)
+                publish_folder(staging / folder.name, folder)
         except OSError as error:
             raise DataError(
                 f"The images cannot be written to {base}: {error}. Choose another --runs-dir, "
@@ -69,7 +69,7 @@ def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path
     )
 
 
-def drawn(
+def draw_images(
     table: pd.DataFrame, setup: Setup, adaptation: Adaptation | None
 ) -> dict[tuple[str, str], pd.DataFrame]:
     """Draw the images of each split. No image is in two of them.
@@ -154,7 +154,9 @@ def _write(ordering: Ordering, setup: Setup, dataset: Dataset, folder: Path) -> 
         if adaptation and adaptation.corrupted
         else _keep_image
     )
-    for (part, split), rows in drawn(dataset.table[["id", "class"]], setup, adaptation).items():
+    for (part, split), rows in draw_images(
+        dataset.table[["id", "class"]], setup, adaptation
+    ).items():
         _write_images(
             folder / part / split, rows, dataset.root, side, worse if part == _DATA else _keep_image
         )

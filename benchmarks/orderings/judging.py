@@ -7,9 +7,13 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.orderings.protocol import Axis, Claim
-from finetune_core.evaluation.comparison.measures import measure_of
-from finetune_core.evaluation.comparison.paired import Answers, measured
-from finetune_core.evaluation.comparison.pairs import PairVerdict, compare_pairs, known_variances
+from finetune_core.evaluation.comparison.measures import get_measure
+from finetune_core.evaluation.comparison.paired import ArmPredictions, summarise_measure
+from finetune_core.evaluation.comparison.pairs import (
+    PairVerdict,
+    compare_pairs,
+    pool_seed_variances,
+)
 from finetune_core.evaluation.comparison.strategies import Interval, measure_interval
 
 Outcome = Literal["reproduced", "opposite", "not distinguishable", "could not be tested"]
@@ -31,7 +35,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgement:
     """A claim and its outcome.
 
     Attributes:
@@ -67,14 +71,14 @@ class Standing:
     seeds: tuple[float, ...]
 
 
-def untested(claims: Sequence[Claim], why: str) -> list[Judged]:
+def mark_untested(claims: Sequence[Claim], why: str) -> list[Judgement]:
     """Return the claims as not tested, with the reason."""
-    return [Judged(claim, "could not be tested", why=why) for claim in claims]
+    return [Judgement(claim, "could not be tested", why=why) for claim in claims]
 
 
 def judge(
     claims: Sequence[Claim], predictions: Mapping[Axis, Predictions], measure: str = "accuracy"
-) -> tuple[list[Judged], list[Standing]]:
+) -> tuple[list[Judgement], list[Standing]]:
     """Judge every claim, and return the score of each arm on each axis.
 
     Without a margin, a claim holds if the comparison calls the strategies different (by the whole
@@ -92,7 +96,7 @@ def judge(
     return [_judge_claim(claim, results.get(claim.on)) for claim in claims], standings
 
 
-def overall(judged: Sequence[Judged]) -> Outcome:
+def combine_outcomes(judged: Sequence[Judgement]) -> Outcome:
     """Return the outcome of a whole ordering.
 
     It is reproduced if every claim is, and opposite if any claim is.
@@ -107,15 +111,17 @@ def overall(judged: Sequence[Judged]) -> Outcome:
 
 @dataclass(frozen=True)
 class _AxisResult:
-    answers: Mapping[str, Answers]
+    answers: Mapping[str, ArmPredictions]
     scores: Mapping[str, Interval]
     verdicts: Mapping[tuple[str, str], PairVerdict | None]
 
 
 def _evaluate_axis(predictions: Predictions, measure: str) -> _AxisResult:
     arms = list(predictions.logits)
-    answers = measured(measure_of(measure), predictions.labels, list(predictions.logits.values()))
-    variances = known_variances(answers, [arm in predictions.in_steps for arm in arms])
+    answers = summarise_measure(
+        get_measure(measure), predictions.labels, list(predictions.logits.values())
+    )
+    variances = pool_seed_variances(answers, [arm in predictions.in_steps for arm in arms])
     pairs = compare_pairs(answers, [True] * len(arms), variances)
     return _AxisResult(
         dict(zip(arms, answers, strict=True)),
@@ -127,16 +133,16 @@ def _evaluate_axis(predictions: Predictions, measure: str) -> _AxisResult:
     )
 
 
-def _judge_claim(claim: Claim, axis: _AxisResult | None) -> Judged:
+def _judge_claim(claim: Claim, axis: _AxisResult | None) -> Judgement:
     if axis is None:
-        return Judged(
+        return Judgement(
             claim, "could not be tested", why=f"there are no predictions on {claim.on} images"
         )
     forwards = (claim.better, claim.than) in axis.verdicts
     pair = (claim.better, claim.than) if forwards else (claim.than, claim.better)
     verdict = axis.verdicts.get(pair)
     if verdict is None:
-        return Judged(
+        return Judgement(
             claim,
             "could not be tested",
             why="a claim about ways to train needs several seeds of both arms",
@@ -144,7 +150,7 @@ def _judge_claim(claim: Claim, axis: _AxisResult | None) -> Judged:
     one, sign = verdict.claim, 1 if forwards else -1
     low, high = sorted((sign * one.low, sign * one.high))
     difference = Interval(sign * one.gain, low, high)
-    return Judged(
+    return Judgement(
         claim, _decide_outcome(claim, difference, verdict.different), difference, verdict.holm_p
     )
 

@@ -10,7 +10,7 @@ from finetune_core.config import RunConfig, make_config
 _USUAL_RATE = float(RunConfig.model_fields["learning_rate"].default)
 
 
-def arm_configs(
+def make_arm_configs(
     ordering: Ordering,
     setup: Setup,
     data: Path,
@@ -47,7 +47,7 @@ def arm_configs(
     }
 
 
-def source_config(ordering: Ordering, setup: Setup, data: Path) -> RunConfig:
+def make_source_config(ordering: Ordering, setup: Setup, data: Path) -> RunConfig:
     """Return the config of the run that all arms start from, which is trained in full.
 
     Raises:
@@ -59,7 +59,7 @@ def source_config(ordering: Ordering, setup: Setup, data: Path) -> RunConfig:
     )
 
 
-def block_rates(stages: Sequence[str], block: Block) -> dict[str, float]:
+def make_block_rates(stages: Sequence[str], block: Block) -> dict[str, float]:
     """Return the rates of the stages that train with a block, which always include the head.
 
     The first block is the stem and the stage after it, the middle block the stage in the middle,
@@ -76,7 +76,7 @@ def _make_shared_settings(setup: Setup, data: Path) -> dict[str, Any]:
 
 def _make_arm_settings(arm: Arm, setup: Setup, stages: Sequence[str]) -> dict[str, Any]:
     trains = (
-        {"strategy": "custom", "stage_rates": block_rates(stages, arm.block)}
+        {"strategy": "custom", "stage_rates": make_block_rates(stages, arm.block)}
         if arm.block
         else {"strategy": arm.strategy}
     )

@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from finetune_core.config import setting_of
-from finetune_core.config.averaged import How
+from finetune_core.config import get_setting
+from finetune_core.config.averaged import AveragingMethod
 from finetune_core.config.run_config import StrategyName
 from finetune_core.data.public import PUBLIC_SETS
 from finetune_core.data.sample import SAMPLE_NAME
@@ -50,7 +50,7 @@ def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
         if name in _PLANNED:
             raise ValueError(f"{name} is no setting to be given here")
         try:
-            setting_of(name)
+            get_setting(name)
         except KeyError:
             raise ValueError(f"there is no setting {name}") from None
     return settings
@@ -178,7 +178,7 @@ class Arm(_Fixed):
     strategy: StrategyName | None = None
     block: Block | None = None
     of: str = ""
-    how: How | Literal["best", ""] = ""
+    how: AveragingMethod | Literal["best", ""] = ""
     runs: int = Field(1, ge=1)
     rate: float = Field(1.0, gt=0)
     settings: Settings = {}
@@ -282,19 +282,21 @@ class Ordering(_Fixed):
         return self.online if where == "online" else self.offline
 
 
-def names() -> list[str]:
+def list_orderings() -> list[str]:
     """Return the names of all orderings, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load(name: str) -> Ordering:
+def load_ordering(name: str) -> Ordering:
     """Load an ordering.
 
     Raises:
         ConfigError: if there is none of that name or its file is invalid.
     """
-    if name not in names():
-        raise ConfigError({"ordering": f"there is no {name!r}; there are {', '.join(names())}"})
+    if name not in list_orderings():
+        raise ConfigError(
+            {"ordering": f"there is no {name!r}; there are {', '.join(list_orderings())}"}
+        )
     try:
         return Ordering.model_validate(
             tomllib.loads((FOLDER / f"{name}.toml").read_text()) | {"name": name}

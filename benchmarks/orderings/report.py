@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.orderings.judging import Judged, Standing, overall
+from benchmarks.orderings.judging import Judgement, Standing, combine_outcomes
 from benchmarks.orderings.protocol import Ordering, Where
-from finetune_core.formatting import percent, points
+from finetune_core.formatting import format_percent, format_points
 
 _AXES = {"test": "test images", "shifted": "shifted test images"}
 
@@ -26,7 +26,7 @@ class Result:
     ordering: Ordering
     where: Where
     seeds: int
-    judged: Sequence[Judged]
+    judged: Sequence[Judgement]
     standings: Sequence[Standing] = ()
 
     @property
@@ -49,7 +49,7 @@ class Result:
             "where": self.where,
             "setup": setup.model_dump(),
             "seeds": self.seeds,
-            "outcome": overall(self.judged),
+            "outcome": combine_outcomes(self.judged),
             "why": self.why,
             "claims": [
                 one.claim.model_dump()
@@ -64,7 +64,7 @@ class Result:
         """Return the result as Markdown."""
         ordering, setup = self.ordering, self.ordering.setup(self.where)
         lines = [
-            f"## {ordering.name}: {overall(self.judged)}",
+            f"## {ordering.name}: {combine_outcomes(self.judged)}",
             "",
             f"{ordering.authors} {ordering.year}: {ordering.claim}",
             "",
@@ -91,15 +91,18 @@ class Result:
 def _format_standing(one: Standing) -> str:
     score, seeds = one.score, " ".join(f"{100 * value:.1f}" for value in one.seeds)
     return (
-        f"| {one.arm} | {_AXES[one.on]} | {percent(score.value)}, {percent(score.low)} to "
-        f"{percent(score.high)} | {seeds} |"
+        f"| {one.arm} | {_AXES[one.on]} | {format_percent(score.value)}, "
+        f"{format_percent(score.low)} to {format_percent(score.high)} | {seeds} |"
     )
 
 
-def _format_claim(one: Judged) -> str:
+def _format_claim(one: Judgement) -> str:
     text = one.why
     if found := one.difference:
-        text = f"{points(found.value)}, {points(found.low)} to {points(found.high)}"
+        text = (
+            f"{format_points(found.value)}, {format_points(found.low)} to "
+            f"{format_points(found.high)}"
+        )
     p = "" if one.p is None else f"{one.p:.2g}"
     return (
         f"| {one.claim.text} | {_AXES[one.claim.on]} | {one.claim.published} | {text} | {p} | "
@@ -107,7 +110,7 @@ def _format_claim(one: Judged) -> str:
     )
 
 
-def _collect_numbers(one: Judged) -> dict[str, float | None]:
+def _collect_numbers(one: Judgement) -> dict[str, float | None]:
     difference = one.difference
     return {
         name: getattr(difference, part) if difference else None

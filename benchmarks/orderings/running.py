@@ -9,27 +9,27 @@ import pandas as pd
 
 from benchmarks.orderings.data_sets import Folders, write_folders
 from benchmarks.orderings.judging import Predictions
-from benchmarks.orderings.plan import arm_configs, source_config
+from benchmarks.orderings.plan import make_arm_configs, make_source_config
 from benchmarks.orderings.protocol import Axis, Ordering, Setup
-from finetune_core.commands.input import resolved
-from finetune_core.commands.runs import with_weights
+from finetune_core.commands.input import unpack_data
+from finetune_core.commands.runs import download_weights
 from finetune_core.commands.terminal import err, progress_bar, show_work
-from finetune_core.commands.train import trained
+from finetune_core.commands.train import train_reserved
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.public import PUBLIC_SETS, fetch_public
 from finetune_core.data.splits import TEST
 from finetune_core.errors import RunError
-from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.evaluation.single_run.metrics import stack_logits
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.evaluation.single_run.shift_files import shifted_predictions
+from finetune_core.evaluation.single_run.shift_files import load_shifted_predictions
 from finetune_core.runs.record import create_run, reopen_run
-from finetune_core.runs.store import Run, RunStore, summary
-from finetune_core.training.parents import averaged_config
+from finetune_core.runs.store import Run, RunStore, summarize_run
+from finetune_core.training.parents import make_averaged_config
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.stage_plan import stages_of
-from finetune_core.training.strategies import epochs_of
-from finetune_core.work import in_phase
+from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.strategies import count_epochs
+from finetune_core.work import with_phase
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OrderingRuns:
     shifted: Path | None
 
 
-def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> OrderingRuns:
+def train_ordering(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> OrderingRuns:
     """Prepare the data and train all runs that are not in ``base`` yet.
 
     Raises:
@@ -56,10 +56,12 @@ def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> OrderingR
     store = RunStore(base / "runs")
     source = None
     if folders.source:
-        source = _find_or_train(source_config(ordering, setup, folders.source), store).run_dir
-    stages = [stage.name for stage in stages_of(source_config(ordering, setup, folders.data))]
-    configs = arm_configs(ordering, setup, folders.data, stages, seeds, source)
-    with_weights([config for arm in configs.values() for seed in arm for config in seed])
+        source = _find_or_train(make_source_config(ordering, setup, folders.source), store).run_dir
+    stages = [
+        stage.name for stage in describe_stages(make_source_config(ordering, setup, folders.data))
+    ]
+    configs = make_arm_configs(ordering, setup, folders.data, stages, seeds, source)
+    download_weights([config for arm in configs.values() for seed in arm for config in seed])
     runs = {
         name: [[_find_or_train(config, store) for config in members] for members in by_seed]
         for name, by_seed in configs.items()
@@ -91,17 +93,17 @@ def collect_predictions(runs_of_arms: OrderingRuns) -> dict[Axis, Predictions]:
         with progress_bar() as bar:
             fingerprint = show_work(bar, predict_shifted(all_runs, str(runs_of_arms.shifted)))
         tables["shifted"] = {
-            run.run_dir: shifted_predictions(run.run_dir, fingerprint, _count_classes(run))
+            run.run_dir: load_shifted_predictions(run.run_dir, fingerprint, _count_classes(run))
             for run in all_runs
         }
     in_steps = frozenset(
-        name for name, runs in runs_of_arms.arms.items() if epochs_of(runs[0].config) > 0
+        name for name, runs in runs_of_arms.arms.items() if count_epochs(runs[0].config) > 0
     )
     return {
         axis: Predictions(
             next(iter(of_runs.values()))["label"].to_numpy(np.int64),
             {
-                name: np.stack([logits_of(of_runs[run.run_dir]) for run in runs])
+                name: np.stack([stack_logits(of_runs[run.run_dir]) for run in runs])
                 for name, runs in runs_of_arms.arms.items()
             },
             in_steps,
@@ -113,8 +115,8 @@ def collect_predictions(runs_of_arms: OrderingRuns) -> dict[Axis, Predictions]:
 def _prepare_folders(ordering: Ordering, setup: Setup, base: Path) -> Folders:
     with progress_bar() as bar:
         if setup.data in PUBLIC_SETS:
-            show_work(bar, in_phase("download", fetch_public(setup.data)))
-        dataset = show_work(bar, in_phase("index", index_dataset(resolved(setup.data))))
+            show_work(bar, with_phase("download", fetch_public(setup.data)))
+        dataset = show_work(bar, with_phase("index", index_dataset(unpack_data(setup.data))))
     return write_folders(ordering, setup, dataset, base)
 
 
@@ -127,15 +129,15 @@ def _find_or_train(config: RunConfig, store: RunStore) -> Run:
         f"{config.averaged.title if config.averaged else config.strategy}, seed {config.seed}"
     )
     resumable = max(
-        (run for run in existing if run.resumable),
+        (run for run in existing if run.is_resumable),
         key=lambda run: len(run.history.epochs),
         default=None,
     )
-    run = trained(
+    run = train_reserved(
         reopen_run(resumable.run_dir) if resumable else create_run(config, store.runs_dir)
     )
     if run.status == "failed":
-        raise RunError(f"{run.run_id} failed: {summary(run)['message']}")
+        raise RunError(f"{run.run_id} failed: {summarize_run(run)['message']}")
     if run.status != "finished":
         raise KeyboardInterrupt
     return run
@@ -144,8 +146,8 @@ def _find_or_train(config: RunConfig, store: RunStore) -> Run:
 def _combine_runs(how: str, members: Sequence[Run], store: RunStore) -> Run:
     """Return the best of the runs of one seed, or their average."""
     if how == "best":
-        return max(members, key=lambda run: float(summary(run)["val_accuracy"]))
-    return _find_or_train(averaged_config(how, [run.run_dir for run in members]), store)
+        return max(members, key=lambda run: float(summarize_run(run)["val_accuracy"]))
+    return _find_or_train(make_averaged_config(how, [run.run_dir for run in members]), store)
 
 
 def _load_test_predictions(run: Run) -> pd.DataFrame:

@@ -5,14 +5,14 @@ from typing import Any
 
 from rich.markup import escape
 
-from finetune_core.commands.input import load_app_split, resolved
+from finetune_core.commands.input import load_app_split, unpack_data
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import index_dataset
-from finetune_core.data.edits import effective, load_edits
+from finetune_core.data.edits import load_edits, select_effective_edits
 from finetune_core.evaluation.advice.advise import UNKNOWN, Advice, advise
-from finetune_core.models.catalogue import ready_backbones
-from finetune_core.work import in_phase
+from finetune_core.models.catalogue import list_ready_backbones
+from finetune_core.work import with_phase
 
 
 def build_advice(
@@ -36,19 +36,24 @@ def build_advice(
     Raises:
         FinetuneError: if the data or a setting cannot be used.
     """
-    folder = resolved(data)
-    edits = () if as_is else effective(load_edits(folder))
+    folder = unpack_data(data)
+    edits = () if as_is else select_effective_edits(load_edits(folder))
     base = make_config(
         load_app_split(folder, as_is) | dict(settings) | {"data": folder, "edits": edits}
     )
     with progress_bar() as bar:
         indexing = index_dataset(folder, **base.split_settings, edits=base.edits)
-        dataset = show_work(bar, in_phase("index", indexing))
+        dataset = show_work(bar, with_phase("index", indexing))
         own_sizes = "image_size" not in settings
         return show_work(
             bar,
             advise(
-                dataset, base, backbones or ready_backbones(), images, budget, own_sizes=own_sizes
+                dataset,
+                base,
+                backbones or list_ready_backbones(),
+                images,
+                budget,
+                own_sizes=own_sizes,
             ),
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from finetune_core.commands.runs import open_run
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, FinetuneError
-from finetune_core.training.parents import averaged_config, why_not_averaged
+from finetune_core.training.parents import make_averaged_config, why_not_averaged
 
 
 def build_average_config(named: Sequence[str], how: str) -> RunConfig:
@@ -28,10 +28,10 @@ def build_average_config(named: Sequence[str], how: str) -> RunConfig:
         except FinetuneError as error:
             problems.append(str(error).rstrip("."))
             continue
-        if run.active:
+        if run.is_active:
             problems.append(f"{run.run_id}: it is going on; wait until it ends, or stop it")
         else:
             folders.append(run.run_dir)
     if problems:
         raise ConfigError({"averaged": "; ".join([*problems, *why_not_averaged(how, folders)])})
-    return averaged_config(how, folders)
+    return make_averaged_config(how, folders)

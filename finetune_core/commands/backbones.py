@@ -6,12 +6,12 @@ from typing import Any
 from finetune_core.commands.runs import fetch_descriptions
 from finetune_core.commands.terminal import out, print_table
 from finetune_core.errors import ConfigError
-from finetune_core.formatting import percent, short_number, size
+from finetune_core.formatting import format_bytes, format_percent, format_short_number
 from finetune_core.models.catalogue import (
     BackboneInfo,
     backbone_info,
     download_bytes,
-    found_backbones,
+    find_backbones,
 )
 from finetune_core.models.licences import licence_name
 from finetune_core.models.network import parameter_count
@@ -32,11 +32,13 @@ def list_backbones(word: str, *, ready: bool) -> list[dict[str, Any]]:
     Raises:
         FinetuneError: if the repository or folder holds no network.
     """
-    names = (word,) if word.startswith((HUB, FOLDER)) else found_backbones(word)
+    names = (word,) if word.startswith((HUB, FOLDER)) else find_backbones(word)
     fetch_descriptions(name for name in names if name.startswith(HUB))
-    infos = [info for info in map(backbone_info, names) if info.ready or not ready]
+    infos = [info for info in map(backbone_info, names) if info.is_ready or not ready]
     return [
-        _build_row(info, _count_parameters(info) if len(infos) <= _FEW else info.known_parameters)
+        _build_row(
+            info, _count_parameters(info) if len(infos) <= _FEW else info.known_parameter_count
+        )
         for info in infos
     ]
 
@@ -48,12 +50,12 @@ def print_backbones(rows: list[dict[str, Any]]) -> None:
         [
             [
                 row["name"],
-                short_number(row["parameters"]) if row["parameters"] else "–",
+                format_short_number(row["parameters"]) if row["parameters"] else "–",
                 "yes" if row["ready"] else "no",
                 licence_name(row["licence"]) + (" · research only" if row["research_only"] else ""),
                 str(row["image_size"]),
-                f"~{size(row['download_bytes'])}" if row["download_bytes"] else "–",
-                percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "",
+                f"~{format_bytes(row['download_bytes'])}" if row["download_bytes"] else "–",
+                format_percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "",
             ]
             for row in rows
         ],
@@ -82,9 +84,9 @@ def _build_row(info: BackboneInfo, parameters: int | None) -> dict[str, Any]:
         "image_size": info.image_size,
         "imagenet_top1": info.top1,
         "licence": info.licence,
-        "research_only": info.research_only,
-        "download_bytes": download_bytes(parameters) if parameters and not info.ready else None,
-        "ready": info.ready,
-        "weights": str(info.file) if info.ready else info.url,
+        "research_only": info.is_non_commercial,
+        "download_bytes": download_bytes(parameters) if parameters and not info.is_ready else None,
+        "ready": info.is_ready,
+        "weights": str(info.file) if info.is_ready else info.url,
         "page": info.page,
     }

@@ -14,30 +14,30 @@ from finetune_core.commands.input import (
     parse_names,
     parse_rates,
     read_settings_file,
-    resolved,
+    unpack_data,
 )
 from finetune_core.commands.options import COMPARED
 from finetune_core.commands.runs import (
+    download_weights,
     fetch_descriptions,
     settings_from_run,
     use_backbone_size,
-    with_weights,
 )
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
 from finetune_core.commands.train import count_training_images, fill_recipe
 from finetune_core.config import RunConfig
 from finetune_core.config.run_config import FITTED
 from finetune_core.data.dataset import index_dataset
-from finetune_core.data.edits import effective, load_edits
+from finetune_core.data.edits import load_edits, select_effective_edits
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.experiment import (
     Experiment,
-    forecast_in_words,
-    forecast_of,
+    describe_forecast,
+    forecast_experiment,
 )
 from finetune_core.evaluation.comparison.next_experiment import (
-    evidence_of,
+    collect_evidence,
     explain_none,
     next_experiment,
 )
@@ -45,17 +45,17 @@ from finetune_core.evaluation.comparison.pair_text import CLAIMS, describe_pair
 from finetune_core.evaluation.comparison.report import arms_table, detail_lines, footnotes
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.figures.report import whole_report
+from finetune_core.figures.report import build_report
 from finetune_core.files import write_output
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.models.catalogue import default_backbone
-from finetune_core.runs.design import by_arm, design, with_rates
+from finetune_core.runs.design import design_runs, group_by_arm, set_rates
 from finetune_core.runs.store import Run
 from finetune_core.training.forecast import Forecast
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.recipes import AUTO
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.strategies import BASELINE, epochs_of
+from finetune_core.training.strategies import BASELINE, count_epochs
 from finetune_core.training.timing import calibrate
 
 
@@ -106,8 +106,8 @@ def design_comparison(
             settings.setdefault("strategy", named_owners[0])
     if baseline and BASELINE not in strategies:
         strategies.append(BASELINE)
-    settings["data"] = resolved(data)
-    settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
+    settings["data"] = unpack_data(data)
+    settings["edits"] = () if as_is else select_effective_edits(load_edits(settings["data"]))
     backbones = parse_names(compared["backbone"])
     named = settings.pop("from_run", None)
     inherited = settings_from_run(named, backbones) if named else {}
@@ -119,7 +119,7 @@ def design_comparison(
     # Several backbones are compared at one size.
     if len(backbones) == 1 and not inherited and config is None and "image_size" not in settings:
         base = use_backbone_size(base.model_copy(update={"backbone": backbones[0]}))
-    configs = design(
+    configs = design_runs(
         base,
         strategies,
         parse_integers("seed", compared["seed"]),
@@ -127,7 +127,7 @@ def design_comparison(
         parse_fractions("train_fraction", compared["train_fraction"]),
         count_training_images(base) if base.auto else None,
     )
-    with_weights(configs, elsewhere=elsewhere)
+    download_weights(configs, elsewhere=elsewhere)
     return configs
 
 
@@ -137,14 +137,14 @@ def search_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
     The rate is searched with the arm's first seed.
     """
     rates = {}
-    for arm, group in by_arm(configs).items():
-        if not epochs_of(group[0]):
+    for arm, group in group_by_arm(configs).items():
+        if not count_epochs(group[0]):
             continue
         with progress_bar() as bar:
             rates[arm] = show_work(bar, find_rate(group[0])).suggestion
         rate = f"{rates[arm]:g}" if rates[arm] else f"none found, {group[0].learning_rate:g} stays"
         err.print(f"{group[0].backbone}, {group[0].strategy}: learning rate {rate}")
-    return with_rates(configs, rates)
+    return set_rates(configs, rates)
 
 
 def print_verdict(comparison: Comparison) -> None:
@@ -193,7 +193,7 @@ def advise_next(
         shift: the same runs on another data set.
         timed: time a few steps of the experiment if its speed is not known.
     """
-    evidence, book = evidence_of(comparison, shift), SpeedBook()
+    evidence, book = collect_evidence(comparison, shift), SpeedBook()
     experiment = next_experiment(evidence)
     if experiment is None:
         return None, None, explain_none(evidence)
@@ -207,7 +207,7 @@ def advise_next(
         )
         if timed:
             show_work(bar, calibrate([config], dataset, book), "Timing a few steps")
-        return experiment, forecast_of(experiment, dataset, book), ""
+        return experiment, forecast_experiment(experiment, dataset, book), ""
     return experiment, None, ""
 
 
@@ -216,7 +216,7 @@ def print_next(experiment: Experiment | None, found: Forecast | None, none: str)
     if experiment is None:
         out.print(escape(f"\nNext experiment: {none}"))
         return
-    takes = f" Forecast: {forecast_in_words(found)}." if found else ""
+    takes = f" Forecast: {describe_forecast(found)}." if found else ""
     out.print(escape(f"\nNext experiment: {experiment.what}. {experiment.reason}{takes}"))
 
 
@@ -234,9 +234,11 @@ def compare_on_shifted(runs: Sequence[Run], data: str, measure: str) -> ShiftCom
 def print_shifted(found: ShiftComparison) -> None:
     """Print the verdict on the other images, and both axes in a table."""
     shifted = found.shifted
-    out.print(escape(f"\nOn {things(shifted.images, 'shifted image')} of {found.other.described}:"))
+    out.print(
+        escape(f"\nOn {pluralize(shifted.images, 'shifted image')} of {found.other.described}:")
+    )
     print_verdict(shifted)
-    print_table(*found.in_rows())
+    print_table(*found.to_rows())
     for line in found.left_out():
         out.print(escape(line))
 
@@ -252,5 +254,5 @@ def write_report(comparison: Comparison, file: Path, shift: ShiftComparison | No
     Raises:
         ConfigError: if the file cannot be written.
     """
-    write_output(file, whole_report(comparison, shift=shift).encode(), "report")
+    write_output(file, build_report(comparison, shift=shift).encode(), "report")
     err.print(escape(f"The report is in {file}."))

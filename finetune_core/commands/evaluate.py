@@ -7,20 +7,24 @@ import pandas as pd
 from rich.markup import escape
 
 from finetune_core.commands.terminal import escape_line, out, print_table, progress_bar, show_work
-from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
+from finetune_core.evaluation.comparison.tta import evaluate_flips, flip_warnings, tta_json
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note
 from finetune_core.evaluation.single_run.robustness import measure_robustness
-from finetune_core.evaluation.single_run.robustness_files import known_robustness
+from finetune_core.evaluation.single_run.robustness_files import load_robustness
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
 from finetune_core.evaluation.single_run.scores import AREAS
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, evaluate_shifted
-from finetune_core.evaluation.single_run.tta import check_tta, predict_with_flips, with_flips
+from finetune_core.evaluation.single_run.tta import (
+    check_tta,
+    load_flip_predictions,
+    predict_with_flips,
+)
 from finetune_core.runs.store import Run
 
 
-def evaluated_run(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluation:
+def evaluate_own_images(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluation:
     """Evaluate a split of a run's own images.
 
     Args:
@@ -33,21 +37,21 @@ def evaluated_run(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluatio
         FinetuneError: if there are no predictions, or no network or images to measure with.
     """
     split = evaluation(run, split).split
-    known = known_robustness(run, split)
+    known = load_robustness(run, split)
     if corrupt and not (known and known.predicted):
         with progress_bar() as bar:
             known = show_work(bar, measure_robustness(run, split), "Predicting corrupted images")
     return evaluate_run(run, split, known)
 
 
-def augment(run: Run, how: str) -> None:
+def measure_tta(run: Run, how: str) -> None:
     """Measure test-time augmentation if it is not known yet.
 
     Raises:
         FinetuneError: if there is no such augmentation, or no network or images to measure with.
     """
     check_tta(how)
-    if with_flips(run) is None:
+    if load_flip_predictions(run) is None:
         with progress_bar() as bar:
             show_work(bar, predict_with_flips(run), "Predicting mirror images")
 
@@ -68,7 +72,7 @@ def evaluate_on_shifted(
     Raises:
         FinetuneError: if the data set cannot be used, or there is no network to predict with.
     """
-    own = evaluated_run(run, split, corrupt=corrupt)
+    own = evaluate_own_images(run, split, corrupt=corrupt)
     with progress_bar() as bar:
         fingerprint = show_work(bar, predict_shifted([run], data))
     return evaluate_shifted(run, fingerprint, own.split)
@@ -132,20 +136,20 @@ def _build_json(result: RunEvaluation) -> dict[str, Any]:
 
 def print_evaluation(result: RunEvaluation) -> None:
     """Print an evaluation as text, with slices only where a difference is clear."""
-    for line in filter(None, (result.in_words(), result.beside(), *result.caveats())):
+    for line in filter(None, (result.in_words(), result.beside(), *result.list_caveats())):
         out.print(escape(escape_line(line)))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
     if isinstance(result, ShiftedEvaluation):
         print_table(*result.score_rows())
     else:
-        print_table(*result.scores.in_rows(result.split))
-    if absences := result.absences():
+        print_table(*result.scores.to_rows(result.split))
+    if absences := result.describe_absent_classes():
         out.print(escape(escape_line(absences)))
     print_table(*result.class_table())
-    for line in result.details():
+    for line in result.list_details():
         out.print(escape(escape_line(line)))
-    flips = augmented(result.run)
+    flips = evaluate_flips(result.run)
     for line in [*(flip_warnings(result.run) if flips else ()), *(one.in_words() for one in flips)]:
         out.print(escape(escape_line(line)))
     known = result.own if isinstance(result, ShiftedEvaluation) else result

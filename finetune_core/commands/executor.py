@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.markup import escape
 
 from finetune_core.commands.terminal import err
-from finetune_core.runs.executors import Executor, executor_of
+from finetune_core.runs.executors import Executor, create_executor
 from finetune_core.training.ranks import ALONE, Ranks
 
 
@@ -15,7 +15,7 @@ def open_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE) -> I
     """Open an executor by name, and report slow starts on stderr.
 
     Raises:
-        ConfigError, RunError: as ``executor_of`` does.
+        ConfigError, RunError: as ``create_executor`` does.
     """
     if name == "ray":
         err.print(
@@ -25,5 +25,5 @@ def open_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE) -> I
                 else "Starting Ray on this machine"
             )
         )
-    with executor_of(name, ray_address, ranks) as executor:
+    with create_executor(name, ray_address, ranks) as executor:
         yield executor

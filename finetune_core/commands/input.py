@@ -9,24 +9,24 @@ from rich.markup import escape
 
 from finetune_core.commands.options import option_name
 from finetune_core.commands.terminal import err, progress_bar, show_work
-from finetune_core.config import RunConfig, read_config, setting_of
+from finetune_core.config import RunConfig, get_setting, read_config
 from finetune_core.config.metadata import parse_number
 from finetune_core.data.entry import load_split
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError
-from finetune_core.work import in_phase
+from finetune_core.work import with_phase
 
 Number = TypeVar("Number", int, float)
 
 
-def resolved(data: str) -> str:
+def unpack_data(data: str) -> str:
     """Return the folder or manifest of a named data set, unpacked if it is an archive.
 
     Raises:
         DataError: if the data set is not available.
     """
     with progress_bar() as bar:
-        return show_work(bar, in_phase("unpack", resolve_data(data)))
+        return show_work(bar, with_phase("unpack", resolve_data(data)))
 
 
 def read_settings_file(config: Path) -> dict[str, Any]:
@@ -61,7 +61,9 @@ def load_app_split(data: str | None, as_is: bool) -> dict[str, Any]:
     if data is None or as_is:
         return {}
     changed = {
-        name: value for name, value in load_split(data).items() if value != setting_of(name).default
+        name: value
+        for name, value in load_split(data).items()
+        if value != get_setting(name).default
     }
     if changed:
         listed = ", ".join(f"{option_name(name)} {value}" for name, value in changed.items())
@@ -109,7 +111,7 @@ def _parse_list(field: str, text: str, read: Callable[[str], Number]) -> list[Nu
         return [read(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ConfigError(
-            {setting_of(field).several: f"must be numbers with commas between them, not {text!r}"}
+            {get_setting(field).several: f"must be numbers with commas between them, not {text!r}"}
         ) from None
 
 

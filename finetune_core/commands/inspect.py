@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from finetune_core.commands.input import load_app_split, resolved
+from finetune_core.commands.input import load_app_split, unpack_data
 from finetune_core.commands.terminal import escape_line, out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import load_edits
-from finetune_core.data.findings import unanswered
+from finetune_core.data.findings import select_open_findings
 from finetune_core.inspection.report import Inspection
-from finetune_core.work import Work, in_phase
+from finetune_core.work import Work, with_phase
 
 if TYPE_CHECKING:
     from finetune_core.inspection.deep import DeepReport
@@ -35,35 +35,37 @@ def inspect_data(
     Raises:
         FinetuneError: if the data cannot be read or split, or the weights are not available.
     """
-    folder = resolved(data)
+    folder = unpack_data(data)
     config = make_config(load_app_split(folder, as_is) | dict(split) | {"data": folder, "fit": fit})
     edits = () if as_is else load_edits(folder)
     with progress_bar() as bar:
         indexing = index_dataset(folder, **config.split_settings, edits=edits)
-        dataset = show_work(bar, in_phase("index", indexing))
+        dataset = show_work(bar, with_phase("index", indexing))
         report = show_work(bar, _inspect_deeply(dataset, backbone, config.fit)) if deep else None
-    findings = unanswered([*dataset.findings, *(report.findings if report else ())], edits)
+    findings = select_open_findings(
+        [*dataset.findings, *(report.findings if report else ())], edits
+    )
     return Inspection(dataset, tuple(findings), report)
 
 
 def _inspect_deeply(dataset: Dataset, backbone: str | None, fit: str) -> "Work[DeepReport]":
     # Imported here, because no other inspection needs torch.
     from finetune_core.inspection.deep import inspect_deeply
-    from finetune_core.models.catalogue import PACKAGED, backbone_info, usual_image_size
+    from finetune_core.models.catalogue import PACKAGED, backbone_info, default_image_size
     from finetune_core.models.weights import download, fetch_description
 
     name = backbone or PACKAGED
-    yield from in_phase("download", fetch_description(name))
-    if not (info := backbone_info(name)).ready:
-        yield from in_phase("download", download(info))
-    size = usual_image_size(name)
+    yield from with_phase("download", fetch_description(name))
+    if not (info := backbone_info(name)).is_ready:
+        yield from with_phase("download", download(info))
+    size = default_image_size(name)
     return (yield from inspect_deeply(dataset, name, size, fit, map_too=False))
 
 
 def print_inspection(inspection: Inspection) -> None:
     """Print a data set, its findings, and the linear probe by layer."""
     out.print(inspection.in_words())
-    if changes := inspection.changes():
+    if changes := inspection.describe_edits():
         out.print(escape(changes))
     print_table(*inspection.class_rows())
     for severity, message in inspection.finding_rows():
@@ -72,6 +74,6 @@ def print_inspection(inspection: Inspection) -> None:
         out.print("Nothing looks wrong.")
     if inspection.deep and inspection.deep.probes:
         print_table(*inspection.probe_rows())
-        out.print(escape(inspection.advice()))
-    for line in inspection.shifts():
+        out.print(escape(inspection.describe_advice()))
+    for line in inspection.describe_shifts():
         out.print(line)

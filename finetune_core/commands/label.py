@@ -6,17 +6,17 @@ from typing import Any
 
 import pandas as pd
 
-from finetune_core.commands.input import load_app_split, resolved
+from finetune_core.commands.input import load_app_split, unpack_data
 from finetune_core.commands.terminal import out, print_table, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import load_edits
-from finetune_core.formatting import percent, things
+from finetune_core.formatting import format_percent, pluralize
 from finetune_core.labelling.answers import read_answers, save_answers
 from finetune_core.labelling.pool import add_images, load_unlabelled
 from finetune_core.labelling.session import Labels, prepare_labelling
-from finetune_core.models.catalogue import PACKAGED, usual_image_size
-from finetune_core.work import finish, in_phase
+from finetune_core.models.catalogue import PACKAGED, default_image_size
+from finetune_core.work import finish, with_phase
 
 _MAX_PRINTED = 20  # images
 
@@ -90,16 +90,16 @@ def label_queue(
             is invalid. In that case no answer is stored.
     """
     answers = read_answers(answer) if answer is not None else []
-    folder = resolved(data)
+    folder = unpack_data(data)
     config = make_config(load_app_split(folder, as_is=False) | {"data": folder})
     edits, name = load_edits(folder), backbone or PACKAGED
     with progress_bar() as bar:
         if add is not None:
-            show_work(bar, in_phase("unpack", add_images(folder, add, set_aside=set_aside)))
+            show_work(bar, with_phase("unpack", add_images(folder, add, set_aside=set_aside)))
         unlabelled = load_unlabelled(folder)
         indexing = index_dataset(folder, **config.split_settings, edits=edits)
-        dataset = show_work(bar, in_phase("index", indexing))
-        size = usual_image_size(name)
+        dataset = show_work(bar, with_phase("index", indexing))
+        size = default_image_size(name)
         labelling = show_work(bar, prepare_labelling(dataset, unlabelled, name, size))
     if answers:
         save_answers(folder, labelling.split_of, answers)
@@ -107,17 +107,17 @@ def label_queue(
     ranking = finish(labelling.rank(labelling.labels(edits), order, of))
     asked = ranking.rows[:most]
     rows = labelling.pool.loc[asked, ["id", "split"]].reset_index(drop=True)
-    rows["proposal"], rows["share"] = labelling.proposals(ranking.probe, asked)
-    classes = labelling.classes_with(ranking.labels)
+    rows["proposal"], rows["share"] = labelling.propose_labels(ranking.probe, asked)
+    classes = labelling.list_classes(ranking.labels)
     return LabelQueue(order, of, classes, rows, ranking.labels, ranking.probe.accuracy)
 
 
 def print_queue(queue: LabelQueue) -> None:
     """Print the number of waiting images, and the first of them."""
     labels, waiting = queue.labels, int(queue.labels.waiting.sum())
-    out.print(f"{things(waiting, 'image')} to label, {labels.count} labelled.")
+    out.print(f"{pluralize(waiting, 'image')} to label, {labels.count} labelled.")
     if queue.accuracy is not None:
-        out.print(f"Linear probe: {percent(queue.accuracy)} of the validation images.")
+        out.print(f"Linear probe: {format_percent(queue.accuracy)} of the validation images.")
     shown = queue.rows.head(_MAX_PRINTED)
     rows = [
         [str(row["id"]), str(row["split"]), row["proposal"] or "", _format_share(row["share"])]
@@ -125,8 +125,8 @@ def print_queue(queue: LabelQueue) -> None:
     ]
     print_table(["Image", "Joins", "Proposed", "Probability"], rows)
     if len(queue.rows) > len(shown):
-        out.print(f"… and {things(len(queue.rows) - len(shown), 'more image')}.")
+        out.print(f"… and {pluralize(len(queue.rows) - len(shown), 'more image')}.")
 
 
 def _format_share(share: float | None) -> str:
-    return "" if share is None or pd.isna(share) else percent(share)
+    return "" if share is None or pd.isna(share) else format_percent(share)

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from finetune_core.commands.terminal import err, escape_line
-from finetune_core.config import names_in, setting_of
+from finetune_core.config import get_setting, setting_names
 from finetune_core.config.metadata import HARDWARE, SECTIONS, SPLIT, TRAINING, Setting
 from finetune_core.errors import ConfigError, FinetuneError, OutOfMemory, TrainingError
 from finetune_core.training.strategies import STRATEGIES
@@ -90,12 +90,12 @@ COMPARED = {
 }
 
 # Settings of ``advise``, for its probes and for the forecast runs.
-ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
+ADVISED = ("backbone", *setting_names(TRAINING, HARDWARE, SPLIT))
 
 # Settings of ``profile``: all except those that select the stages to train.
 PROFILED = tuple(
     name
-    for name in names_in(*SECTIONS)
+    for name in setting_names(*SECTIONS)
     if name not in ("strategy", "initial_head")
     and not any(name in strategy.settings for strategy in STRATEGIES.values())
 )
@@ -118,7 +118,7 @@ def add_setting_options(
         several: settings that take several values -> help text of their option. Such an option has
             two names.
     """
-    settings = [setting_of(name) for name in names]
+    settings = [get_setting(name) for name in names]
 
     def decorate(command: Command) -> Command:
         parameters = [
@@ -155,7 +155,7 @@ def option_name(field: str) -> str:
     if field in _ARGUMENTS:
         return _ARGUMENTS[field]
     try:
-        return f"--{setting_of(field).option}"
+        return f"--{get_setting(field).option}"
     except KeyError:
         return f"--{field.replace('_', '-')}"
 

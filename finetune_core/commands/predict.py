@@ -15,23 +15,23 @@ from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.batch import (
     ImagePrediction,
-    images_below,
+    list_images,
+    make_unpack_folder,
     predict_images,
     to_csv,
-    unpacking_folder,
 )
 from finetune_core.evaluation.prediction.neighbours import (
     Known,
     compute_neighbourhood,
-    encoder,
-    known_neighbourhood,
-    neighbours_changed,
+    load_neighbourhood,
+    make_encoder,
+    neighbours_mtime,
 )
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.exporters.tensors import is_export, load_export
 from finetune_core.files import write_output
-from finetune_core.formatting import percent, things
-from finetune_core.work import in_phase
+from finetune_core.formatting import format_percent, pluralize
+from finetune_core.work import with_phase
 
 
 def predict_targets(
@@ -63,7 +63,7 @@ def predict_targets(
     with ExitStack() as unpacked, progress_bar() as bar:
         images = [image for target in targets for image in _list_images(target, unpacked, bar)]
         return predictor.classes, show_work(
-            bar, in_phase("name", predict_images(predictor, images, known))
+            bar, with_phase("name", predict_images(predictor, images, known))
         )
 
 
@@ -74,14 +74,14 @@ def write_table(file: Path, predictions: Sequence[ImagePrediction], classes: Seq
         ConfigError: if the file cannot be written.
     """
     write_output(file, to_csv(predictions, classes), "csv")
-    err.print(escape(f"{things(len(predictions), 'image')} in {file}"))
+    err.print(escape(f"{pluralize(len(predictions), 'image')} in {file}"))
 
 
 def print_predictions(result: dict[str, Any]) -> None:
     """Print one line for each of the ``predictions``."""
     for row in result["predictions"]:
         unlike = ", unlike anything in training" if row["unlike"] else ""
-        line = f"{row['image']}: {row['class']} ({percent(row['probability'])}){unlike}"
+        line = f"{row['image']}: {row['class']} ({format_percent(row['probability'])}){unlike}"
         out.print(escape(escape_line(line)))
 
 
@@ -120,15 +120,15 @@ def _top_class(probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, A
 def _load_run(folder: Path, look_at_training: bool) -> tuple[Predictor, Known | None]:
     run = open_run(folder)
     predictor = load_predictor(run)
-    if not look_at_training and not neighbours_changed(run):
+    if not look_at_training and not neighbours_mtime(run):
         return predictor, None
     try:
-        encoder_ = encoder(predictor)
+        encoder_ = make_encoder(predictor)
     except RunError:
         if look_at_training:
             raise
         return predictor, None
-    neighbourhood = known_neighbourhood(run, encoder_)
+    neighbourhood = load_neighbourhood(run, encoder_)
     if neighbourhood is None and look_at_training:
         with progress_bar() as bar:
             neighbourhood = show_work(bar, compute_neighbourhood(run, encoder_))
@@ -141,9 +141,9 @@ def _list_images(target: Path, unpacked: ExitStack, bar: Any) -> list[tuple[str,
     Archives stay unpacked until ``unpacked`` is closed.
     """
     if os.path.isdir(target):  # unlike Path.is_dir, returns False for names that no system takes
-        return [(str(target / name), file) for name, file in images_below(target)]
+        return [(str(target / name), file) for name, file in list_images(target)]
     if is_archive(target.name):
-        folder = unpacked.enter_context(unpacking_folder())
+        folder = unpacked.enter_context(make_unpack_folder())
         show_work(bar, unpack_archive(target, target.name, folder), f"Unpacking {target.name}")
-        return [(f"{target}/{name}", file) for name, file in images_below(folder)]
+        return [(f"{target}/{name}", file) for name, file in list_images(folder)]
     return [(str(target), target)]

@@ -8,16 +8,16 @@ from typing import Any
 from rich.markup import escape
 
 from finetune_core.commands.input import load_earlier_settings, parse_integers
-from finetune_core.commands.runs import with_weights
+from finetune_core.commands.runs import download_weights
 from finetune_core.commands.terminal import err, out, print_table, progress_bar, show_work
-from finetune_core.commands.train import asked_for
+from finetune_core.commands.train import build_config
 from finetune_core.commands.train_all import train_all
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import TrainingError
-from finetune_core.formatting import things
-from finetune_core.profiling.operate import Asked, profile
+from finetune_core.formatting import pluralize
+from finetune_core.profiling.operate import ProfileRequest, profile
 from finetune_core.profiling.plan import ROUNDS, Progress
 from finetune_core.profiling.result import Profile
 from finetune_core.profiling.settings import SEEDS, set_up
@@ -25,7 +25,7 @@ from finetune_core.runs.executors import Executor
 from finetune_core.runs.store import RunStore
 from finetune_core.training.recipes import AUTO
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.work import Work, finish, in_phase
+from finetune_core.work import Work, finish, with_phase
 
 
 def prepare_profile(
@@ -38,7 +38,7 @@ def prepare_profile(
     as_is: bool = False,
     recipe: str = AUTO,
     elsewhere: bool = False,
-) -> Asked:
+) -> ProfileRequest:
     """Prepare a profile, and download the weights.
 
     Args:
@@ -56,13 +56,13 @@ def prepare_profile(
     """
     settings = dict(given)
     seeds = _parse_seeds(settings.pop("seed", SEEDS))
-    base = asked_for(settings, data, load_earlier_settings(config), as_is=as_is, recipe=recipe)
+    base = build_config(settings, data, load_earlier_settings(config), as_is=as_is, recipe=recipe)
     with progress_bar() as bar:
         indexing = index_dataset(base.data, **base.split_settings, edits=base.edits)
-        dataset = show_work(bar, in_phase("index", indexing))
+        dataset = show_work(bar, with_phase("index", indexing))
     num_images = dataset.split_counts.get(TRAIN, 0) if base.auto else None
-    asked = Asked(set_up(base, num_images, stages, seeds), dataset, budget)
-    with_weights([asked.setup.full], elsewhere=elsewhere)
+    asked = ProfileRequest(set_up(base, num_images, stages, seeds), dataset, budget)
+    download_weights([asked.setup.full], elsewhere=elsewhere)
     return asked
 
 
@@ -71,7 +71,7 @@ def _parse_seeds(given: str | Iterable[int]) -> list[int]:
 
 
 def train_profile(
-    asked: Asked, runs_dir: Path, *, executor: Executor | None = None, devices: int = 1
+    asked: ProfileRequest, runs_dir: Path, *, executor: Executor | None = None, devices: int = 1
 ) -> Profile:
     """Train the missing runs of a profile, and return the profile.
 
@@ -86,7 +86,7 @@ def train_profile(
 
     def train(progress: Progress) -> Work[None]:
         configs = progress.wanted
-        err.print(f"\n{ROUNDS[progress.round]}: {things(len(configs), 'run')}")
+        err.print(f"\n{ROUNDS[progress.round]}: {pluralize(len(configs), 'run')}")
         done = train_all(configs, runs_dir, reuse=False, executor=executor, devices=devices)
         if done.stopped:
             raise TrainingError("The profile was stopped. The same command goes on from there.")

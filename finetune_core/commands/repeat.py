@@ -4,10 +4,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from finetune_core.config import RunConfig, setting_of
-from finetune_core.config.changes import changed_settings
+from finetune_core.config import RunConfig, get_setting
+from finetune_core.config.changes import list_changed_settings
 from finetune_core.errors import FinetuneError
-from finetune_core.models.catalogue import usual_image_size
+from finetune_core.models.catalogue import default_image_size
 from finetune_core.training.recipes import TUTORIAL
 
 
@@ -37,7 +37,7 @@ def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
         *always.items(),
         *(
             (setting.name, value)
-            for setting, value in changed_settings(config)
+            for setting, value in list_changed_settings(config)
             if setting.name not in always
         ),
     ]
@@ -49,7 +49,7 @@ def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
         *(
             part
             for name, value in options
-            for part in (f"--{setting_of(name).option}", _format_value(value))
+            for part in (f"--{get_setting(name).option}", _format_value(value))
         ),
     ]
 
@@ -57,7 +57,7 @@ def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
 def _has_another_size(config: RunConfig) -> bool:
     """Return whether the config's image size is not known to be the backbone's default."""
     try:
-        return usual_image_size(config.backbone) != config.image_size
+        return default_image_size(config.backbone) != config.image_size
     except FinetuneError:
         return True
 

@@ -9,11 +9,11 @@ from rich.markup import escape
 from finetune_core.commands.terminal import err, progress_bar, show_work
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.models.catalogue import check_backbone_name, usual_image_size
+from finetune_core.models.catalogue import check_backbone_name, default_image_size
 from finetune_core.models.weights import PRETRAINED, fetch_description
-from finetune_core.runs.store import Run, read_run, run_folder
+from finetune_core.runs.store import Run, read_run, resolve_run_dir
 from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
-from finetune_core.work import in_phase
+from finetune_core.work import with_phase
 
 
 def open_run(named: str | os.PathLike[str]) -> Run:
@@ -22,7 +22,7 @@ def open_run(named: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: if there is no such run, or it is damaged.
     """
-    run = read_run(run_folder(named))
+    run = read_run(resolve_run_dir(named))
     for notice in run.notices:
         err.print(escape(notice))
     return run
@@ -46,7 +46,7 @@ def settings_from_run(
         run = open_run(named.run_dir if isinstance(named, Run) else named)
     except RunError as error:
         raise ConfigError({"from_run": str(error)}) from None
-    if run.active:
+    if run.is_active:
         raise ConfigError(
             {"from_run": f"the run {run.run_id} is going on: wait until it ends, or stop it"}
         )
@@ -65,7 +65,7 @@ def settings_from_run(
     } | run.config.input_settings
 
 
-def with_weights(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> None:
+def download_weights(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> None:
     """Download the pretrained weights of several runs before any of the runs is created.
 
     Args:
@@ -97,7 +97,7 @@ def fetch_descriptions(backbones: Iterable[str]) -> None:
     """
     for name in backbones:
         with progress_bar() as bar:
-            show_work(bar, in_phase("download", fetch_description(name)))
+            show_work(bar, with_phase("download", fetch_description(name)))
 
 
 def use_backbone_size(config: RunConfig) -> RunConfig:
@@ -113,4 +113,4 @@ def use_backbone_size(config: RunConfig) -> RunConfig:
     except ConfigError:
         return config  # rejected later, together with all other problems
     fetch_descriptions([config.backbone])
-    return config.model_copy(update={"image_size": usual_image_size(config.backbone)})
+    return config.model_copy(update={"image_size": default_image_size(config.backbone)})

@@ -22,14 +22,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from finetune_core.commands.notebook import NotebookProgress
-from finetune_core.formatting import PHASE_WORDS, duration, percent, things
+from finetune_core.formatting import PHASE_TITLES, format_duration, format_percent, pluralize
 from finetune_core.runs.log import (
-    arithmetic,
-    devices_in_words,
-    lineage_in_words,
-    live_numbers,
-    log_line,
-    overflow,
+    describe_devices,
+    describe_event,
+    describe_lineage,
+    describe_live_metrics,
+    describe_overflow,
+    describe_precision,
 )
 from finetune_core.training import events
 from finetune_core.work import Step, Work, finish
@@ -189,9 +189,9 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
     def draw(step: Step) -> None:
         if step.phase not in tasks:
             if step.phase == "device":  # printed once, with or without bars
-                err.print(f"{PHASE_WORDS['device']}.")
+                err.print(f"{PHASE_TITLES['device']}.")
             tasks[step.phase] = bar.add_task(
-                PHASE_WORDS[step.phase], total=step.total, note="", visible=step.phase != "device"
+                PHASE_TITLES[step.phase], total=step.total, note="", visible=step.phase != "device"
             )
         bar.update(
             tasks[step.phase], completed=step.done, total=step.total, note=escape_line(step.subject)
@@ -213,9 +213,9 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
     for event in stream:
         match event:
             case events.Progress(phase="device"):
-                err.print(f"{PHASE_WORDS['device']}.")
+                err.print(f"{PHASE_TITLES['device']}.")
             case events.Progress(phase, done, total):
-                bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
+                bar.update(task(PHASE_TITLES[phase], total), completed=done, visible=done != total)
             case (
                 events.RunPlaced()
                 | events.ImagesSkipped()
@@ -225,7 +225,7 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 | events.HeadInitialized()
                 | events.WeightsAveraged()
             ):
-                err.print(escape(log_line(event.to_json())))
+                err.print(escape(describe_event(event.to_json())))
             case events.RunStarted():
                 started = event
                 if event.weights == "none":
@@ -234,19 +234,20 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 err.print(
                     f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of "
                     f"{event.total_parameters:,} parameters {verb} on "
-                    f"{escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
+                    f"{escape(describe_devices(event.to_json()))} in "
+                    f"{describe_precision(event.to_json())}"
                 )
-                if lineage := lineage_in_words(event.to_json()):
+                if lineage := describe_lineage(event.to_json()):
                     err.print(escape(lineage))
-                if note := live_numbers(event.to_json()):
+                if note := describe_live_metrics(event.to_json()):
                     err.print(note)
             case events.RunResumed(epoch, step):
-                err.print(f"Resuming after {things(step, 'step')} of epoch {epoch}.")
+                err.print(f"Resuming after {pluralize(step, 'step')} of epoch {epoch}.")
             case events.StepEnded() if started:
                 done = (event.epoch - 1) * started.steps_per_epoch + event.step
                 note = (
                     f"training loss {event.epoch_loss:.3f}  "
-                    f"accuracy {percent(event.epoch_accuracy)}"
+                    f"accuracy {format_percent(event.epoch_accuracy)}"
                 )
                 bar.update(
                     task("Training", started.epochs * started.steps_per_epoch),
@@ -256,10 +257,11 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
             case events.EpochEnded() if started:
                 err.print(
                     f"epoch {event.epoch}/{started.epochs}: training loss {event.train_loss:.4f}, "
-                    f"training accuracy {percent(event.train_accuracy)}; validation loss "
-                    f"{event.val_loss:.4f}, validation accuracy {percent(event.val_accuracy)}"
+                    f"training accuracy {format_percent(event.train_accuracy)}; validation loss "
+                    f"{event.val_loss:.4f}, validation accuracy "
+                    f"{format_percent(event.val_accuracy)}"
                 )
-                if note := overflow(event.to_json()):
+                if note := describe_overflow(event.to_json()):
                     err.print(note)
 
 
@@ -342,16 +344,16 @@ def describe_result(result: dict[str, Any], beside: str = "") -> str:
     if result["val_accuracy"] is None:
         return f"Stopped before there was anything to evaluate. {escape(result['run_dir'])}"
     test = (
-        f", test accuracy {percent(result['test_accuracy'])}"
+        f", test accuracy {format_percent(result['test_accuracy'])}"
         if result["test_accuracy"] is not None
         else ""
     )
-    took = f" in {duration(result['seconds'])}"
+    took = f" in {format_duration(result['seconds'])}"
     warning = f"\nNot converged: {result['convergence']}." if result["converged"] is False else ""
     beside = f"\n{beside}" if beside else ""
     best = f"best epoch {result['best_epoch']}, " if result["best_epoch"] else ""
     return (
         f"{result['status'].capitalize()}{took}: {best}validation accuracy "
-        f"{percent(result['val_accuracy'])}{test} (in {result['evaluation_precision']})"
+        f"{format_percent(result['val_accuracy'])}{test} (in {result['evaluation_precision']})"
         f"{beside}{warning}\n{escape(result['run_dir'])}"
     )

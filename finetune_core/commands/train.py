@@ -9,9 +9,9 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from finetune_core.commands.input import load_app_split, parse_rates, resolved
+from finetune_core.commands.input import load_app_split, parse_rates, unpack_data
 from finetune_core.commands.options import report_errors
-from finetune_core.commands.runs import settings_from_run, use_backbone_size, with_weights
+from finetune_core.commands.runs import download_weights, settings_from_run, use_backbone_size
 from finetune_core.commands.terminal import (
     describe_result,
     err,
@@ -24,9 +24,9 @@ from finetune_core.commands.terminal import (
     show_work,
     stop_on_interrupt,
 )
-from finetune_core.config import RunConfig, following_names, make_config
+from finetune_core.config import RunConfig, auto_setting_names, make_config
 from finetune_core.data.dataset import index_dataset
-from finetune_core.data.edits import edits_in_words, effective, load_edits
+from finetune_core.data.edits import describe_edits, load_edits, select_effective_edits
 from finetune_core.data.listing import check_data
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError
@@ -36,15 +36,15 @@ from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.record import Reservation, create_run, follow
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import Run, RunStore, summary
-from finetune_core.training.ranks import Ranks, launched
+from finetune_core.runs.store import Run, RunStore, summarize_run
+from finetune_core.training.ranks import Ranks, read_torchrun_ranks
 from finetune_core.training.recipes import AUTO, RECIPES, fill_auto
-from finetune_core.work import in_phase
+from finetune_core.work import with_phase
 
 ReservedRun = tuple[Reservation, Executor]
 
 
-def asked_for(
+def build_config(
     given: Mapping[str, Any],
     data: str | None,
     earlier: Mapping[str, Any] | None,
@@ -77,11 +77,11 @@ def asked_for(
     if as_is:
         settings.setdefault("edits", ())
     if data is not None:
-        settings["data"] = resolved(data)
+        settings["data"] = unpack_data(data)
         if "edits" not in settings:
-            settings["edits"] = effective(load_edits(settings["data"]))
+            settings["edits"] = select_effective_edits(load_edits(settings["data"]))
             if settings["edits"]:
-                changes = edits_in_words(settings["edits"])
+                changes = describe_edits(settings["edits"])
                 err.print(
                     f"With the changes made to this data set (--as-is leaves them out): {changes}"
                 )
@@ -110,11 +110,11 @@ def reserve_run(
     """
     executor = executor or InProcess()
     executor.check(config, devices)
-    with_weights([config], elsewhere=executor.elsewhere)
+    download_weights([config], elsewhere=executor.elsewhere)
     return create_run(config, runs_dir.resolve(), elsewhere=executor.elsewhere, devices=devices)
 
 
-def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
+def train_reserved(reservation: Reservation, executor: Executor | None = None) -> Run:
     """Train a reserved run until it finishes or Ctrl-C stops it.
 
     Args:
@@ -143,12 +143,12 @@ def train_and_report(
 ) -> None:
     """Train a run and print the result. Exit with status 1 unless the run finishes."""
     with report_errors():
-        run = trained(reservation, executor)
-    result, points = summary(run), reference_points(run)
+        run = train_reserved(reservation, executor)
+    result, points = summarize_run(run), reference_points(run)
     if as_json:
         print_json(result | {"reference_points": points.to_json()})
     else:
-        out.print(describe_result(result, escape(points.in_sentence())))
+        out.print(describe_result(result, escape(points.to_sentence())))
     if run.status != "finished":
         raise typer.Exit(1)
 
@@ -166,11 +166,11 @@ def train_on_devices(
         devices: number of devices.
         as_json: print JSON.
     """
-    ranks = launched()
+    ranks = read_torchrun_ranks()
     with (
-        nullcontext() if ranks.leads else show_progress(False),
+        nullcontext() if ranks.is_main_process else show_progress(False),
         report_errors(),
-        ranks.joined(),
+        ranks.connect(),
     ):
         if ranks.several and devices > 1:
             raise ConfigError(
@@ -179,7 +179,7 @@ def train_on_devices(
                     "without torchrun"
                 }
             )
-        if ranks.leads:
+        if ranks.is_main_process:
             with report_errors(), reserve(ranks) as (reservation, executor):
                 train_and_report(reservation, as_json, executor)
         else:
@@ -196,7 +196,7 @@ def fill_recipe(base: Mapping[str, Any], settings: Mapping[str, Any], recipe: st
     """
     if recipe not in RECIPES:
         raise ConfigError({"recipe": f"must be {' or '.join(RECIPES)}, not {recipe!r}"})
-    auto = base.get("auto", following_names() if recipe == AUTO else ())
+    auto = base.get("auto", auto_setting_names() if recipe == AUTO else ())
     open_names = [name for name in auto if name not in settings]
     config = make_config({**base, **settings, "auto": open_names})
     return fill_auto(config, count_training_images(config)) if open_names else config
@@ -212,5 +212,5 @@ def count_training_images(config: RunConfig) -> int:
     check_data(config.data)
     with progress_bar() as bar:
         indexing = index_dataset(config.data, **config.split_settings, edits=config.edits)
-        dataset = show_work(bar, in_phase("index", indexing))
+        dataset = show_work(bar, with_phase("index", indexing))
     return dataset.split_counts.get(TRAIN, 0)

@@ -10,19 +10,19 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from finetune_core.commands.terminal import describe_result, err, progress_bar, stop_on_interrupt
-from finetune_core.commands.train import trained
+from finetune_core.commands.train import train_reserved
 from finetune_core.config import RunConfig
 from finetune_core.errors import FinetuneError
 from finetune_core.exporters.mlflow import report_to_mlflow
-from finetune_core.formatting import things
-from finetune_core.runs.design import run_of
+from finetune_core.formatting import pluralize
+from finetune_core.runs.design import run_key
 from finetune_core.runs.executors import Executor, InProcess
-from finetune_core.runs.log import log_line
+from finetune_core.runs.log import describe_event
 from finetune_core.runs.record import create_run
-from finetune_core.runs.store import Run, RunStore, summary
+from finetune_core.runs.store import Run, RunStore, summarize_run
 from finetune_core.runs.worker import Worker
 from finetune_core.training.prepare import check_config
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import count_epochs
 
 _LOOK = 0.5  # seconds between two looks
 
@@ -71,7 +71,7 @@ def train_all(
         check_config(config, elsewhere=executor.elsewhere)
         executor.check(config, _num_devices(config, devices))
     runs = RunStore(runs_dir).runs() if reuse else []
-    there = {run_of(run.config): run for run in runs if run.status == "finished"}
+    there = {run_key(run.config): run for run in runs if run.status == "finished"}
     if executor.elsewhere:
         return _train_in_parallel(configs, there, runs_dir, executor, devices)
     return _train_in_sequence(configs, there, runs_dir, devices)
@@ -81,11 +81,13 @@ def report_missing(done: TrainingResult, wanted: int) -> None:
     """Report on stderr the runs that did not finish."""
     if done.stopped:
         err.print(
-            f"Stopped: {things(len(done.runs), 'run')} of {wanted} trained to the end; --reuse "
+            f"Stopped: {pluralize(len(done.runs), 'run')} of {wanted} trained to the end; --reuse "
             "goes on from there."
         )
     if done.failed:
-        err.print(f"{things(len(done.failed), 'run')} of {wanted} failed; the others are compared.")
+        err.print(
+            f"{pluralize(len(done.failed), 'run')} of {wanted} failed; the others are compared."
+        )
 
 
 def _train_in_sequence(
@@ -95,13 +97,13 @@ def _train_in_sequence(
     failed: list[dict[str, str | int]] = []
     for number, config in enumerate(configs, 1):
         err.print(_title(number, len(configs), config))
-        if earlier := there.get(run_of(config)):
+        if earlier := there.get(run_key(config)):
             err.print(escape(f"Trained before: {earlier.run_id}"))
             runs.append(earlier)
             continue
         reservation = create_run(config, runs_dir, devices=_num_devices(config, devices))
         try:
-            run = trained(reservation)
+            run = train_reserved(reservation)
         except FinetuneError as error:
             err.print(escape(str(error)))
             failed.append(_failure(reservation.run_dir, config, str(error)))
@@ -120,7 +122,7 @@ def _train_in_parallel(
     devices: int,
 ) -> TrainingResult:
     worker, store = Worker(runs_dir, after=report_to_mlflow, executor=executor), RunStore(runs_dir)
-    earlier: list[Run | None] = [there.get(run_of(config)) for config in configs]
+    earlier: list[Run | None] = [there.get(run_key(config)) for config in configs]
     titles: dict[str, str] = {}
     for number, (config, before) in enumerate(zip(configs, earlier, strict=True), 1):
         title = _title(number, len(configs), config)
@@ -141,7 +143,7 @@ def _train_in_parallel(
 
 
 def _num_devices(config: RunConfig, devices: int) -> int:
-    return devices if epochs_of(config) else 1
+    return devices if count_epochs(config) else 1
 
 
 def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:
@@ -149,14 +151,14 @@ def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:
     stop, num_reported, active = Event(), dict.fromkeys(titles, 0), list(titles)
     with stop_on_interrupt(stop.set), progress_bar() as bar:
         task = bar.add_task("Training", total=len(titles), note="")
-        while active or worker.queues():
+        while active or worker.list_queues():
             for run_id in list(active):
                 run = store.run(run_id)
                 _report_places(run, titles[run_id], num_reported)
-                if not run.active:
+                if not run.is_active:
                     active.remove(run_id)
                     message = (run.history.end or {}).get("message") or describe_result(
-                        summary(run)
+                        summarize_run(run)
                     ).split("\n")[0]
                     err.print(f"{titles[run_id]}: {escape(message)}")
             _update_bar(bar, task, store, active, len(titles))
@@ -168,7 +170,7 @@ def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:
 
 def _report_places(run: Run, title: str, num_reported: dict[str, int]) -> None:
     for place in run.history.places[num_reported[run.run_id] :]:
-        err.print(escape(f"{title}: {log_line(place)}"))
+        err.print(escape(f"{title}: {describe_event(place)}"))
     num_reported[run.run_id] = len(run.history.places)
 
 
@@ -178,7 +180,7 @@ def _update_bar(
     shares = [store.run(run_id).history.fraction for run_id in active]
     going = sum(share > 0 for share in shares)
     bar.update(
-        task, completed=runs - len(active) + sum(shares), note=f"{things(going, 'run')} training"
+        task, completed=runs - len(active) + sum(shares), note=f"{pluralize(going, 'run')} training"
     )
 
 

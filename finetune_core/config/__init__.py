@@ -9,9 +9,9 @@ from finetune_core.config.run_config import (
     Optimizer,
     RunConfig,
     all_settings,
-    following_names,
-    names_in,
-    setting_of,
+    auto_setting_names,
+    get_setting,
+    setting_names,
 )
 
 __all__ = [
@@ -23,10 +23,10 @@ __all__ = [
     "Optimizer",
     "RunConfig",
     "all_settings",
+    "auto_setting_names",
     "config_bytes",
-    "following_names",
+    "get_setting",
     "make_config",
-    "names_in",
     "read_config",
-    "setting_of",
+    "setting_names",
 ]

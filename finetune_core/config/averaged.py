@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from finetune_core.config.edit import LONGEST_PATH
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 
-How = Literal["soup", "greedy_soup", "wise", "ensemble"]
+AveragingMethod = Literal["soup", "greedy_soup", "wise", "ensemble"]
 _MOST_RUNS = 1000
 _TITLES = {"soup": "Soup", "greedy_soup": "Greedy soup", "ensemble": "Ensemble"}
 
 
-class Averaged(BaseModel):
+class Averaging(BaseModel):
     """The runs to average, and the method.
 
     Attributes:
@@ -29,7 +29,7 @@ class Averaged(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    how: How
+    how: AveragingMethod
     runs: tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_PATH)], ...] = Field(
         max_length=_MOST_RUNS
     )
@@ -51,7 +51,7 @@ class Averaged(BaseModel):
         """The standard term for the result."""
         if self.how == "wise":
             return "WiSE-FT"
-        return f"{_TITLES[self.how]} of {things(len(self.runs), 'run')}"
+        return f"{_TITLES[self.how]} of {pluralize(len(self.runs), 'run')}"
 
     @property
     def _noun(self) -> str:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from finetune_core.config.metadata import Setting, numbers_text
+from finetune_core.config.metadata import Setting, format_numbers
 from finetune_core.config.run_config import FITTED, RunConfig, all_settings
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 
 
-def changed_settings(config: RunConfig) -> list[tuple[Setting, Any]]:
+def list_changed_settings(config: RunConfig) -> list[tuple[Setting, Any]]:
     """Return the settings that differ from their defaults, in declaration order.
 
     The data set and its changes are left out.
@@ -20,7 +20,7 @@ def changed_settings(config: RunConfig) -> list[tuple[Setting, Any]]:
     return [(setting, value) for setting, value in settings if value != setting.default]
 
 
-def training_in_words(config: RunConfig) -> str:
+def describe_training(config: RunConfig) -> str:
     """Return the most important training settings of a run, on one line.
 
     Settings that follow from data set and strategy stand first, after "auto".
@@ -30,7 +30,7 @@ def training_in_words(config: RunConfig) -> str:
         return side
     settings = all_settings()
     parts = {
-        "epochs": things(config.epochs, "epoch"),
+        "epochs": pluralize(config.epochs, "epoch"),
         "optimizer": settings["optimizer"].choices[config.optimizer],
         "learning_rate": f"lr {config.learning_rate:g}",
         "schedule": settings["schedule"].choices[config.schedule].lower(),
@@ -40,12 +40,12 @@ def training_in_words(config: RunConfig) -> str:
     return " · ".join(filter(None, [f"auto: {auto}" if auto else "", *chosen, side]))
 
 
-def value_in_words(setting: Setting, value: Any) -> str:
+def format_setting_value(setting: Setting, value: Any) -> str:
     """Return a setting's value as the form shows it."""
     if value is None or value == "":
         return setting.placeholder or "none"
     if isinstance(value, tuple) and setting.kind == "numbers":
-        return numbers_text(value)
+        return format_numbers(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {rate:g}" for name, rate in value.items())
     if isinstance(value, float):

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from finetune_core.config.problems import describe_problems
 from finetune_core.config.run_config import RunConfig
 from finetune_core.errors import ConfigError
-from finetune_core.files import problem_with, read_regular
-from finetune_core.formatting import size
+from finetune_core.files import describe_problem, read_regular
+from finetune_core.formatting import format_bytes
 
 CONFIG_FILE = "config.json"  # in the run directory
 _LARGEST = 2**25  # bytes; a config.json may name many images
@@ -52,11 +52,13 @@ def config_bytes(config: RunConfig) -> bytes:
     if len(content) > _LARGEST:
         raise ConfigError(
             {
-                "edits": "the changes to the data set name so many images that a run's settings "
-                f"would be {size(len(content))}, of which {size(_LARGEST)} can be read. "
-                "Download the data set as a table (Dataset page, Classes and splits), put "
-                "it into the folder of the images, and use it as the data: the changes "
-                "are in it"
+                "edits": (
+                    "the changes to the data set name so many images that a run's settings would "
+                    f"be {format_bytes(len(content))}, of which {format_bytes(_LARGEST)} can be "
+                    "read. Download the data set as a table (Dataset page, Classes and splits), "
+                    "put it into the folder of the images, and use it as the data: the changes "
+                    "are in it"
+                )
             }
         )
     return content
@@ -72,7 +74,7 @@ def read_config(path: Path) -> dict[str, Any]:
         values = json.loads(read_regular(path, _LARGEST))
     except OSError as error:
         raise ConfigError(
-            {"config": f"{path} cannot be read: {problem_with(path, error)}"}
+            {"config": f"{path} cannot be read: {describe_problem(path, error)}"}
         ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError({"config": f"{path} cannot be read as JSON: {error}"}) from None

@@ -171,7 +171,7 @@ def parse_numbers(text: str) -> list[str | float]:
     return [parse_number(part) for part in parts]
 
 
-def numbers_text(values: Iterable[float]) -> str:
+def format_numbers(values: Iterable[float]) -> str:
     """Format numbers in a row so that they can be read back exactly."""
     return ", ".join(repr(float(value)) for value in values)
 

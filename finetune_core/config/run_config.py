@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from finetune_core.config.averaged import Averaged
+from finetune_core.config.averaged import Averaging
 from finetune_core.config.edit import LONGEST_PATH, Edit
 from finetune_core.config.metadata import (
     DATA,
@@ -724,7 +724,7 @@ class RunConfig(BaseModel):
         in_script="irrelevant",  # the values are in the config
         own_widgets=True,
     )
-    averaged: Averaged | None = setting(
+    averaged: Averaging | None = setting(
         None,
         label="Averaged from",
         help="The runs whose weights or probabilities are averaged in the place of training, and "
@@ -831,7 +831,7 @@ class RunConfig(BaseModel):
         return self
 
     @property
-    def starts_from(self) -> str:
+    def initial_weights(self) -> str:
         """The initial weights: the requested ones or a run directory.
 
         ``from_scratch``, the control, always starts from random weights.
@@ -849,11 +849,11 @@ class RunConfig(BaseModel):
         return self.averaged is not None and self.averaged.how == "ensemble"
 
     @property
-    def first_seed(self) -> int:
+    def init_seed(self) -> int:
         """The seed of random initial weights: those of the new head, and of a random backbone."""
         return self.seed if self.head_seed is None else self.head_seed
 
-    def for_strategy(self, name: str) -> dict[str, Any]:
+    def strategy_changes(self, name: str) -> dict[str, Any]:
         """Return the changes that switch to another strategy.
 
         Settings that belong to the current strategy alone are reset.
@@ -880,10 +880,10 @@ class RunConfig(BaseModel):
 
         They are arguments of ``index_dataset``.
         """
-        return self.model_dump(include=set(names_in(SPLIT)))
+        return self.model_dump(include=set(setting_names(SPLIT)))
 
 
-def setting_of(name: str) -> Setting:
+def get_setting(name: str) -> Setting:
     """Return the declaration of a setting."""
     return all_settings()[name]
 
@@ -893,12 +893,12 @@ def all_settings() -> dict[str, Setting]:
     return settings_of(RunConfig)
 
 
-def following_names() -> tuple[str, ...]:
+def auto_setting_names() -> tuple[str, ...]:
     """Return the names of settings that follow from data set and strategy by default."""
     return tuple(name for name, one in all_settings().items() if one.follows)
 
 
-def names_in(*sections: str) -> list[str]:
+def setting_names(*sections: str) -> list[str]:
     """Return the names of the settings in these sections, in declaration order."""
     return [
         name

@@ -21,11 +21,11 @@ from typing import BinaryIO, TypeVar
 from finetune_core.data import tars, zips
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.limits import LIMITS, Budget, Limits, Names
-from finetune_core.data.names import printable_name
+from finetune_core.data.names import escape_name
 from finetune_core.data.unpacking import PIECE, ArchivedImage, Pieces, read_pieces
 from finetune_core.errors import DataError
-from finetune_core.files import settle, staging_folder
-from finetune_core.formatting import size
+from finetune_core.files import publish_folder, staging_folder
+from finetune_core.formatting import format_bytes
 from finetune_core.paths import data_dir
 from finetune_core.work import Step, Work
 
@@ -173,10 +173,10 @@ def _translate_errors(name: str, action: str = "imported") -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{printable_name(name)} was not {action}: {error}") from None
+        raise DataError(f"{escape_name(name)} was not {action}: {error}") from None
     except OSError as error:
         raise DataError(
-            f"{printable_name(name)} was not {action}: {data_dir()} cannot be written to "
+            f"{escape_name(name)} was not {action}: {data_dir()} cannot be written to "
             f"({error.strerror}). Make room there, or set THAW_HOME to another folder."
         ) from None
 
@@ -203,7 +203,7 @@ def _raise_damage(items: Iterator[Item]) -> Iterator[Item]:
     except _DAMAGE_ERRORS as error:
         raise DataError(
             "it is damaged, cut short, or no ZIP or TAR archive at all "
-            f"({printable_name(str(error))}). Download or pack it again."
+            f"({escape_name(str(error))}). Download or pack it again."
         ) from None
 
 
@@ -251,8 +251,8 @@ def _write_image(image: ArchivedImage, folder: Path, limits: Limits) -> Pieces:
             written += len(piece)
             if written > limits.file_bytes:
                 raise DataError(
-                    f"“{printable_name(image.path)}” is larger than {size(limits.file_bytes)}. "
-                    "Leave it out, then try again."
+                    f"“{escape_name(image.path)}” is larger than "
+                    f"{format_bytes(limits.file_bytes)}. Leave it out, then try again."
                 )
             file.write(piece)
             yield piece
@@ -261,7 +261,7 @@ def _write_image(image: ArchivedImage, folder: Path, limits: Limits) -> Pieces:
 def _move_into_place(staging: Path, folder: Path) -> None:
     _check_not_empty(staging)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    settle(staging, folder)
+    publish_folder(staging, folder)
 
 
 def _check_not_empty(folder: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_core.data.decode import EXTENSIONS
-from finetune_core.data.listing import is_within, printable
+from finetune_core.data.listing import escape_undecodable, is_within
 from finetune_core.data.names import is_noise
 from finetune_core.data.sources import check_roots
 from finetune_core.errors import DataError
@@ -86,7 +86,11 @@ def _list_subfolders(
 ) -> Iterator[Subfolder]:
     left = _MAX_ENTRIES
     for entry in entries:
-        if is_noise(entry.name) or printable(entry.name) != entry.name or not _is_folder(entry):
+        if (
+            is_noise(entry.name)
+            or escape_undecodable(entry.name) != entry.name
+            or not _is_folder(entry)
+        ):
             continue
         if is_within(entry.path, hidden) or (
             entry.is_symlink() and not is_within(entry.path, roots)

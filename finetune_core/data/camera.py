@@ -18,15 +18,15 @@ from threading import Lock
 
 import pandas as pd
 
-from finetune_core.data.dataset import look_through
+from finetune_core.data.dataset import index_data
 from finetune_core.data.duplicates import merge_groups
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.frames import Batch
 from finetune_core.data.limits import LIMITS, Budget
-from finetune_core.data.names import is_noise, printable_name
+from finetune_core.data.names import escape_name, is_noise
 from finetune_core.errors import DataError
 from finetune_core.files import write_bytes
-from finetune_core.formatting import number
+from finetune_core.formatting import format_number
 from finetune_core.paths import data_dir
 from finetune_core.work import Work
 
@@ -43,7 +43,7 @@ _FORBIDDEN = re.compile('[<>:"/\\\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udff
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
-class NotStored(DataError):
+class StorageError(DataError):
     """Frames that could not be written, and can be once the cause is gone."""
 
 
@@ -60,7 +60,7 @@ def recordings_folder(person: str = "") -> Path:
     return folder / f".{hashlib.sha256(person.encode()).hexdigest()[:16]}" if person else folder
 
 
-def recordings(person: str = "") -> list[str]:
+def list_recordings(person: str = "") -> list[str]:
     """Return the names of all recorded data sets, the latest first."""
     folder = recordings_folder(person)
     return sorted(
@@ -68,7 +68,7 @@ def recordings(person: str = "") -> list[str]:
     )
 
 
-def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
+def validate_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
     """Return the name of a data set or class in a form that can be a folder's name on every system.
 
     Args:
@@ -107,7 +107,7 @@ def _find_problem(name: str) -> str:
             "systems use themselves"
         )
     if _RESERVED.fullmatch(name):
-        return f"“{printable_name(name)}” is reserved on Windows"
+        return f"“{escape_name(name)}” is reserved on Windows"
     return f"this one has more than {_LONGEST_NAME} letters" if len(name) > _LONGEST_NAME else ""
 
 
@@ -119,7 +119,7 @@ def _is_same_ignoring_case(one: str, other: str) -> bool:
     )
 
 
-def frames_by_class(folder: Path) -> dict[str, list[str]]:
+def list_frames_by_class(folder: Path) -> dict[str, list[str]]:
     """Return the file names of each class's images, in the order in which they were recorded."""
     found = {
         name: sorted(file.name for file in (folder / name).glob("*.jpg"))
@@ -128,7 +128,7 @@ def frames_by_class(folder: Path) -> dict[str, list[str]]:
     return {name: files for name, files in found.items() if files}
 
 
-def presses(files: Sequence[str]) -> list[str]:
+def list_presses(files: Sequence[str]) -> list[str]:
     """Return the presses of the record button that a class's images come from.
 
     An image that was not recorded counts as a press of its own.
@@ -136,7 +136,7 @@ def presses(files: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(_parse_press(file) for file in files))
 
 
-def store(batch: Batch, person: str = "") -> Path:
+def store_frames(batch: Batch, person: str = "") -> Path:
     """Store frames in the folder of their class, and update the manifest.
 
     Frames that are sent again replace themselves.
@@ -149,15 +149,15 @@ def store(batch: Batch, person: str = "") -> Path:
         DataError: if a name cannot be a folder's, or there are too many frames.
     """
     parent = recordings_folder(person)
-    folder = parent / checked_name(batch.recording, "data set", recordings(person))
-    name = checked_name(batch.class_name, "class", _list_subfolders(folder))
+    folder = parent / validate_name(batch.recording, "data set", list_recordings(person))
+    name = validate_name(batch.class_name, "class", _list_subfolders(folder))
     _check_press(batch)
     with _changing, _translate_errors(folder):
         parent.mkdir(parents=True, exist_ok=True)
         _check_space(sum(map(len, batch.frames)))
-        if len(frames_by_class(folder).get(name, ())) + len(batch.frames) > MOST_OF_CLASS:
+        if len(list_frames_by_class(folder).get(name, ())) + len(batch.frames) > MOST_OF_CLASS:
             raise DataError(
-                f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. "
+                f"“{name}” has {format_number(MOST_OF_CLASS)} frames, which is the most. "
                 "Record another class."
             )
         _write_frames(batch, folder / name)
@@ -165,7 +165,7 @@ def store(batch: Batch, person: str = "") -> Path:
     return folder
 
 
-def store_unlabelled(batch: Batch, folder: Path) -> None:
+def store_unlabelled_frames(batch: Batch, folder: Path) -> None:
     """Store frames that have no class yet. Frames that are sent again replace themselves.
 
     Args:
@@ -182,7 +182,8 @@ def store_unlabelled(batch: Batch, folder: Path) -> None:
         _check_space(sum(map(len, batch.frames)))
         if len(list(folder.iterdir())) + len(batch.frames) > MOST_OF_CLASS:
             raise DataError(
-                f"There are {number(MOST_OF_CLASS)} frames, which is the most. Label these first."
+                f"There are {format_number(MOST_OF_CLASS)} frames, which is the most. Label these "
+                "first."
             )
         _write_frames(batch, folder)
 
@@ -192,8 +193,10 @@ def _write_frames(batch: Batch, folder: Path) -> None:
         write_bytes(folder / f"{batch.press}_{index:05d}.jpg", frame)
 
 
-def delete(folder: Path, ids: Sequence[str]) -> None:
-    """Remove images from a recorded data set. ``restore`` brings back those of the last call.
+def delete_frames(folder: Path, ids: Sequence[str]) -> None:
+    """Remove images from a recorded data set.
+
+    ``restore_frames`` brings back the images of the last call.
 
     Args:
         folder: the data set's folder.
@@ -204,7 +207,9 @@ def delete(folder: Path, ids: Sequence[str]) -> None:
     """
     with _changing, _translate_errors(folder):
         existing = {
-            f"{name}/{file}" for name, files in frames_by_class(folder).items() for file in files
+            f"{name}/{file}"
+            for name, files in list_frames_by_class(folder).items()
+            for file in files
         }
         shutil.rmtree(folder / _DELETED, ignore_errors=True)
         _move_images(
@@ -213,7 +218,7 @@ def delete(folder: Path, ids: Sequence[str]) -> None:
         _write_manifest(folder)
 
 
-def restore(folder: Path) -> None:
+def restore_frames(folder: Path) -> None:
     """Bring back the images that were deleted last.
 
     Raises:
@@ -222,18 +227,20 @@ def restore(folder: Path) -> None:
     deleted = folder / _DELETED
     with _changing, _translate_errors(folder):
         ids = [
-            f"{name}/{file}" for name, files in frames_by_class(deleted).items() for file in files
+            f"{name}/{file}"
+            for name, files in list_frames_by_class(deleted).items()
+            for file in files
         ]
         _move_images(ids, deleted, folder)
         _write_manifest(folder)
 
 
-def deleted_frames(folder: Path) -> int:
-    """Return the number of images that ``restore`` would bring back."""
-    return sum(map(len, frames_by_class(folder / _DELETED).values()))
+def count_deleted_frames(folder: Path) -> int:
+    """Return the number of images that ``restore_frames`` would bring back."""
+    return sum(map(len, list_frames_by_class(folder / _DELETED).values()))
 
 
-def manifest_of(folder: Path) -> Path:
+def manifest_path(folder: Path) -> Path:
     """Return the path of a recorded data set's manifest, which is the data to train on.
 
     The manifest may not exist.
@@ -246,7 +253,7 @@ def is_recording(data: str) -> bool:
     return Path(data).is_relative_to(recordings_folder())
 
 
-def groups(files: Sequence[str]) -> dict[str, str]:
+def group_frames(files: Sequence[str]) -> dict[str, str]:
     """Return the group of each image, which a split does not part.
 
     A group is the images of one press. If a class has a single press, it is parted all the same:
@@ -256,7 +263,7 @@ def groups(files: Sequence[str]) -> dict[str, str]:
     Args:
         files: the images of one class, in the order in which they were recorded.
     """
-    if len(presses(files)) > 1 or not all(_FRAME.fullmatch(file) for file in files):
+    if len(list_presses(files)) > 1 or not all(_FRAME.fullmatch(file) for file in files):
         return {file: _parse_press(file) if _FRAME.fullmatch(file) else "" for file in files}
     ends = [round(share * len(files)) for share in _BLOCKS]
     return {
@@ -265,7 +272,7 @@ def groups(files: Sequence[str]) -> dict[str, str]:
     }
 
 
-def settle_split(folder: Path) -> Work[Path]:
+def choose_split(folder: Path) -> Work[Path]:
     """Index a recording, and choose whether near-duplicates of different presses stay together.
 
     They do, unless a class would then have no images to be evaluated on.
@@ -279,10 +286,10 @@ def settle_split(folder: Path) -> Work[Path]:
     Raises:
         DataError: if there is nothing to read, or the manifest cannot be written.
     """
-    manifest = manifest_of(folder)
+    manifest = manifest_path(folder)
     with _changing, _translate_errors(folder):
         _write_manifest(folder)  # images may have been added or deleted by hand
-    seen = yield from look_through(manifest)
+    seen = yield from index_data(manifest)
     table = seen.rows[seen.rows["problem"] == ""]
     apart = pd.factorize(table["group"].where(table["group"] != "", table["id"]))[0]
     sides = pd.Series(merge_groups(apart, table["near"].to_numpy()), index=table.index)
@@ -314,15 +321,15 @@ def _move_images(ids: Sequence[str], source: Path, target: Path) -> None:
 
 
 def _write_manifest(folder: Path) -> None:
-    rows = _make_manifest_rows(frames_by_class(folder))
+    rows = _make_manifest_rows(list_frames_by_class(folder))
     text = io.StringIO()
     csv.writer(text).writerows([("path", "label", "group"), *rows])
-    write_bytes(manifest_of(folder), text.getvalue().encode())
+    write_bytes(manifest_path(folder), text.getvalue().encode())
 
 
 def _make_manifest_rows(found: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str]]:
     for name, files in found.items():
-        of_file = groups(files)
+        of_file = group_frames(files)
         yield from ((f"{name}/{file}", name, of_file[file]) for file in files)
 
 
@@ -337,7 +344,7 @@ def _check_space(needed: int) -> None:
     try:
         Budget(LIMITS).check_space(needed)
     except DataError as error:
-        raise NotStored(f"The latest frames are not stored: {error}") from None
+        raise StorageError(f"The latest frames are not stored: {error}") from None
 
 
 @contextmanager
@@ -345,7 +352,7 @@ def _translate_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NotStored(
+        raise StorageError(
             f"{folder} cannot be written to: {error.strerror}. Make room there, or set THAW_HOME "
             "to another folder."
         ) from None

@@ -13,7 +13,7 @@ import pandas as pd
 from finetune_core.data.findings import Finding, Severity
 from finetune_core.data.listing import Note
 from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
-from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.formatting import SPLIT_TITLES, format_percent, pluralize
 
 _FEW = 10  # training images per class
 _MANY_TIMES = 10  # the largest class over the smallest
@@ -53,7 +53,7 @@ _LEFT_OUT: dict[str, Severity] = {
 }
 
 
-def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding]:
+def find_file_problems(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding]:
     """Yield findings about files that were left out.
 
     Args:
@@ -68,7 +68,7 @@ def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding
         paths = tuple(passed.loc[passed["kind"] == kind, "path"])
         if paths:
             first = reasons.get(paths[0], paths[0])
-            message = f"{things(len(paths), _name_thing(kind))} left out: {first}" + (
+            message = f"{pluralize(len(paths), _name_thing(kind))} left out: {first}" + (
                 "" if len(paths) == 1 else ", …"
             )
             yield Finding(
@@ -81,7 +81,7 @@ def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding
             )
 
 
-def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
+def find_image_problems(table: pd.DataFrame) -> Iterator[Finding]:
     """Yield findings about single images.
 
     Args:
@@ -179,7 +179,7 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     yield from _find_surplus("near_duplicates", near[~near["content"].duplicated()], "near")
 
 
-def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
+def find_class_problems(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
     """Yield findings about the sizes and names of the classes."""
     if len(classes) == 1:
         message = f"There is only one class: “{classes[0]}”. A classifier needs at least two."
@@ -207,11 +207,11 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
         )
         if missing:
             yield Finding(
-                kind, "warning", words.format(some(missing)), len(missing), classes=missing
+                kind, "warning", words.format(join_names(missing)), len(missing), classes=missing
             )
     few = tuple(classes[label] for label in training.index if training[label] < _FEW)
     if few:
-        message = f"Fewer than {_FEW} training images in {some(few)}."
+        message = f"Fewer than {_FEW} training images in {join_names(few)}."
         yield Finding("few_images", "warning", message, len(few), classes=few)
     if len(training) > 1 and training.max() >= _MANY_TIMES * training.min():
         times = training.max() / training.min()
@@ -227,7 +227,7 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     yield from _find_similar_names(table, classes)
 
 
-def some(names: Sequence[str], limit: int = 3) -> str:
+def join_names(names: Sequence[str], limit: int = 3) -> str:
     """Join names as ``a, b, c and 4 more``."""
     listed = ", ".join(names[:limit])
     return listed if len(names) <= limit else f"{listed} and {len(names) - limit:,} more"
@@ -264,7 +264,7 @@ def _make_image_finding(
     kind: str, severity: Severity, ids: pd.Series, words: str, total: int, notes: pd.Series
 ) -> Finding:
     paths = tuple(ids)
-    message = f"{things(len(paths), 'image')} ({percent(len(paths) / total)}) {words}."
+    message = f"{pluralize(len(paths), 'image')} ({format_percent(len(paths) / total)}) {words}."
     if len(paths) == 1:
         message = (
             message.replace(" are ", " is ", 1)
@@ -310,7 +310,8 @@ def _find_conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
     sets = _collect_sets(rows, ["content"])
     paths = tuple(path for one in sets for path in one)
     message = (
-        f"{things(len(paths), 'file')} hold {things(len(sets), 'image')} in two or more classes."
+        f"{pluralize(len(paths), 'file')} hold {pluralize(len(sets), 'image')} in two or more "
+        "classes."
     )
     notes = dict(zip(rows["id"], rows["class"], strict=True))
     yield Finding("conflicting_labels", "error", message, len(paths), paths, sets=sets, notes=notes)
@@ -331,20 +332,19 @@ def _find_leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) ->
     exact = kind == "leakage"
     can = "can" if exact else "could"
     inflated = [
-        f"{things(count, 'image')} of {SPLIT_WORDS[str(split)].lower()}: "
-        f"its accuracy {can} come out up to {percent(count / (table['split'] == split).sum())} "
-        "too high"
+        f"{pluralize(count, 'image')} of {SPLIT_TITLES[str(split)].lower()}: its accuracy {can} "
+        f"come out up to {format_percent(count / (table['split'] == split).sum())} too high"
         for split, count in evaluated["split"].value_counts().items()
     ]
     copied = "copied" if exact else "possibly copied"
-    message = f"{things(len(sets), 'image')} {copied} across splits. {'; '.join(inflated)}."
+    message = f"{pluralize(len(sets), 'image')} {copied} across splits. {'; '.join(inflated)}."
     proposed = (
         rows[rows["split"] != last]
         if exact
         else evaluated.sort_values(["closeness", "id"], ascending=[False, True])
     )
     to = {} if exact else dict(zip(evaluated["id"], first[evaluated.index], strict=True))
-    notes = dict(zip(rows["id"], rows["split"].map(SPLIT_WORDS), strict=True))
+    notes = dict(zip(rows["id"], rows["split"].map(SPLIT_TITLES), strict=True))
     yield Finding(
         kind,
         "error" if exact else "warning",
@@ -368,11 +368,11 @@ def _find_surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
         later.sort_values(["closeness", "rank", "id"], ascending=[False, True, True])["id"]
     )
     copies = (
-        things(len(paths), "copy", "copies")
+        pluralize(len(paths), "copy", "copies")
         if kind == "exact_duplicates"
-        else things(len(paths), "possible near-duplicate")
+        else pluralize(len(paths), "possible near-duplicate")
     )
-    message = f"{copies} of {things(len(sets), 'image')} in the same split."
+    message = f"{copies} of {pluralize(len(sets), 'image')} in the same split."
     yield Finding(
         kind,
         "warning" if kind == "exact_duplicates" else "info",
@@ -428,7 +428,7 @@ def _find_similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator
     names = tuple(sorted({classes[label] for pair in pairs for label in pair}))
     message = (
         "Possibly the same class, spelled in two ways: "
-        + some([f"{classes[a]} and {classes[b]}" for a, b in pairs])
+        + join_names([f"{classes[a]} and {classes[b]}" for a, b in pairs])
         + "."
     )
     notes = dict(zip(table["id"], table["label"].map(dict(enumerate(classes))), strict=True))

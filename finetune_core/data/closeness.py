@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter, uniform_filter
 
 from finetune_core.data.decode import read_image
-from finetune_core.data.threads import in_threads
+from finetune_core.data.threads import map_in_threads
 from finetune_core.errors import ImageError
 
 DETAIL_SIDE = 128  # pixels, of the squares that ``is_same_image`` compares
@@ -30,12 +30,12 @@ _PEAK = 9.0  # standard deviations of the averaged differences
 _EDGE = 3  # pixels at the border that are not compared
 
 
-def gray_squares(paths: Sequence[Path], side: int) -> Iterator[np.ndarray | None]:
+def load_gray_squares(paths: Sequence[Path], side: int) -> Iterator[np.ndarray | None]:
     """Yield each image as uint8 gray levels ``[side, side]``, or None if it cannot be read.
 
     An image of any shape is resized to a square.
     """
-    for _, square in in_threads(partial(_load_gray_square, side=side), paths):
+    for _, square in map_in_threads(partial(_load_gray_square, side=side), paths):
         yield square
 
 

@@ -15,16 +15,21 @@ import pandas as pd
 
 from finetune_core.config import Edit, NearDuplicates
 from finetune_core.data import splits
-from finetune_core.data.checks import class_findings, copy_findings, file_findings, image_findings
+from finetune_core.data.checks import (
+    copy_findings,
+    find_class_problems,
+    find_file_problems,
+    find_image_problems,
+)
 from finetune_core.data.duplicates import merge_groups
-from finetune_core.data.edits import apply_edits, labelled_paths
+from finetune_core.data.edits import apply_edits, collect_labelled_paths
 from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.findings import Finding
 from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.index import read_index
 from finetune_core.data.listing import Listing, extend_listing, list_data
 from finetune_core.errors import DataError
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.work import Work, finish
 
 _COLUMNS = [
@@ -89,7 +94,7 @@ class Dataset:
             str(split): int(count) for split, count in self.table["split"].value_counts().items()
         }
 
-    def manifest(self) -> pd.DataFrame:
+    def to_manifest(self) -> pd.DataFrame:
         """Return the data set as a manifest that Thaw reads: ``path, label, split, group``."""
         table = self.table[["id", "class", "split", "group"]].rename(
             columns={"id": "path", "class": "label"}
@@ -118,10 +123,10 @@ class Dataset:
         The hash changes if an image is added, removed, changed, relabelled or moved to another
         split.
         """
-        return fingerprint_of(self.table)
+        return compute_fingerprint(self.table)
 
 
-def fingerprint_of(table: pd.DataFrame) -> str:
+def compute_fingerprint(table: pd.DataFrame) -> str:
     """Return 16 hexadecimal digits of ``id, class, split, content``, for any order of the rows."""
     rows = table[["id", "class", "split", "content"]].sort_values("id")
     hashed = pd.util.hash_pandas_object(
@@ -171,8 +176,8 @@ def index_dataset(
     Raises:
         DataError: if there is no such folder, or nothing to train on.
     """
-    seen = yield from look_through(data, roots, edits=edits)
-    return assemble(
+    seen = yield from index_data(data, roots, edits=edits)
+    return assemble_dataset(
         data,
         seen,
         val_fraction=val_fraction,
@@ -185,7 +190,7 @@ def index_dataset(
 
 
 @dataclass(frozen=True)
-class Seen:
+class IndexedData:
     """Listing and index of a folder or manifest, before it is split and edited.
 
     Images that edits label are rows without a class.
@@ -200,16 +205,16 @@ class Seen:
 
     def has_labelled(self, edits: Sequence[Edit]) -> bool:
         """Return whether every image that the edits label was looked for."""
-        return self.listing.added.issuperset(labelled_paths(edits))
+        return self.listing.added.issuperset(collect_labelled_paths(edits))
 
 
-def look_through(
+def index_data(
     data: str | Path,
     roots: Sequence[Path] = (),
     *,
     thumbs: bool = False,
     edits: Sequence[Edit] = (),
-) -> Work[Seen]:
+) -> Work[IndexedData]:
     """Index a folder or manifest. This is the first, slow half of ``index_dataset``.
 
     Args:
@@ -218,14 +223,14 @@ def look_through(
         thumbs: whether to return the thumbnails of the images, too.
         edits: the images that these edits label are indexed, too.
     """
-    listing = extend_listing(list_data(data, roots), list(labelled_paths(edits)), roots)
+    listing = extend_listing(list_data(data, roots), list(collect_labelled_paths(edits)), roots)
     rows = yield from read_index(data, listing, thumbs=thumbs)
-    return Seen(listing, rows)
+    return IndexedData(listing, rows)
 
 
-def assemble(
+def assemble_dataset(
     data: str | Path,
-    seen: Seen,
+    seen: IndexedData,
     *,
     val_fraction: float,
     test_fraction: float,
@@ -238,7 +243,7 @@ def assemble(
 
     Args:
         data: folder or manifest.
-        seen: the result of ``look_through``.
+        seen: the result of ``index_data``.
         val_fraction: as for ``index_dataset``.
         test_fraction: as for ``index_dataset``.
         split_seed: as for ``index_dataset``.
@@ -289,10 +294,10 @@ def _collect_findings(
     listing: Listing, broken: pd.DataFrame, table: pd.DataFrame, classes: tuple[str, ...]
 ) -> list[Finding]:
     return [
-        *file_findings(broken, listing.notes),
+        *find_file_problems(broken, listing.notes),
         *copy_findings(table),
-        *class_findings(table, classes),
-        *image_findings(table),
+        *find_class_problems(table, classes),
+        *find_image_problems(table),
     ]
 
 
@@ -333,7 +338,7 @@ def _split_images(
         val_fraction,
         0.0 if apart else test_fraction,
         seed,
-        sides(training, near_duplicates == "together"),
+        assign_units(training, near_duplicates == "together"),
         kept,
     )
     split.loc[training.index] = assigned
@@ -341,7 +346,7 @@ def _split_images(
     return split
 
 
-def sides(table: pd.DataFrame, near: bool = True) -> np.ndarray:
+def assign_units(table: pd.DataFrame, near: bool = True) -> np.ndarray:
     """Return the number of each image's unit, int ``[n]``: a split keeps a unit on one side.
 
     A unit holds the images of a group, and near-duplicates if ``near``.
@@ -355,7 +360,7 @@ def _check_usable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
     if not counts.get(splits.TRAIN, 0):
         raise DataError(f"There is no training image in {data} that can be used.")
     if not counts.get(splits.VAL, 0):
-        of_class = pd.Series(sides(table, near)).groupby(table["class"])
+        of_class = pd.Series(assign_units(table, near)).groupby(table["class"])
         if of_class.size().max() >= 3 and of_class.nunique().max() == 1:
             raise DataError(
                 f"Every class of {data} is one group, or nothing but near-duplicates, which are "
@@ -363,6 +368,6 @@ def _check_usable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
                 "Name smaller groups, choose near_duplicates=apart, or add a val/ folder."
             )
         raise DataError(
-            f"{data} has too few images ({things(len(table), 'image')}) to set any aside for "
+            f"{data} has too few images ({pluralize(len(table), 'image')}) to set any aside for "
             "validation: give each class at least three, or add a val/ folder."
         )

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune_core.errors import ImageError
-from finetune_core.files import NotRegular, open_regular
+from finetune_core.files import NotRegularFileError, open_regular
 
 EXTENSIONS = frozenset(
     (
@@ -172,7 +172,7 @@ def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
     return image
 
 
-def thumbnail(source: Path | bytes, side: int) -> bytes:
+def encode_thumbnail(source: Path | bytes, side: int) -> bytes:
     """Return a JPEG of ``side × side`` pixels that shows the whole image, letterboxed.
 
     Thumbnails of images of any shape have the same size.
@@ -246,7 +246,7 @@ def _open_image(source: Path | bytes) -> Iterator[Image.Image]:
         ) from None
     except FileNotFoundError:
         raise ImageError(f"{_display_name(source)} is not there") from None
-    except NotRegular as error:
+    except NotRegularFileError as error:
         raise ImageError(
             f"{_display_name(source)} is {error.strerror}, not an image file"
         ) from None

@@ -18,7 +18,7 @@ from finetune_core.data.closeness import (
     fit_chance_pairs,
     is_same_image,
 )
-from finetune_core.data.threads import in_threads, one_blas_thread
+from finetune_core.data.threads import limit_blas_threads, map_in_threads
 from finetune_core.work import Step, Work
 
 # Correlation of two 12 × 12 colour thumbnails, and of two gray squares. Images that were saved
@@ -49,7 +49,7 @@ Vectors = Callable[[np.ndarray], np.ndarray]  # positions -> unit vectors [n, d]
 Found = tuple[np.ndarray, np.ndarray]  # pairs, and how alike each is
 
 
-def near_sets(
+def find_near_duplicates(
     thumbs: pd.Series, content: np.ndarray, squares: Squares
 ) -> Work[tuple[np.ndarray, np.ndarray]]:
     """Group images with equal content, and images that are nearly the same.
@@ -300,7 +300,7 @@ def _find_similar_pairs(
     kept = keep()
     if not len(rows):
         return kept.found()
-    with one_blas_thread():
+    with limit_blas_threads():
         short = _project(vectors, rows) if len(rows) > _COMPARED_WHOLE else vectors(rows)
     spread = short[:, short.std(axis=0).argmax()]
     order = np.argsort(spread, kind="stable")
@@ -325,8 +325,8 @@ def _find_similar_pairs(
         return part.found()
 
     with (
-        one_blas_thread(),
-        closing(in_threads(compare_tile, range(0, len(rows), height))) as comparing,
+        limit_blas_threads(),
+        closing(map_in_threads(compare_tile, range(0, len(rows), height))) as comparing,
     ):
         for start, found in comparing:
             kept.add(*found)

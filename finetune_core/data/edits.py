@@ -21,8 +21,15 @@ from finetune_core.config.edit import LONGEST_NAME
 from finetune_core.data.entry import entry_folder
 from finetune_core.data.splits import SPLITS, TEST, TRAIN
 from finetune_core.errors import DataError
-from finetune_core.files import Stamp, is_there, problem_with, read_regular, stamp, write_bytes
-from finetune_core.formatting import SPLIT_WORDS, things
+from finetune_core.files import (
+    Stamp,
+    describe_problem,
+    file_stamp,
+    path_exists,
+    read_regular,
+    write_bytes,
+)
+from finetune_core.formatting import SPLIT_TITLES, pluralize
 
 _FILE = "edits.json"
 _LARGEST = 2**28  # bytes
@@ -39,14 +46,14 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
         DataError: if the file of changes is damaged. They must not be lost silently.
     """
     file = entry_folder(data) / _FILE
-    if not is_there(file):
+    if not path_exists(file):
         return ()
     try:
-        return _read_edits(file, stamp(file.resolve()))
+        return _read_edits(file, file_stamp(file.resolve()))
     except (OSError, ValueError) as error:
         raise DataError(
             f"The changes to this data set, in {file}, cannot be read: "
-            f"{problem_with(file, error)}. Repair or delete that file."
+            f"{describe_problem(file, error)}. Repair or delete that file."
         ) from None
 
 
@@ -147,7 +154,7 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
         DataError: if an image is to move to a split that does not exist, or
             ``check_labelled_moves`` refuses the edits.
     """
-    made = effective(edits)
+    made = select_effective_edits(edits)
     check_labelled_moves(made)
     for edit in made:
         if edit.action == "move" and edit.to not in SPLITS:
@@ -181,7 +188,7 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
     return table if kept.all() else table[kept]
 
 
-def labelled_paths(edits: Iterable[Edit]) -> dict[str, str]:
+def collect_labelled_paths(edits: Iterable[Edit]) -> dict[str, str]:
     """Return the split of every image that the edits add with a label, by id.
 
     The images are in the order of their first label.
@@ -216,13 +223,13 @@ def check_labelled_moves(edits: Sequence[Edit]) -> None:
     }
     if moved:
         raise DataError(
-            f"{things(len(moved), 'image')} cannot leave the training images: "
+            f"{pluralize(len(moved), 'image')} cannot leave the training images: "
             "the model chose what was labelled, so an accuracy on such images would be biased. "
             "Leave them in training, or choose other images."
         )
 
 
-def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
+def relabel_class(table: pd.DataFrame, name: str, to: str) -> Edit:
     """Return the edit that renames a class. The name of another class merges the two.
 
     Args:
@@ -247,7 +254,7 @@ def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
     return Edit(action="relabel", paths=paths, to=to)
 
 
-def ignored(edits: Iterable[Edit]) -> dict[str, frozenset[str]]:
+def collect_ignored_paths(edits: Iterable[Edit]) -> dict[str, frozenset[str]]:
     """Return the paths of the findings that a person has dismissed, by kind of finding."""
     paths: dict[str, set[str]] = {}
     for edit in edits:
@@ -256,14 +263,14 @@ def ignored(edits: Iterable[Edit]) -> dict[str, frozenset[str]]:
     return {kind: frozenset(seen) for kind, seen in paths.items()}
 
 
-def effective(edits: Iterable[Edit]) -> tuple[Edit, ...]:
+def select_effective_edits(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     """Return the edits that change the training data, which is what a run records."""
     return tuple(edit for edit in edits if edit.action != "ignore")
 
 
-def edit_in_words(edit: Edit) -> str:
+def describe_edit(edit: Edit) -> str:
     """Describe one edit, as ``3 images excluded`` or ``1 image relabelled as cat``."""
-    images = things(len(edit.paths), "image")
+    images = pluralize(len(edit.paths), "image")
     match edit.action:
         case "label":
             return f"{images} labelled as {edit.to}"
@@ -272,16 +279,16 @@ def edit_in_words(edit: Edit) -> str:
         case "exclude":
             return f"{images} excluded"
         case "move":
-            return f"{images} moved to {SPLIT_WORDS.get(edit.to, edit.to).lower()}"
+            return f"{images} moved to {SPLIT_TITLES.get(edit.to, edit.to).lower()}"
         case "relabel":
             return f"{images} relabelled as {edit.to}"
     return "finding dismissed"
 
 
-def edits_in_words(edits: Iterable[Edit]) -> str:
+def describe_edits(edits: Iterable[Edit]) -> str:
     """Describe all edits in one line: ``5 images excluded, 2 images moved, 1 image relabelled``."""
     counts: Counter[str] = Counter()
-    for edit in effective(edits):
+    for edit in select_effective_edits(edits):
         counts["label" if edit.action in _LABELS else edit.action] += len(edit.paths)
     words = {
         "label": "labelled",
@@ -290,7 +297,7 @@ def edits_in_words(edits: Iterable[Edit]) -> str:
         "relabel": "relabelled",
     }
     return ", ".join(
-        f"{things(counts[action], 'image')} {word}"
+        f"{pluralize(counts[action], 'image')} {word}"
         for action, word in words.items()
         if counts[action]
     )

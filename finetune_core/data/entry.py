@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 
 from finetune_core import paths
-from finetune_core.config import make_config, names_in, read_config
+from finetune_core.config import make_config, read_config, setting_names
 from finetune_core.config.metadata import SPLIT
 from finetune_core.errors import ConfigError, DataError
-from finetune_core.files import open_regular, replacing, write_bytes
+from finetune_core.files import open_regular, replace_atomically, write_bytes
 
 _SPLIT = "split.json"
 
@@ -60,7 +60,8 @@ def load_split(data: str | Path) -> dict[str, Any]:
     try:
         stored = read_config(file)
         return make_config(
-            {name: stored[name] for name in names_in(SPLIT) if name in stored} | {"data": str(data)}
+            {name: stored[name] for name in setting_names(SPLIT) if name in stored}
+            | {"data": str(data)}
         ).split_settings
     except ConfigError as error:
         raise DataError(
@@ -101,5 +102,5 @@ def write_table(file: Path, table: pd.DataFrame) -> None:
 
     Errors are ignored: where nothing can be written, Thaw works without the file.
     """
-    with suppress(OSError), replacing(file) as opened:
+    with suppress(OSError), replace_atomically(file) as opened:
         table.to_parquet(opened, index=False, write_page_checksum=True)

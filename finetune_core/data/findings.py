@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from finetune_core.config import Edit
-from finetune_core.data.edits import ignored
+from finetune_core.data.edits import collect_ignored_paths
 
 Severity = Literal["error", "warning", "info"]
 Action = Literal["exclude", "move", "relabel"]
@@ -249,7 +249,7 @@ class Finding:
         }
 
     @property
-    def bulk(self) -> bool:
+    def allows_bulk_action(self) -> bool:
         """Whether the action may be taken on all images in one click.
 
         It may not if the finding is uncertain, or is the nature of the set.
@@ -277,9 +277,9 @@ class Finding:
         )
 
 
-def unanswered(findings: Sequence[Finding], edits: Sequence[Edit]) -> list[Finding]:
+def select_open_findings(findings: Sequence[Finding], edits: Sequence[Edit]) -> list[Finding]:
     """Return the findings that a person has not ignored, or that have grown since then."""
-    seen = ignored(edits)
+    seen = collect_ignored_paths(edits)
     return [
         one
         for one in findings

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_core.data.decode import read_header, read_image
 from finetune_core.errors import DataError, ImageError
-from finetune_core.formatting import number, size
+from finetune_core.formatting import format_bytes, format_number
 
 MOST_FRAMES = 16  # per message
 _MOST_BYTES = 2_000_000  # per frame; a frame of 320 pixels takes about 30,000
@@ -68,7 +68,7 @@ def read_batch(sent: Any) -> Batch:
     ):
         raise _refusal(
             "the number of its first frame is not between 0 and "
-            f"{number(_MOST_NUMBER - MOST_FRAMES)}"
+            f"{format_number(_MOST_NUMBER - MOST_FRAMES)}"
         )
     if not isinstance(frames, list) or not 1 <= len(frames) <= MOST_FRAMES:
         raise _refusal(f"it does not hold between 1 and {MOST_FRAMES} frames")
@@ -84,13 +84,13 @@ def _decode_jpeg(text: Any) -> bytes:
     if not isinstance(text, str):
         raise _refusal("a frame in it is no text")
     if len(text) > _MOST_BYTES * 4 // 3 + 4:
-        raise _refusal(f"a frame in it is larger than {size(_MOST_BYTES)}")
+        raise _refusal(f"a frame in it is larger than {format_bytes(_MOST_BYTES)}")
     try:
         content = base64.b64decode(text, validate=True)
         header = read_header(content)
         if header.format != "JPEG" or max(header.width, header.height) > _MOST_SIDE:
             raise _refusal(
-                f"a frame in it is no JPEG of at most {number(_MOST_SIDE)} pixels on a side"
+                f"a frame in it is no JPEG of at most {format_number(_MOST_SIDE)} pixels on a side"
             )
         read_image(content)
     except (binascii.Error, ValueError):  # letters outside ASCII are a ValueError

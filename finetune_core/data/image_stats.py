@@ -13,7 +13,7 @@ from PIL import Image
 
 from finetune_core.data.decode import read_with_header
 from finetune_core.errors import ImageError
-from finetune_core.files import NotRegular, open_regular
+from finetune_core.files import NotRegularFileError, open_regular
 
 THUMB_SIDE = 12
 _SIDE = 96  # pixels: an image that is blurred at this size looks blurred to a network
@@ -21,7 +21,7 @@ _PLAIN = 1e-3  # gray levels
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ImageStats:
     """Statistics of one image file.
 
     Attributes:
@@ -59,26 +59,26 @@ class Look:
     thumb: bytes = bytes(THUMB_SIDE * THUMB_SIDE * 3)
 
 
-def look_at(path: Path) -> Look:
+def measure_image(path: Path) -> ImageStats:
     """Read a file once and compute its statistics. No content of a file raises an error."""
     try:
         with open(open_regular(path, follow=True), "rb") as file:
             content = file.read()
     except FileNotFoundError:
-        return Look("missing_file", f"{path.name} is not there")
-    except NotRegular as error:
-        return Look("unreadable", f"{path.name} is {error.strerror}, not an image file")
+        return ImageStats("missing_file", f"{path.name} is not there")
+    except NotRegularFileError as error:
+        return ImageStats("unreadable", f"{path.name} is {error.strerror}, not an image file")
     except OSError as error:
-        return Look("unreadable", f"{path.name} cannot be opened: {error.strerror}")
+        return ImageStats("unreadable", f"{path.name} cannot be opened: {error.strerror}")
     if not content:
-        return Look("empty_file", f"{path.name} is empty (0 bytes)")
+        return ImageStats("empty_file", f"{path.name} is empty (0 bytes)")
     digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
     try:
         header, image = read_with_header(content, _SIDE)
     except ImageError as error:
-        return Look("unreadable", _insert_name(error, path), digest)
+        return ImageStats("unreadable", _insert_name(error, path), digest)
     if isinstance(image, ImageError):
-        return Look(
+        return ImageStats(
             "damaged",
             _insert_name(image, path),
             digest,
@@ -92,7 +92,7 @@ def look_at(path: Path) -> Look:
     thumb = image.resize(
         (THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0
     ).tobytes()
-    return Look(
+    return ImageStats(
         "",
         "",
         digest,

@@ -14,18 +14,18 @@ import numpy as np
 import pandas as pd
 import pyarrow
 
-from finetune_core.data.closeness import gray_squares
-from finetune_core.data.duplicates import near_sets
+from finetune_core.data.closeness import load_gray_squares
+from finetune_core.data.duplicates import find_near_duplicates
 from finetune_core.data.entry import entry_folder, read_table, write_table
-from finetune_core.data.image_stats import Look, look_at
+from finetune_core.data.image_stats import ImageStats, measure_image
 from finetune_core.data.listing import Listing
-from finetune_core.data.threads import applied
-from finetune_core.files import Stamp, stamp
+from finetune_core.data.threads import map_adaptively
+from finetune_core.files import Stamp, file_stamp
 from finetune_core.work import Step, Work
 
 _FILE = "index.parquet"
 _IDENTITY = ["id", "bytes", "changed"]
-_SEEN = [field.name for field in fields(Look)]
+_SEEN = [field.name for field in fields(ImageStats)]
 _THUMB = "thumb"  # two thirds of the index: read only if images are to be compared
 _COLUMNS = [*_IDENTITY, *_SEEN, "near", "closeness"]
 _FACTS = [name for name in _COLUMNS if name != _THUMB]
@@ -50,9 +50,9 @@ def read_index(data: str | Path, listing: Listing, *, thumbs: bool = False) -> W
         Steps that count files read, then images compared.
 
     Returns:
-        The listing's rows with the fields of a ``Look``, and two more columns: ``near``, equal for
-        near-duplicates, and ``closeness``, of each image to the nearest of its near-duplicates (see
-        ``near_sets``).
+        The listing's rows with the fields of an ``ImageStats``, and two more columns: ``near``,
+        equal for near-duplicates, and ``closeness``, of each image to the nearest of its
+        near-duplicates (see ``find_near_duplicates``).
     """
     file = entry_folder(data) / _FILE
     columns = _COLUMNS if thumbs else _FACTS
@@ -103,13 +103,13 @@ class _LookTables:
 
     def __init__(self) -> None:
         self._tables: list[pd.DataFrame] = []
-        self._latest: list[Look] = []
+        self._latest: list[ImageStats] = []
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, look: Look) -> None:
+    def add(self, look: ImageStats) -> None:
         """Add the statistics of one image file."""
         self._latest.append(look)
         self._count += 1
@@ -128,8 +128,8 @@ class _LookTables:
         return pd.concat(self._tables, ignore_index=True)
 
 
-def known_images(data: str | Path) -> pd.DataFrame:
-    """Return the statistics of each indexed image by id, as fields of a ``Look``.
+def load_known_images(data: str | Path) -> pd.DataFrame:
+    """Return the statistics of each indexed image by id, as fields of a ``ImageStats``.
 
     The table is empty if the data set was never indexed.
     """
@@ -141,9 +141,9 @@ def known_images(data: str | Path) -> pd.DataFrame:
     )
 
 
-def index_changed(data: str | Path) -> Stamp | None:
-    """Return a stamp of the index file, which changes when ``known_images`` does."""
-    return stamp(entry_folder(data) / _FILE)
+def index_stamp(data: str | Path) -> Stamp | None:
+    """Return a stamp of the index file, which changes when ``load_known_images`` does."""
+    return file_stamp(entry_folder(data) / _FILE)
 
 
 def _is_uncompared(rows: pd.DataFrame) -> pd.Series:
@@ -160,9 +160,13 @@ def _find_near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndar
         images = rows.loc[usable, ["id", "content", _THUMB]]
 
         def squares(positions: np.ndarray, side: int) -> Iterator[np.ndarray | None]:
-            return gray_squares([root / sample for sample in images["id"].iloc[positions]], side)
+            return load_gray_squares(
+                [root / sample for sample in images["id"].iloc[positions]], side
+            )
 
-        comparing = near_sets(images[_THUMB], images["content"].to_numpy(np.uint64), squares)
+        comparing = find_near_duplicates(
+            images[_THUMB], images["content"].to_numpy(np.uint64), squares
+        )
         near[usable], closeness[usable] = yield from comparing
     return near, closeness
 
@@ -193,9 +197,9 @@ def _match_rows(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
     return position
 
 
-def _look_at_files(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None]:
+def _look_at_files(listing: Listing, rows: np.ndarray) -> Generator[ImageStats, None, None]:
     paths = (listing.root / sample for sample in listing.files["id"].iloc[rows])
-    with closing(applied(partial(look_at), paths)) as looking:
+    with closing(map_adaptively(partial(measure_image), paths)) as looking:
         for _, look in looking:
             yield look
 

@@ -6,10 +6,10 @@ import unicodedata
 from dataclasses import dataclass
 
 from finetune_core.data.decode import EXTENSIONS
-from finetune_core.data.names import is_noise, printable_name, safe_path
+from finetune_core.data.names import escape_name, is_noise, safe_path
 from finetune_core.data.unpacking import Pieces
 from finetune_core.errors import DataError
-from finetune_core.formatting import number, size
+from finetune_core.formatting import format_bytes, format_number
 from finetune_core.paths import data_dir
 
 _SPARE = 100_000_000  # bytes of the disk that an import leaves free
@@ -78,8 +78,7 @@ class Names:
         self.check_count(max(self._entries, len(self._known)))
         if kind:
             raise DataError(
-                f"“{printable_name(name)}” is {kind}, not a plain file. "
-                "Leave it out, then try again."
+                f"“{escape_name(name)}” is {kind}, not a plain file. Leave it out, then try again."
             )
         return None if is_folder or not _is_image(parts) else path
 
@@ -94,7 +93,8 @@ class Names:
         """
         if entries > self._limits.entries:
             raise DataError(
-                f"it holds more than {number(self._limits.entries)} files and folders. Split it."
+                f"it holds more than {format_number(self._limits.entries)} files and folders. "
+                "Split it."
             )
 
     def _claim(self, path: str, name: str) -> None:
@@ -104,7 +104,7 @@ class Names:
             self._known[key] = path
         elif known != path or not path.endswith("/"):  # folders may be named again, files may not
             raise DataError(
-                f"“{printable_name(name)}” {_describe_clash(known, path)}. "
+                f"“{escape_name(name)}” {_describe_clash(known, path)}. "
                 "Rename it or leave it out, then try again."
             )
 
@@ -138,7 +138,7 @@ class Budget:
         """
         limits, total = self._limits, self._spent + more
         if total > limits.total_bytes:
-            raise DataError(f"it holds more than {size(limits.total_bytes)}. Split it.")
+            raise DataError(f"it holds more than {format_bytes(limits.total_bytes)}. Split it.")
         if (
             self._packed is not None
             and limits.ratio_from_bytes < total
@@ -151,8 +151,8 @@ class Budget:
         free = shutil.disk_usage(data_dir()).free
         if free < more + _SPARE:
             raise DataError(
-                f"only {size(free)} of the disk with {data_dir()} are free, too few to go on. "
-                "Make room there."
+                f"only {format_bytes(free)} of the disk with {data_dir()} are free, too few to go "
+                "on. Make room there."
             )
 
 
@@ -168,6 +168,6 @@ def _describe_clash(known: str, path: str) -> str:
     if known.removesuffix("/") == path.removesuffix("/"):
         return "is both a file and a folder"
     return (
-        f"differs from “{printable_name(known)}” only in case or in how accents are stored, "
+        f"differs from “{escape_name(known)}” only in case or in how accents are stored, "
         "which many systems do not tell apart"
     )

@@ -20,8 +20,8 @@ from finetune_core.data.entry import unlabelled_folder
 from finetune_core.data.manifest import is_manifest, read_manifest
 from finetune_core.data.names import is_noise
 from finetune_core.errors import ConfigError, DataError
-from finetune_core.files import NotRegular, check_regular
-from finetune_core.formatting import things
+from finetune_core.files import NotRegularFileError, check_regular
+from finetune_core.formatting import pluralize
 
 EXPECTED = (
     "Thaw expects one subfolder of images per class, or train/ and val/ with such subfolders."
@@ -102,7 +102,7 @@ def list_data(data: str | Path, roots: Sequence[Path] = ()) -> Listing:
         return _list_manifest(path, roots) if path.is_file() else _list_folder(path, roots)
     except OSError as error:
         raise DataError(
-            f"{printable(str(error.filename or path))} cannot be read: {error.strerror}."
+            f"{escape_undecodable(str(error.filename or path))} cannot be read: {error.strerror}."
         ) from None
 
 
@@ -134,7 +134,7 @@ def extend_listing(listing: Listing, ids: Sequence[str], roots: Sequence[Path] =
         ids: paths below the listing's root, or absolute paths.
         roots: as for ``list_data``.
     """
-    may_hold = holds(listing.root, roots)
+    may_hold = make_containment_check(listing.root, roots)
     listed = pd.Index(listing.files["id"])
     fresh = [sample for sample in dict.fromkeys(ids) if sample not in listed]
     inside = [sample for sample in fresh if may_hold(listing.root / sample)]
@@ -161,7 +161,7 @@ def list_unlabelled(folder: str | Path, roots: Sequence[Path] = ()) -> Listing:
         walk.add_all()
     except OSError as error:
         raise DataError(
-            f"{printable(str(error.filename or path))} cannot be read: {error.strerror}."
+            f"{escape_undecodable(str(error.filename or path))} cannot be read: {error.strerror}."
         ) from None
     if not len(walk):
         raise DataError(f"{path} holds no images. Give a folder of images to label.")
@@ -174,7 +174,7 @@ def is_within(path: str | Path, roots: Sequence[Path]) -> bool:
     return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
-def holds(root: Path, roots: Sequence[Path]) -> Callable[[str | Path], bool]:
+def make_containment_check(root: Path, roots: Sequence[Path]) -> Callable[[str | Path], bool]:
     """Return a predicate that says whether a data set may contain a file.
 
     The file has to lie below one of the roots, links resolved. A file in the app's own data folder
@@ -208,7 +208,7 @@ class _FileCollector:
     """
 
     def __init__(self, root: Path, roots: Sequence[Path]) -> None:
-        self.root, self._may_hold = root, holds(root, roots)
+        self.root, self._may_hold = root, make_containment_check(root, roots)
         self.notes: list[Note] = []
         self._ids: list[str] = []
         self._classes: list[str] = []
@@ -246,11 +246,11 @@ class _FileCollector:
             if entry.name.lower().endswith(_ENDINGS):
                 self._add_image(entry, below, name, split)
             else:
-                self.notes.append(("not_an_image", printable(below)))
+                self.notes.append(("not_an_image", escape_undecodable(below)))
 
     def _add_image(self, entry: os.DirEntry[str], sample: str, name: str, split: str) -> None:
-        if printable(sample) != sample:
-            self.notes.append(("bad_name", printable(sample)))
+        if escape_undecodable(sample) != sample:
+            self.notes.append(("bad_name", escape_undecodable(sample)))
         elif entry.is_symlink() and not self._may_hold(entry.path):
             self.notes.append(("outside", sample))
         else:
@@ -263,10 +263,10 @@ class _FileCollector:
 
     def relative(self, path: Path) -> str:
         """Return the path below the root, for a message."""
-        return printable(path.relative_to(self.root).as_posix())
+        return escape_undecodable(path.relative_to(self.root).as_posix())
 
 
-def printable(name: str) -> str:
+def escape_undecodable(name: str) -> str:
     """Return a file name as valid Unicode, which names in a file system need not be."""
     return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
@@ -276,7 +276,7 @@ def _describe_irregular(path: Path) -> str:
     with suppress(OSError, RuntimeError, ValueError):  # a name that no system allows
         try:
             check_regular(path.resolve())
-        except NotRegular as error:
+        except NotRegularFileError as error:
             return "" if path.is_dir() else f"{path} is {error.strerror}, no regular file"
     return ""
 
@@ -307,7 +307,7 @@ def _resolve_existing(data: str | Path) -> Path:
 
 
 def _list_manifest(path: Path, roots: Sequence[Path]) -> Listing:
-    table, may_hold = read_manifest(path), holds(path.parent, roots)
+    table, may_hold = read_manifest(path), make_containment_check(path.parent, roots)
     notes, keep, stats = [], [], []
     for sample in table["id"]:
         inside = may_hold(path.parent / sample)
@@ -435,7 +435,7 @@ def _list_subfolders(folder: Path) -> list[Path]:
 def _describe_empty(root: Path, notes: Sequence[Note]) -> str:
     loose = sum(kind == "no_class" for kind, _ in notes)
     if loose:
-        return f"{root} holds {things(loose, 'image')}, but no class folders. {EXPECTED}"
+        return f"{root} holds {pluralize(loose, 'image')}, but no class folders. {EXPECTED}"
     if any(kind == "empty_class" for kind, _ in notes):
         return f"The class folders in {root} hold no images. {EXPECTED}"
     return f"{root} holds no images. {EXPECTED}"

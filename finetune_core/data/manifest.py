@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from finetune_core.data import splits
-from finetune_core.data.names import printable_name
+from finetune_core.data.names import escape_name
 from finetune_core.errors import DataError
 
 _SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -55,7 +55,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         theirs for ours, theirs in (("id", "path"), ("class", "label")) if chosen[ours] is None
     ]
     if missing:
-        found = ", ".join(printable_name(str(name)) for name in raw.columns[:_MOST_NAMED]) + (
+        found = ", ".join(escape_name(str(name)) for name in raw.columns[:_MOST_NAMED]) + (
             ", …" if len(raw.columns) > _MOST_NAMED else ""
         )
         raise DataError(
@@ -75,7 +75,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
     return table.drop_duplicates("id", ignore_index=True).astype("str")
 
 
-def other_columns(path: Path) -> pd.DataFrame:
+def read_other_columns(path: Path) -> pd.DataFrame:
     """Read the columns of a manifest that Thaw does not use, as str by ``id``.
 
     The columns keep their own names.
@@ -137,7 +137,7 @@ def _check_not_nested(path: Path, chosen: pd.DataFrame) -> None:
     nested = [str(name) for name in chosen.columns if _is_nested(chosen[name])]
     if nested:
         raise DataError(
-            f"{path.name} holds lists or records in {' and '.join(map(printable_name, nested))}; "
+            f"{path.name} holds lists or records in {' and '.join(map(escape_name, nested))}; "
             "Thaw needs one name per row there. Write their file names to a column path, their "
             "classes to a column label."
         )

@@ -29,7 +29,7 @@ _SYMMETRIC = frozenset("AHIMOTUVWXY08ovwx")
 _WORD = re.compile(r"[^\W_]+")
 
 
-def directional(classes: Sequence[str]) -> list[str]:
+def find_directional_classes(classes: Sequence[str]) -> list[str]:
     """Return the class names that speak of a direction, or of a character that a mirror changes.
 
     Directions are names such as ``turn_left``; characters are letters, digits and numbers.

@@ -40,12 +40,12 @@ def safe_path(name: str, depth: int) -> tuple[str, ...]:
     problem = _find_problem(name, path, parts, depth)
     if problem:
         raise DataError(
-            f"“{printable_name(name)}” {problem}. Rename it or leave it out, then try again."
+            f"“{escape_name(name)}” {problem}. Rename it or leave it out, then try again."
         )
     return parts
 
 
-def printable_name(name: str) -> str:
+def escape_name(name: str) -> str:
     """Return a stranger's name for a message: on one line, printable and short."""
     if len(name) > 80:
         name = f"{name[:40]}…{name[-40:]}"

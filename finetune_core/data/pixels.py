@@ -10,7 +10,7 @@ import torch
 
 from finetune_core.data.decode import BILINEAR, CROP, Resize, read_square
 from finetune_core.data.rowcache import CACHE, Lookup
-from finetune_core.data.threads import applied, in_threads
+from finetune_core.data.threads import map_adaptively, map_in_threads
 from finetune_core.errors import ImageError
 from finetune_core.work import Step, Work
 
@@ -47,7 +47,7 @@ class Pixels:
         if held is not None:
             return indices, held.permute(0, 3, 1, 2)
         found = []
-        for index, square in in_threads(
+        for index, square in map_in_threads(
             lambda index: _try_read_square(self.paths[index], self.resize), indices
         ):
             if isinstance(square, str):
@@ -65,7 +65,9 @@ class Pixels:
         """
         squares = self._lookup_batch(indices)
         if squares is None:
-            read = in_threads(lambda index: read_square(self.paths[index], self.resize), indices)
+            read = map_in_threads(
+                lambda index: read_square(self.paths[index], self.resize), indices
+            )
             squares = self._stack([square for _, square in read])
         return squares.permute(0, 3, 1, 2)
 
@@ -77,10 +79,10 @@ class Pixels:
 
     def _lookup_batch(self, indices: np.ndarray) -> torch.Tensor | None:
         """Return the cached squares, or None unless all of them are cached."""
-        return self.kept.batch(indices) if self.kept and self.kept.has(indices) else None
+        return self.kept.batch(indices) if self.kept and self.kept.has_rows(indices) else None
 
 
-def stored_side(image_size: int, crop: float = USUAL_CROP) -> int:
+def cached_side(image_size: int, crop: float = USUAL_CROP) -> int:
     """Return the side of the cached square for a network input of ``image_size``.
 
     The input is ``crop`` of the square: torchvision resizes to 256 for 224.
@@ -110,7 +112,7 @@ def decode_pixels(
     """
     # Another version of Pillow may decode or resize differently.
     name = f"pixels-{resize.side}-{_name_suffix(resize)}{PIL.__version__}"
-    CACHE.look_again(name)
+    CACHE.refresh(name)
     asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):
@@ -119,7 +121,7 @@ def decode_pixels(
         if where is None:
             failed.clear()
             for done, (index, square) in enumerate(
-                in_threads(lambda i: _try_read_square(paths[i], resize), wanted), start=1
+                map_in_threads(lambda i: _try_read_square(paths[i], resize), wanted), start=1
             ):
                 if isinstance(square, str):
                     failed[int(index)] = square
@@ -145,7 +147,7 @@ def _decode_batches(
     positions: list[int] = []
     squares: list[np.ndarray] = []
     for position, (index, square) in enumerate(
-        applied(lambda i: _try_read_square(paths[i], resize), wanted)
+        map_adaptively(lambda i: _try_read_square(paths[i], resize), wanted)
     ):
         if isinstance(square, str):
             failed[int(index)] = square

@@ -16,7 +16,7 @@ from typing import Any
 
 from finetune_core.data.splits import SPLITS, TEST, TRAIN
 from finetune_core.errors import DataError
-from finetune_core.files import settle, staging_folder
+from finetune_core.files import publish_folder, staging_folder
 from finetune_core.paths import data_dir
 from finetune_core.work import Step, Work
 
@@ -120,14 +120,14 @@ PUBLIC_SETS: dict[str, PublicSet] = {
 }
 
 
-def public_folder(name: str) -> Path:
+def public_set_folder(name: str) -> Path:
     """Return the folder of a public data set. It may not exist yet."""
     return data_dir() / name
 
 
 def is_fetched(name: str) -> bool:
     """Return whether a public data set is on this machine. It is written whole or not at all."""
-    return public_folder(name).is_dir()
+    return public_set_folder(name).is_dir()
 
 
 def fetch_public(name: str) -> Work[Path]:
@@ -150,7 +150,7 @@ def fetch_public(name: str) -> Work[Path]:
         DataError: without a network, if the download is not what was published, or if the folder
             cannot be written.
     """
-    public, folder = PUBLIC_SETS[name], public_folder(name)
+    public, folder = PUBLIC_SETS[name], public_set_folder(name)
     if is_fetched(name):
         return folder
     try:
@@ -162,7 +162,7 @@ def fetch_public(name: str) -> Work[Path]:
                 yield from _write_images(download.parts, staging / name)
             finally:
                 download.abandoned.set()
-            settle(staging / name, folder)
+            publish_folder(staging / name, folder)
     except OSError as error:
         raise DataError(
             f"{public.title} cannot be written to {folder}: {error}. Nothing of it was kept. "

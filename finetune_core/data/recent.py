@@ -18,9 +18,9 @@ from finetune_core.data.camera import CAMERA, recordings_folder
 from finetune_core.data.entry import entries_folder, entry_folder
 from finetune_core.data.listing import is_within
 from finetune_core.data.public import PUBLIC_SETS
-from finetune_core.data.sample import SAMPLE_NAME, digits_folder
+from finetune_core.data.sample import SAMPLE_NAME, write_digits_folder
 from finetune_core.errors import DataError
-from finetune_core.files import read_regular, regular_file, write_bytes
+from finetune_core.files import read_regular, stat_regular, write_bytes
 
 _FILE = "source.json"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -52,7 +52,7 @@ def data_id(data: str | Path) -> str:
     return SAMPLE_NAME if folder == entry_folder(paths.data_dir() / SAMPLE_NAME) else folder.name
 
 
-def remember(data: str | Path, person: str = "") -> str:
+def remember_source(data: str | Path, person: str = "") -> str:
     """Record that a data set was opened, so that its id can be resolved.
 
     Args:
@@ -73,14 +73,14 @@ def remember(data: str | Path, person: str = "") -> str:
     return data_id(data)
 
 
-def source_of(wanted: str) -> str:
+def resolve_source(wanted: str) -> str:
     """Return the folder or manifest of an id. The caller checks whether it may be read.
 
     Raises:
         DataError: if no data set of that id was opened on this machine.
     """
     if wanted == SAMPLE_NAME:
-        return str(digits_folder())
+        return str(write_digits_folder())
     known = _read_source(entries_folder() / wanted / _FILE) if _ID.fullmatch(wanted) else None
     if known is None:
         raise DataError(
@@ -94,7 +94,7 @@ def check_private(data: str | Path, person: str) -> None:
     """Refuse data that other people have brought into the app's own folder, where people sign in.
 
     The sample and public data sets are everybody's. A recording is its maker's. An upload or
-    unpacked archive belongs to those who brought it (``remember``).
+    unpacked archive belongs to those who brought it (``remember_source``).
 
     Raises:
         DataError: if a path, links resolved, is another person's, or contains the app's own folder.
@@ -120,7 +120,9 @@ def _is_visible(real: Path, own: Path, person: str) -> bool:
     return known is not None and person in known.people
 
 
-def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) -> list[Source]:
+def list_recent_sources(
+    roots: Sequence[Path], most: int, person: str | None = None
+) -> list[Source]:
     """Return the data sets that were opened, the latest first, without the sample.
 
     Data sets that no longer exist or may not be read are left out.
@@ -131,7 +133,7 @@ def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) 
         person: if given, only what this person has opened.
     """
     files = entries_folder().glob(f"*/{_FILE}")
-    dated = [(status.st_mtime, file) for file in files if (status := regular_file(file))]
+    dated = [(status.st_mtime, file) for file in files if (status := stat_regular(file))]
     known = (_read_source(file) for _, file in sorted(dated, reverse=True))
     sample = data_id(paths.data_dir() / SAMPLE_NAME)
     found = (

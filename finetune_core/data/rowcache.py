@@ -32,8 +32,8 @@ from pydantic import NonNegativeInt, PositiveInt, TypeAdapter
 
 from finetune_core import paths
 from finetune_core.errors import ConfigError
-from finetune_core.files import open_regular, read_regular, regular_file, write_bytes
-from finetune_core.transfers import sent
+from finetune_core.files import open_regular, read_regular, stat_regular, write_bytes
+from finetune_core.transfers import copy_to_device
 from finetune_core.work import Step, Work
 
 Where = Literal["memory", "disk"]
@@ -91,7 +91,7 @@ class Layout(NamedTuple):
         """Return an uninitialised contiguous tensor for ``count`` rows."""
         return torch.empty((count, *self.shape), dtype=self.dtype)
 
-    def laid(self, rows: torch.Tensor) -> torch.Tensor:
+    def to_stored(self, rows: torch.Tensor) -> torch.Tensor:
         """Convert rows from the order in which they are read to the stored order, contiguous."""
         return (rows.permute(0, 2, 3, 1) if self.channels_last else rows).contiguous()
 
@@ -123,7 +123,9 @@ class Block:
 
     def gather(self, numbers: np.ndarray) -> torch.Tensor:
         """Return the rows of the given numbers."""
-        return self.rows.index_select(0, sent(torch.from_numpy(numbers), self.rows.device))
+        return self.rows.index_select(
+            0, copy_to_device(torch.from_numpy(numbers), self.rows.device)
+        )
 
     @property
     def bytes(self) -> int:
@@ -221,7 +223,7 @@ class Lookup:
         absent: np.ndarray = self.places[:, 0] < 0
         return absent
 
-    def has(self, positions: np.ndarray) -> bool:
+    def has_rows(self, positions: np.ndarray) -> bool:
         """Return whether every position has a row."""
         return bool((self.places[positions] >= 0).all())
 
@@ -231,11 +233,11 @@ class Lookup:
         Raises:
             KeyError: if a position has no row.
         """
-        if not self.has(positions):  # -1 would quietly read the last row
+        if not self.has_rows(positions):  # -1 would quietly read the last row
             raise KeyError("a row that the cache does not hold")
         return self.blocks[0].layout.read(self._gather_stored(self.places[positions]))
 
-    def bytes_of(self, positions: np.ndarray) -> int:
+    def count_bytes(self, positions: np.ndarray) -> int:
         """Return the bytes that the rows of some positions take, each row counted once.
 
         Every position must have a row.
@@ -254,7 +256,7 @@ class Lookup:
         )
         for start in range(0, len(used), at_once):
             some = used[start : start + at_once]
-            rows[start : start + len(some)] = sent(self._gather_stored(some), device)
+            rows[start : start + len(some)] = copy_to_device(self._gather_stored(some), device)
         keys = np.empty(len(used), np.uint64)
         for number in np.unique(used[:, 0]):
             here = used[:, 0] == number
@@ -330,7 +332,7 @@ class RowCache:
             self._tables[name].add(block)
             self._alive.add(block)
 
-    def look_again(self, name: str) -> None:
+    def refresh(self, name: str) -> None:
         """Read the files of a table again, if other processes may have written or evicted some.
 
         A table in memory stays as it is. Files that are known are not read again.
@@ -354,12 +356,12 @@ class RowCache:
         with self._lock:
             self._tables.clear()
 
-    def held(self) -> int:
+    def memory_bytes(self) -> int:
         """Return the bytes in memory, including evicted tables that a run still reads."""
         with self._lock:  # the set must not grow during the iteration
             return sum(block.bytes for block in self._alive if block.file is None)
 
-    def place_for(self, needed: int, keep: str) -> Where | None:
+    def make_room(self, needed: int, keep: str) -> Where | None:
         """Make room for ``needed`` bytes, and return the place.
 
         Args:
@@ -387,7 +389,7 @@ class RowCache:
         if needed > budget:
             return False
         self._evict(needed, keep, budget)
-        return self.held() + needed <= budget
+        return self.memory_bytes() + needed <= budget
 
     def _make_room_on_disk(self, needed: int) -> bool:
         if needed > self._disk_budget():
@@ -447,7 +449,7 @@ class RowCache:
         self, name: str, count: int, first: torch.Tensor
     ) -> "_MemoryWriter | _DiskWriter | None":
         layout = Layout.of(first)
-        where = self.place_for(count * layout.row_bytes, name)
+        where = self.make_room(count * layout.row_bytes, name)
         if where == "memory":
             return _MemoryWriter(count, layout)
         return _DiskWriter(self._folder(), name, layout) if where == "disk" else None
@@ -455,7 +457,7 @@ class RowCache:
     def _memory_budget(self) -> int:
         if (limit := _read_limit(_MEMORY_VARIABLE)) is not None:
             return limit
-        return int(_MEMORY_SHARE * (psutil.virtual_memory().available + self.held()))
+        return int(_MEMORY_SHARE * (psutil.virtual_memory().available + self.memory_bytes()))
 
     def _disk_budget(self) -> int:
         if (limit := _read_limit(_DISK_VARIABLE)) is not None:
@@ -471,7 +473,7 @@ class RowCache:
         """Drop the least recently used tables in memory until ``needed`` bytes fit the budget."""
         with self._lock:
             for name in list(self._tables):
-                if self.held() + needed <= budget:
+                if self.memory_bytes() + needed <= budget:
                     return
                 if name != keep and any(block.file is None for block in self._tables[name].blocks):
                     del self._tables[name]
@@ -506,7 +508,7 @@ class _MemoryWriter:
 
     def write(self, rows: torch.Tensor) -> None:
         """Append rows."""
-        self._rows[self._done : self._done + len(rows)] = self._layout.laid(rows)
+        self._rows[self._done : self._done + len(rows)] = self._layout.to_stored(rows)
         self._done += len(rows)
 
     def finish(self, keys: np.ndarray) -> Block:
@@ -538,7 +540,7 @@ class _DiskWriter:
 
     def write(self, rows: torch.Tensor) -> None:
         """Append rows, and update the checksum."""
-        data = self._layout.laid(rows).view(-1).view(torch.uint8).numpy().tobytes()
+        data = self._layout.to_stored(rows).view(-1).view(torch.uint8).numpy().tobytes()
         self._file.write(data)
         self._checksum = zlib.crc32(data, self._checksum)
 
@@ -679,7 +681,7 @@ def _decode_keys(described: str) -> np.ndarray:
 
 
 def _map_rows(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    count, found = math.prod(shape), regular_file(file)
+    count, found = math.prod(shape), stat_regular(file)
     if not count or found is None or found.st_size != count * dtype.itemsize:
         raise ValueError("size")
     return torch.from_file(str(file), shared=False, size=count, dtype=dtype).view(shape)

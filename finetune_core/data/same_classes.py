@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from finetune_core.data.checks import some
+from finetune_core.data.checks import join_names
 
 
 @dataclass(frozen=True)
-class SameClasses:
+class ClassMatch:
     """Classes of another data set that match one's own.
 
     Attributes:
@@ -34,11 +34,14 @@ def describe_class_difference(classes: Sequence[str], reference: Sequence[str]) 
         return ""
     new = [f"“{name}”" for name in classes if name not in set(reference)]
     lacking = [f"“{name}”" for name in reference if name not in set(classes)]
-    parts = [f"has {some(new)}" if new else "", f"lacks {some(lacking)}" if lacking else ""]
+    parts = [
+        f"has {join_names(new)}" if new else "",
+        f"lacks {join_names(lacking)}" if lacking else "",
+    ]
     return " and ".join(filter(None, parts)) or "has the same classes in another order"
 
 
-def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:
+def match_classes(own: Sequence[str], theirs: Iterable[str]) -> ClassMatch:
     """Match names of classes.
 
     Equal names match first. Of the rest, names match that differ only in case and spaces, if no
@@ -63,7 +66,7 @@ def same_classes(own: Sequence[str], theirs: Iterable[str]) -> SameClasses:
         if name in label_of or name in respelled
     }
     found = set(labels.values())
-    return SameClasses(
+    return ClassMatch(
         labels,
         respelled,
         tuple(name for name in theirs if name not in labels),

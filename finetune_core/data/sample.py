@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from finetune_core.errors import DataError
-from finetune_core.files import settle, staging_folder
+from finetune_core.files import publish_folder, staging_folder
 from finetune_core.paths import data_dir
 
 SAMPLE_NAME = "digits"
@@ -18,7 +18,7 @@ def sample_folder() -> Path:
     return data_dir() / SAMPLE_NAME
 
 
-def digits_folder() -> Path:
+def write_digits_folder() -> Path:
     """Return the sample's folder, and write it on first use, all of it or nothing.
 
     The files are ``data/digits/<0…9>/<number>.png``.
@@ -35,7 +35,7 @@ def digits_folder() -> Path:
     try:
         with staging_folder(folder.parent, SAMPLE_NAME) as staging:
             _write_digits(staging)
-            settle(staging, folder)
+            publish_folder(staging, folder)
     except OSError as error:
         raise DataError(
             f"The sample cannot be written to {folder}: {error}. "

@@ -12,10 +12,10 @@ from urllib.request import url2pathname
 from finetune_core import paths
 from finetune_core.data.archives import import_archive, is_archive
 from finetune_core.data.listing import is_within
-from finetune_core.data.public import PUBLIC_SETS, is_fetched, public_folder
-from finetune_core.data.sample import SAMPLE_NAME, digits_folder
+from finetune_core.data.public import PUBLIC_SETS, is_fetched, public_set_folder
+from finetune_core.data.sample import SAMPLE_NAME, write_digits_folder
 from finetune_core.errors import DataError
-from finetune_core.formatting import size
+from finetune_core.formatting import format_bytes
 from finetune_core.work import Work
 
 _VARIABLE = "THAW_DATA_ROOTS"
@@ -37,10 +37,10 @@ def resolve_data(name: str) -> Work[str]:
             cannot be a path.
     """
     name = _unwrap_path(name)
-    path = whole_path(name)
+    path = resolve_path(name)
     if not path.exists():
         if name == SAMPLE_NAME:
-            return str(digits_folder())
+            return str(write_digits_folder())
         if name in PUBLIC_SETS:
             return str(_find_fetched(name))
     if path.is_file() and is_archive(path.name):
@@ -48,7 +48,7 @@ def resolve_data(name: str) -> Work[str]:
     return str(path)
 
 
-def readable_data(name: str, roots: Sequence[Path]) -> Work[str]:
+def resolve_readable_data(name: str, roots: Sequence[Path]) -> Work[str]:
     """Resolve the name of data as ``resolve_data`` does, and check that the app may read them.
 
     Args:
@@ -58,7 +58,7 @@ def readable_data(name: str, roots: Sequence[Path]) -> Work[str]:
     Raises:
         DataError: as for ``resolve_data``, and if the data may not be read.
     """
-    if roots and (path := whole_path(name)).exists():
+    if roots and (path := resolve_path(name)).exists():
         check_roots(path, roots)
     data = yield from resolve_data(name)
     if roots:
@@ -66,7 +66,7 @@ def readable_data(name: str, roots: Sequence[Path]) -> Work[str]:
     return data
 
 
-def whole_path(name: str) -> Path:
+def resolve_path(name: str) -> Path:
     """Return what a person typed or pasted as an absolute path, links resolved.
 
     The path may not exist.
@@ -101,7 +101,7 @@ def _unwrap_path(name: str) -> str:
     return url2pathname(url["path"])
 
 
-def data_roots(*, home_too: bool) -> tuple[Path, ...]:
+def list_data_roots(*, home_too: bool) -> tuple[Path, ...]:
     """Return the folders that the app may read.
 
     These are its own data and the folders in THAW_DATA_ROOTS. If that variable names none, and
@@ -132,7 +132,7 @@ def check_roots(data: str | Path, roots: Sequence[Path]) -> None:
         )
 
 
-def imported_folders() -> list[Path]:
+def list_imported_folders() -> list[Path]:
     """Return the folders in the app's own data folder, the latest first."""
     folder = paths.data_dir()
     found = (
@@ -148,6 +148,6 @@ def _find_fetched(name: str) -> Path:
         one = PUBLIC_SETS[name]
         raise DataError(
             f"{one.title} is not on this machine yet: `python -m finetune_core fetch {name}` "
-            f"downloads it ({size(one.download_bytes)})."
+            f"downloads it ({format_bytes(one.download_bytes)})."
         )
-    return public_folder(name)
+    return public_set_folder(name)

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from finetune_core.data.limits import Budget, Names
 from finetune_core.data.unpacking import PIECE, ArchivedImage, Pieces, read_pieces
 from finetune_core.errors import DataError
-from finetune_core.formatting import size
+from finetune_core.formatting import format_bytes
 
 _XZ_MEMORY = 256 << 20  # bytes; four times what `xz -9` needs
 _MOST_SILENT = 16_000_000  # packed bytes in a row that unpack to nothing
@@ -133,7 +133,7 @@ class _Packed:
         self.silent += len(piece)
         if self.silent > _MOST_SILENT:
             raise DataError(
-                f"more than {size(_MOST_SILENT)} of padding or empty streams lie in it. "
+                f"more than {format_bytes(_MOST_SILENT)} of padding or empty streams lie in it. "
                 "Pack it again."
             )
         return piece
@@ -207,8 +207,8 @@ def _read_headers(stream: _Stream) -> Iterator[tarfile.TarInfo | None]:
         if header.type in (*_PAX_TYPES, *_GNU_TYPES):
             if header.size > _LONGEST_EXTENSION:
                 raise DataError(
-                    f"it has a header of {size(header.size)}. Pack it again without extended "
-                    "attributes."
+                    f"it has a header of {format_bytes(header.size)}. Pack it again without "
+                    "extended attributes."
                 )
             extension = _parse_extension(header.type, stream.take(header.size))
             (for_all if header.type == tarfile.XGLTYPE else for_next).update(extension)

@@ -24,7 +24,7 @@ _SMALL = 1e-3  # seconds of processor time per item
 _MOST_THREADS = 32  # each thread holds a decoded image, up to a quarter of a gigabyte
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Return the number of cores that this process may use.
 
     In a container this may be fewer than the machine has.
@@ -34,7 +34,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 2
 
 
-def in_threads(
+def map_in_threads(
     function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Generator[tuple[Item, Result], None, None]:
     """Yield (item, function(item)) in order, computed in two threads more than there are cores.
@@ -42,7 +42,7 @@ def in_threads(
     Some threads wait for the disk. Closing the generator drops items that have not begun. A slow
     consumer makes the threads wait.
     """
-    workers = min(_MOST_THREADS, usable_cores() + 2)
+    workers = min(_MOST_THREADS, count_usable_cores() + 2)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
@@ -58,10 +58,10 @@ def in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def applied(
+def map_adaptively(
     function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Yield (item, function(item)) in order, in this thread or as ``in_threads`` does.
+    """Yield (item, function(item)) in order, in this thread or as ``map_in_threads`` does.
 
     This thread is quicker for small images: threads take longer to hand each other the interpreter
     lock. The choice is measured again every thousand items, so files that are waited for are read
@@ -79,7 +79,7 @@ def applied(
         if busy < _SMALL * len(sample) and wall < 2 * busy:
             yield from ((item, function(item)) for item in portion)
         else:
-            yield from in_threads(function, portion)
+            yield from map_in_threads(function, portion)
 
 
 class _BlasLimit:
@@ -112,7 +112,7 @@ _blas_limit = _BlasLimit()
 
 
 @contextmanager
-def one_blas_thread() -> Iterator[None]:
+def limit_blas_threads() -> Iterator[None]:
     """Compute BLAS products in the calling thread.
 
     Sharing a product of small matrices among threads takes longer than computing it.

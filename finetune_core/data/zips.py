@@ -21,10 +21,10 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from finetune_core.data.limits import Budget, Names
-from finetune_core.data.names import printable_name
+from finetune_core.data.names import escape_name
 from finetune_core.data.unpacking import PIECE, ArchivedImage
 from finetune_core.errors import DataError
-from finetune_core.formatting import size
+from finetune_core.formatting import format_bytes
 
 SIGNATURES = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")  # first bytes of a ZIP archive
 
@@ -124,11 +124,11 @@ def _read_members(file: BinaryIO, directory: _Directory, names: Names) -> Iterat
         )
         if info.flag_bits & _ENCRYPTED:
             raise DataError(
-                f"“{printable_name(name)}” is encrypted. Pack it again without a password."
+                f"“{escape_name(name)}” is encrypted. Pack it again without a password."
             )
         if info.compress_type not in _METHODS:
             raise DataError(
-                f"“{printable_name(name)}” is packed by method {info.compress_type}, which Thaw "
+                f"“{escape_name(name)}” is packed by method {info.compress_type}, which Thaw "
                 "does not read. Pack it again as usual."
             )
         yield _Member(info, raw, path)
@@ -142,7 +142,7 @@ def _read_infos(file: BinaryIO, directory: _Directory, names: Names) -> list[zip
     """
     names.check_count(directory.entries)
     if directory.span > _LONGEST_DIRECTORY:
-        raise DataError(f"its directory takes {size(directory.span)}. Split it.")
+        raise DataError(f"its directory takes {format_bytes(directory.span)}. Split it.")
     file.seek(directory.start)
     content = file.read(directory.span)
     names.check_count(content.count(b"PK\1\2"))
@@ -151,7 +151,7 @@ def _read_infos(file: BinaryIO, directory: _Directory, names: Names) -> list[zip
         infos = zipfile.ZipFile(io.BytesIO(content + end)).infolist()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"“{printable_name(repr(error.object)[2:-1])}” is not valid Unicode. "
+            f"“{escape_name(repr(error.object)[2:-1])}” is not valid Unicode. "
             "Rename it or leave it out, then try again."
         ) from None
     # Some programs write the number modulo 2**16.

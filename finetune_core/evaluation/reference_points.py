@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_core.evaluation.run_accuracy import best_run, run_accuracy, split_accuracy
-from finetune_core.formatting import SPLIT_WORDS, mid_sentence, percent
-from finetune_core.runs.design import features_of, is_baseline
+from finetune_core.formatting import SPLIT_TITLES, format_percent, lower_first
+from finetune_core.runs.design import features_key, is_baseline
 from finetune_core.runs.store import Run, RunStore
-from finetune_core.training.strategies import run_kind
+from finetune_core.training.strategies import describe_run_kind
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class ReferencePoints:
     def in_words(self) -> str:
         """Return ``majority class 10.2 %, linear probe 95.0 %``; empty if nothing is known."""
         return ", ".join(
-            f"{label.lower()}{_format_title(label, point)} {percent(point.value)}"
+            f"{label.lower()}{_format_title(label, point)} {format_percent(point.value)}"
             for label, point in self.items().items()
         )
 
-    def in_sentence(self) -> str:
+    def to_sentence(self) -> str:
         """Return the reference points as a sentence; empty if nothing is known."""
         text = self.in_words()
-        return f"On the same {SPLIT_WORDS[self.split].lower()} images: {text}." if text else ""
+        return f"On the same {SPLIT_TITLES[self.split].lower()} images: {text}." if text else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: the split, and for each point ``accuracy, run_id`` or None."""
@@ -150,7 +150,7 @@ def _find_linear_probe(run: Run, alike: Sequence[Run]) -> Run | None:
         for other in alike
         if other.status == "finished"
         and is_baseline(other.config)
-        and features_of(other.config) == features_of(run.config)
+        and features_key(other.config) == features_key(run.config)
         and other.started["counts"]["train"] == images
     ]
     return max(
@@ -164,7 +164,7 @@ def _make_reference(other: Run | None, run: Run, split: str) -> Reference | None
     value = split_accuracy(other, split)
     if value is None:
         return None
-    title = mid_sentence(run_kind(other.config))
+    title = lower_first(describe_run_kind(other.config))
     if other.config.backbone != run.config.backbone:
         title += f", {other.config.backbone}"
     return Reference(value, title, other.run_id)

@@ -6,8 +6,8 @@ from typing import Literal
 
 from finetune_core.config import RunConfig
 from finetune_core.evaluation.intervals import accuracy_interval
-from finetune_core.formatting import accuracy_name, percent
-from finetune_core.runs.store import Run, best_epoch
+from finetune_core.formatting import accuracy_name, format_percent
+from finetune_core.runs.store import Run, find_best_epoch
 
 Split = Literal["test", "val"]
 
@@ -37,7 +37,7 @@ class RunAccuracy:
 
     def in_words(self) -> str:
         """Return text for the middle of a sentence: ``test accuracy 97.8 %``."""
-        return f"{self.name.lower()} {percent(self.value)}"
+        return f"{self.name.lower()} {format_percent(self.value)}"
 
 
 def run_accuracy(run: Run) -> RunAccuracy | None:
@@ -61,7 +61,7 @@ def split_accuracy(run: Run, split: str) -> float | None:
     accuracy.
     """
     end: float | None = (run.history.end or {}).get(f"{split}_accuracy")
-    live: float | None = best_epoch(run).get(f"{split}_accuracy")
+    live: float | None = find_best_epoch(run).get(f"{split}_accuracy")
     return live if end is None else end
 
 
@@ -79,18 +79,18 @@ def _validation_score(run: Run) -> tuple[float, float]:
     return end["val_accuracy"], -end["val_loss"]
 
 
-def way_to_train(config: RunConfig) -> tuple[str, ...]:
+def training_key(config: RunConfig) -> tuple[str, ...]:
     """Return a key that is equal for configs with equal backbone, initial weights and strategy.
 
     The backbone comes first.
     """
     rates = sorted((config.stage_rates or {}).items())
     stage = config.cut or config.features_from or config.lora_from or ""
-    return config.backbone, config.starts_from, config.strategy, stage, str(rates)
+    return config.backbone, config.initial_weights, config.strategy, stage, str(rates)
 
 
-def best_before(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], Run]:
-    """Return the best run of each ``way_to_train`` on the data set with that fingerprint.
+def find_best_runs(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], Run]:
+    """Return the best run of each ``training_key`` on the data set with that fingerprint.
 
     Runs with averaged weights are left out, because averaging is not a way to train.
     """
@@ -98,6 +98,6 @@ def best_before(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], 
     for run in runs:
         started = run.history.started or {}
         if not run.config.averaged and started.get("fingerprint") == fingerprint:
-            ways.setdefault(way_to_train(run.config), []).append(run)
+            ways.setdefault(training_key(run.config), []).append(run)
     best = {way: best_run(way_runs) for way, way_runs in ways.items()}
     return {way: run for way, run in best.items() if run}

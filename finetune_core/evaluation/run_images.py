@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from finetune_core.data.dataset import Dataset, index_dataset
-from finetune_core.data.listing import holds, image_root
+from finetune_core.data.listing import image_root, make_containment_check
 from finetune_core.data.pixels import Pixels, decode_pixels
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import DataError, RunError
-from finetune_core.models.catalogue import input_info
+from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.runs.store import Run
-from finetune_core.training.batches import sample_keys, subset
-from finetune_core.work import Work, in_phase
+from finetune_core.training.batches import sample_keys, take_subset
+from finetune_core.work import Work, with_phase
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class RunImages:
     unchanged: bool
 
 
-def run_image(run: Run, sample: str, roots: Sequence[Path] = ()) -> Path:
-    """Return the file of one of a run's images, found by ``data_image``.
+def resolve_run_image(run: Run, sample: str, roots: Sequence[Path] = ()) -> Path:
+    """Return the file of one of a run's images, found by ``resolve_image``.
 
     Raises:
         DataError: if the file may not be read.
     """
-    return data_image(run.config.data, sample, roots)
+    return resolve_image(run.config.data, sample, roots)
 
 
-def data_image(data: str, sample: str, roots: Sequence[Path] = ()) -> Path:
+def resolve_image(data: str, sample: str, roots: Sequence[Path] = ()) -> Path:
     """Return the file of an image.
 
     All code that shows or reads single images named by a run directory calls this function, because
@@ -63,12 +63,14 @@ def data_image(data: str, sample: str, roots: Sequence[Path] = ()) -> Path:
     if roots:
         check_roots(data, roots)
         check_roots(file, roots)
-    if not holds(root, roots)(file):
+    if not make_containment_check(root, roots)(file):
         raise DataError(f"The image {sample} does not lie in its data set's folder.")
     return file
 
 
-def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) -> Work[RunImages]:
+def load_run_images(
+    run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()
+) -> Work[RunImages]:
     """Find and decode a run's images, or a seeded sample of each split that has too many.
 
     Args:
@@ -87,20 +89,20 @@ def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) ->
     if roots:
         check_roots(config.data, roots)
     indexing = index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots)
-    dataset = yield from in_phase("index", indexing)
+    dataset = yield from with_phase("index", indexing)
     table = dataset.table
     rows = {split: np.flatnonzero(table["split"] == split) for split in most}
     if TRAIN in rows:
         keys = sample_keys(table["id"])
-        rows[TRAIN] = subset(
+        rows[TRAIN] = take_subset(
             rows[TRAIN], table["label"].to_numpy(), keys, config.train_fraction, config.seed
         )
     rows = {split: _sample_rows(split_rows, most[split]) for split, split_rows in rows.items()}
     all_rows = np.sort(np.concatenate(list(rows.values())))
     keys = table["content"].to_numpy(np.uint64)
-    info = input_info(config)
+    info = backbone_info_for(config)
     decoding = decode_pixels(dataset.paths(table), keys, all_rows, info.resize(config.image_size))
-    pixels = yield from in_phase("decode", decoding)
+    pixels = yield from with_phase("decode", decoding)
     rows = {
         split: np.setdiff1d(split_rows, list(pixels.failed)) for split, split_rows in rows.items()
     }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_core.errors import ExportError, FinetuneError, explain_memory_errors
-from finetune_core.lifeline import end_with_stdin
+from finetune_core.lifeline import exit_with_stdin
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.work import Step, Work, finish
 
@@ -72,10 +72,10 @@ def main(run_dir: str, format: str, *roots: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         with explain_memory_errors():
-            from finetune_core.exporters.formats import exporting
+            from finetune_core.exporters.formats import export_in_steps
 
         run = RunStore(Path(run_dir).parent).read(Path(run_dir))
-        finish(exporting(run, format, roots=[Path(root) for root in roots]), _print_step)
+        finish(export_in_steps(run, format, roots=[Path(root) for root in roots]), _print_step)
     except FinetuneError as error:
         sys.exit(str(error))
 
@@ -86,5 +86,5 @@ def _print_step(step: Step) -> None:
 
 
 if __name__ == "__main__":
-    end_with_stdin()
+    exit_with_stdin()
     main(*sys.argv[1:])

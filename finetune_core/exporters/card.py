@@ -14,38 +14,38 @@ from finetune_core.evaluation.single_run.evaluate import (
     evaluation_precision,
     is_held_out,
     precision_note,
-    scores_of,
+    score_evaluation,
 )
-from finetune_core.evaluation.single_run.scores import NAMES, range_text, value_text
+from finetune_core.evaluation.single_run.scores import NAMES, format_range, format_value
 from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.measure import Measurement
 from finetune_core.exporters.sidecar import describe_preprocessing
 from finetune_core.exporters.source import Source
 from finetune_core.files import write_bytes
 from finetune_core.formatting import (
-    SPLIT_WORDS,
+    SPLIT_TITLES,
     accuracy_name,
-    duration,
-    interval_text,
-    learning_rate_text,
-    number,
-    percent,
-    things,
+    format_duration,
+    format_interval,
+    format_learning_rate,
+    format_number,
+    format_percent,
+    pluralize,
 )
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.licences import licence_name
 from finetune_core.models.network import Network
-from finetune_core.models.timm_networks import shared_name
+from finetune_core.models.timm_networks import portable_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.log import (
-    arithmetic,
-    averaged_in_words,
+    describe_average,
+    describe_fit,
     describe_initial_head,
-    fitted_in_words,
-    lineage_in_words,
-    trained_on,
+    describe_lineage,
+    describe_precision,
+    name_devices,
 )
-from finetune_core.training.strategies import epochs_of, run_kind
+from finetune_core.training.strategies import count_epochs, describe_run_kind
 
 CARD = "README.md"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")
@@ -119,7 +119,7 @@ def _format_metadata(source: Source) -> str:
                 task_type="image-classification",
                 dataset_type=re.sub(r"[^A-Za-z0-9._-]+", "-", data) or "data",
                 dataset_name=data,
-                dataset_split=SPLIT_WORDS[evaluation.split].lower(),
+                dataset_split=SPLIT_TITLES[evaluation.split].lower(),
                 metric_type=name,
                 metric_value=round(float(value), 4),
             )
@@ -155,17 +155,17 @@ def _format_heading(source: Source) -> str:
     evaluation = source.evaluation
     return (
         f"# {_escape(_get_title(source))}\n\n"
-        f"Classifies images into {things(len(source.classes), 'class', 'classes')}: "
-        f"{accuracy_name(evaluation.split).lower()} {percent(evaluation.accuracy)} on "
-        f"{things(evaluation.images, 'image')} "
-        f"(95 % interval {interval_text(evaluation.low, evaluation.high)}). "
+        f"Classifies images into {pluralize(len(source.classes), 'class', 'classes')}: "
+        f"{accuracy_name(evaluation.split).lower()} {format_percent(evaluation.accuracy)} on "
+        f"{pluralize(evaluation.images, 'image')} "
+        f"(95 % interval {format_interval(evaluation.low, evaluation.high)}). "
         f"{_describe_origin(source)}, fine-tuned with Thaw."
     )
 
 
 def _describe_origin(source: Source) -> str:
     name, lineage = source.backbones, (source.run.history.started or {}).get("lineage", ())
-    earlier = f", fine-tuned in {things(len(lineage), 'run')} before" if lineage else ""
+    earlier = f", fine-tuned in {pluralize(len(lineage), 'run')} before" if lineage else ""
     if source.first_weights == RANDOM:
         return f"The architecture of {name} with random weights, not pretrained{earlier}"
     if source.first_weights == PRETRAINED:
@@ -190,7 +190,7 @@ def _format_usage(source: Source, format: str) -> str:
 def _format_data(source: Source) -> str:
     started = source.run.history.started or {}
     counts = ", ".join(
-        f"{number(count)} {SPLIT_WORDS[split].lower()}"
+        f"{format_number(count)} {SPLIT_TITLES[split].lower()}"
         for split, count in started.get("counts", {}).items()
     )
     skipped = source.summary["skipped_images"]
@@ -198,11 +198,11 @@ def _format_data(source: Source) -> str:
     sentences = [
         f"{_escape(source.data_name)}: {counts} images (fingerprint "
         f"`{started.get('fingerprint', '')}`).",
-        f"{things(skipped, 'image')} could not be read and "
+        f"{pluralize(skipped, 'image')} could not be read and "
         f"{'was' if skipped == 1 else 'were'} left out."
         if skipped
         else "",
-        f"{things(changes, 'change')} had been made to the data set (images left out, moved "
+        f"{pluralize(changes, 'change')} had been made to the data set (images left out, moved "
         "or relabelled)."
         if changes
         else "",
@@ -225,23 +225,25 @@ def _format_recipe(source: Source) -> str:
     changed = {name for name in default if getattr(config, name) != default[name].default}
     changed -= (
         set()
-        if epochs_of(config)
+        if count_epochs(config)
         else {name for name, one in all_settings().items() if one.stepwise}
     )
     rows = {
         "Backbone": f"{source.backbones}{_describe_ending(source.network)}",
-        **({"Lineage": lineage} if (lineage := lineage_in_words(started)) else {}),
-        "Strategy": run_kind(config)
+        **({"Lineage": lineage} if (lineage := describe_lineage(started)) else {}),
+        "Strategy": describe_run_kind(config)
         if config.is_ensemble
-        else f"{run_kind(config)}: {_describe_stages(source)}",
+        else f"{describe_run_kind(config)}: {_describe_stages(source)}",
         "Trained": f"{summary['trainable_parameters']:,} of "
         f"{summary['total_parameters']:,} weights",
         **_describe_training(source),
         "Image size": f"{config.image_size} pixels",
-        "Arithmetic": f"trained in {arithmetic(started)} on {trained_on(started)}"
+        "Arithmetic": f"trained in {describe_precision(started)} on {name_devices(started)}"
         if started
         else "unknown",
-        "Time": duration(summary["seconds"]) if summary["seconds"] is not None else "unknown",
+        "Time": format_duration(summary["seconds"])
+        if summary["seconds"] is not None
+        else "unknown",
     }
     hidden = {
         "data",
@@ -282,13 +284,13 @@ def _describe_ending(network: Network) -> str:
 def _describe_training(source: Source) -> dict[str, str]:
     config, fitted = source.run.config, source.run.history.fitted
     if fitted:
-        return {"Fit": fitted_in_words(fitted)}
+        return {"Fit": describe_fit(fitted)}
     if averaged := source.run.history.averaged:
-        return {"Averaged": averaged_in_words(averaged)}
+        return {"Averaged": describe_average(averaged)}
     initialized = source.run.history.head_initialized
     return {
         "Optimizer": f"{config.optimizer}, "
-        f"learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
+        f"learning rate {format_learning_rate(config.learning_rate)}, {config.schedule} schedule",
         **({"Initial head": describe_initial_head(initialized)} if initialized else {}),
         "Length": f"{source.summary['epochs']} epochs of batches of {config.batch_size}; "
         f"the best was epoch {source.epoch}",
@@ -303,7 +305,7 @@ def _format_setting(name: str, value: Any) -> str:
 
 def _describe_stages(source: Source) -> str:
     stages = (source.run.history.started or {}).get("stages", [])
-    rates = " at {:g} times the rate" if epochs_of(source.run.config) else ""
+    rates = " at {:g} times the rate" if count_epochs(source.run.config) else ""
     verb = "averaged " if source.run.config.averaged else "trained " if rates else "fitted "
     trained = [
         f"{stage['name']}{rates.format(stage['rate'])}" for stage in stages if stage["trains"]
@@ -328,33 +330,37 @@ def _format_results(source: Source, origin: str) -> str:
     rows = evaluation.per_class.head(_MAX_CLASSES)
     table = "\n".join(
         f"| {_escape(str(row['class']))} | {_format_share(row['precision'])} | "
-        f"{_format_recall(row)} | {_format_share(row['f1'])} | {number(row['images'])} |"
+        f"{_format_recall(row)} | {_format_share(row['f1'])} | {format_number(row['images'])} |"
         for row in rows.to_dict(orient="records")
     )
     omitted = len(evaluation.per_class) - len(rows)
     return (
-        f"## Results\n\n{accuracy_name(evaluation.split)} {percent(evaluation.accuracy)} on "
-        f"{things(evaluation.images, 'image')} "
-        f"(95 % interval {interval_text(evaluation.low, evaluation.high)}, Wilson). "
+        f"## Results\n\n{accuracy_name(evaluation.split)} {format_percent(evaluation.accuracy)} on "
+        f"{pluralize(evaluation.images, 'image')} "
+        f"(95 % interval {format_interval(evaluation.low, evaluation.high)}, Wilson). "
         f"{origin}{_describe_references(source)}\n\n"
         f"{_format_scores(source)}\n\n"
         "| Class | Precision | Recall (95 % interval) | F1 | Images "
         f"|\n|---|---|---|---|---|\n{table}"
-        + (f"\n\n{number(omitted)} more classes are left out of this table." if omitted else "")
+        + (
+            f"\n\n{format_number(omitted)} more classes are left out of this table."
+            if omitted
+            else ""
+        )
     )
 
 
 def _describe_references(source: Source) -> str:
-    text = reference_points(source.run, split=source.evaluation.split).in_sentence()
+    text = reference_points(source.run, split=source.evaluation.split).to_sentence()
     return f"\n\n{_escape(text)}" if text else ""
 
 
 def _format_scores(source: Source) -> str:
-    scores = scores_of(source.evaluation)
+    scores = score_evaluation(source.evaluation)
     rows = scores.table[scores.table["name"].isin(_SCORE_NAMES)].dropna()
     return "| | Value | 95 % interval (bootstrap over images) |\n|---|---|---|\n" + "\n".join(
-        f"| {NAMES[row['name']]} | {value_text(row['name'], row['value'])} "
-        f"| {range_text(row['name'], row['low'], row['high'])} |"
+        f"| {NAMES[row['name']]} | {format_value(row['name'], row['value'])} "
+        f"| {format_range(row['name'], row['low'], row['high'])} |"
         for row in rows.to_dict(orient="records")
     )
 
@@ -395,7 +401,7 @@ def _format_licence(source: Source) -> str:
         "**For research only**: the licence of the pretrained weights rules commercial use out.\n\n"
     )
     research = (
-        any(network.info.research_only for network in source.networks)
+        any(network.info.is_non_commercial for network in source.networks)
         and source.first_weights == PRETRAINED
     )
     terms = " ".join(
@@ -414,7 +420,7 @@ def _describe_terms(source: Source, info: BackboneInfo) -> str:
         code = "torchvision, BSD-3-Clause." if info.source == "torchvision" else "timm, Apache-2.0."
         return (
             "The network started from random weights, so no one else's weights are in it. The "
-            f"code of {_escape(shared_name(info.name))}: {code}"
+            f"code of {_escape(portable_name(info.name))}: {code}"
         )
     if source.first_weights != PRETRAINED:
         return (
@@ -432,8 +438,8 @@ def _describe_terms(source: Source, info: BackboneInfo) -> str:
         where = f" (<{info.page}>)" if info.page else ""
         return (
             "timm's code is Apache-2.0. The pretrained weights of "
-            f"{_escape(shared_name(info.name))}{where} {stated}; its terms hold for this network, "
-            "too."
+            f"{_escape(portable_name(info.name))}{where} {stated}; its terms hold for this "
+            "network, too."
         )
     if info.licence:
         return (
@@ -450,11 +456,14 @@ def _describe_terms(source: Source, info: BackboneInfo) -> str:
 def _format_recall(row: Mapping[Hashable, Any]) -> str:
     if math.isnan(row["recall"]):
         return "–"
-    return f"{percent(row['recall'])} ({interval_text(row['recall_low'], row['recall_high'])})"
+    return (
+        f"{format_percent(row['recall'])} "
+        f"({format_interval(row['recall_low'], row['recall_high'])})"
+    )
 
 
 def _format_share(value: float) -> str:
-    return "–" if math.isnan(value) else percent(value)
+    return "–" if math.isnan(value) else format_percent(value)
 
 
 def _format_numbers(values: list[float]) -> str:

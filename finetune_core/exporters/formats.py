@@ -15,7 +15,7 @@ from finetune_core.exporters.card import write_card
 from finetune_core.exporters.catalogue import FORMATS, Format
 from finetune_core.exporters.measure import Measurement
 from finetune_core.exporters.source import load_source
-from finetune_core.files import copy_folder_mode, is_link, regular_file, staging_folder
+from finetune_core.files import copy_folder_mode, is_link, staging_folder, stat_regular
 from finetune_core.markup import paragraphs
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
@@ -27,7 +27,7 @@ _PREDICT_SCRIPT = Path(__file__).with_name("standalone") / "predict.py"
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """An export on disk.
 
     Attributes:
@@ -63,18 +63,18 @@ class Exported:
         return paragraphs(*self.in_words())
 
 
-def export_run(run: Run, format: str, out: Path | None = None) -> Exported:
+def export_run(run: Run, format: str, out: Path | None = None) -> ExportResult:
     """Export a run, without progress.
 
     Raises:
-        FinetuneError: as ``exporting``.
+        FinetuneError: as ``export_in_steps``.
     """
-    return finish(exporting(run, format, out))
+    return finish(export_in_steps(run, format, out))
 
 
-def exporting(
+def export_in_steps(
     run: Run, format: str, out: Path | None = None, roots: Sequence[Path] = ()
-) -> Work[Exported]:
+) -> Work[ExportResult]:
     """Export a run to a directory, step by step. A failed export leaves nothing behind.
 
     An exported network is read back and evaluated on the images of the run's own evaluation.
@@ -126,7 +126,7 @@ def exporting(
             raise
         raise ExportError(f"The export cannot be written to {target}: {error}") from None
     files = tuple(file.relative_to(target).as_posix() for file in _list_files(target))
-    return Exported(format, target, files, checked, measured)
+    return ExportResult(format, target, files, checked, measured)
 
 
 def export_from_app(run: Run, format: str, roots: Sequence[Path]) -> Work[None]:
@@ -135,12 +135,12 @@ def export_from_app(run: Run, format: str, roots: Sequence[Path]) -> Work[None]:
     A format with ``apart`` is exported in a subprocess.
 
     Raises:
-        FinetuneError: as ``exporting``.
+        FinetuneError: as ``export_in_steps``.
     """
     if _get_format(format).apart:
         yield from export_in_subprocess(run, format, roots)
     else:
-        yield from exporting(run, format, roots=roots)
+        yield from export_in_steps(run, format, roots=roots)
 
 
 def export_path(run: Run, format: str) -> Path:
@@ -148,7 +148,7 @@ def export_path(run: Run, format: str) -> Path:
     return run.run_dir / "export" / format
 
 
-def finished_export(run: Run, format: str) -> Path | None:
+def find_export(run: Run, format: str) -> Path | None:
     """Return the directory of a finished export, or None.
 
     An export counts only if it is newer than the weights or events that it was made from.
@@ -159,11 +159,11 @@ def finished_export(run: Run, format: str) -> Path | None:
     origin = (
         run.run_dir / EVENTS_FILE if FORMATS[format].events else checkpoint_path(run.run_dir, BEST)
     )
-    checkpoint = regular_file(origin)
+    checkpoint = stat_regular(origin)
     return folder if checkpoint and folder.stat().st_mtime_ns >= checkpoint.st_mtime_ns else None
 
 
-def zipped(folder: Path, name: str) -> bytes:
+def zip_folder(folder: Path, name: str) -> bytes:
     """Return a ZIP archive of a directory's files, below a folder ``name``.
 
     The files are stored uncompressed, because weights hardly get smaller.

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from finetune_core.errors import ExportError, OutOfMemory, ran_out
+from finetune_core.errors import ExportError, OutOfMemory, is_out_of_memory_in_network
 from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.measure import Measurement, measure
 from finetune_core.exporters.sidecar import SIDECAR, describe_network, write_sidecar
 from finetune_core.exporters.source import Source
-from finetune_core.training.answers import Answer
+from finetune_core.training.answers import OutputFunction
 from finetune_core.work import Step, Work
 
 ONNX, PROGRAM = FORMATS["onnx"].file, FORMATS["torch_export"].file
@@ -92,7 +92,7 @@ def convert_to_onnx(backbone: str, model: nn.Module, image_size: int) -> Any:
         return program.model_proto
 
 
-def save_onnx(backbone: str, proto: Any, file: Path) -> Answer:
+def save_onnx(backbone: str, proto: Any, file: Path) -> OutputFunction:
     """Write an ONNX message and return a function that runs the file with onnxruntime.
 
     Raises:
@@ -141,12 +141,12 @@ def write_program(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Me
     return checked, measured
 
 
-def _load_program(backbone: str, file: Path) -> Answer:
+def _load_program(backbone: str, file: Path) -> OutputFunction:
     module = torch.export.load(file).module()
     return _wrap_runtime(backbone, "torch.export", lambda images: module(images).detach().numpy())
 
 
-def _wrap_runtime(backbone: str, name: str, answer: Answer) -> Answer:
+def _wrap_runtime(backbone: str, name: str, answer: OutputFunction) -> OutputFunction:
     """Return ``answer`` with errors of its runtime turned into ours."""
 
     def run(images: torch.Tensor) -> np.ndarray:
@@ -158,7 +158,7 @@ def _wrap_runtime(backbone: str, name: str, answer: Answer) -> Answer:
     return run
 
 
-def compare(model: nn.Module, image_size: int, name: str, answer: Answer) -> dict[str, Any]:
+def compare(model: nn.Module, image_size: int, name: str, answer: OutputFunction) -> dict[str, Any]:
     """Compare the outputs of a network and its export at several batch sizes.
 
     Args:
@@ -227,7 +227,10 @@ def _make_error(backbone: str, name: str, error: Exception) -> ExportError | Out
     while cause := causes[-1].__cause__:
         causes.append(cause)
     # onnxruntime raises its own error types when memory runs out.
-    if any(ran_out(one) or ran_out(RuntimeError(str(one))) for one in causes):
+    if any(
+        is_out_of_memory_in_network(one) or is_out_of_memory_in_network(RuntimeError(str(one)))
+        for one in causes
+    ):
         return OutOfMemory()
     first = causes[-1]
     lines = str(first).strip().splitlines() or [""]

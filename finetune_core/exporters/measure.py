@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.run_images import RunImages, run_images
+from finetune_core.evaluation.run_images import RunImages, load_run_images
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.exporters.source import Source
-from finetune_core.formatting import accuracy_name, number, percent, things
-from finetune_core.training.answers import Answer, answers
+from finetune_core.formatting import accuracy_name, format_number, format_percent, pluralize
+from finetune_core.training.answers import OutputFunction, compute_outputs
 from finetune_core.training.predictions import prediction_table
 from finetune_core.work import Work
 
@@ -82,14 +82,16 @@ class Measurement:
                 f"own{_describe_precision(self.precision)}."
             )
         unreadable = self.run.images - self.evaluation.images
-        note = f" {things(unreadable, 'image')} could not be read any more." if unreadable else ""
+        note = (
+            f" {pluralize(unreadable, 'image')} could not be read any more." if unreadable else ""
+        )
         name = accuracy_name(self.evaluation.split).lower()
         return (
             f"Evaluated with the exported file ({self.file}): {name} "
-            f"{percent(self.evaluation.accuracy)} on {things(self.evaluation.images, 'image')}; "
-            f"{number(self.alike)} predictions are the same as in the run ({name} "
-            f"{percent(self.run.accuracy)} on "
-            f"{number(self.run.images)}{_describe_precision(self.precision)}).{note}"
+            f"{format_percent(self.evaluation.accuracy)} on "
+            f"{pluralize(self.evaluation.images, 'image')}; {format_number(self.alike)} "
+            f"predictions are the same as in the run ({name} {format_percent(self.run.accuracy)} "
+            f"on {format_number(self.run.images)}{_describe_precision(self.precision)}).{note}"
         )
 
 
@@ -97,7 +99,7 @@ def _describe_precision(precision: str | None) -> str:
     return f", computed in {precision}" if precision else ""
 
 
-def measure(source: Source, file: str, answer: Answer) -> Work[Measurement]:
+def measure(source: Source, file: str, answer: OutputFunction) -> Work[Measurement]:
     """Evaluate an exported file on the images of the run's evaluation.
 
     Images are decoded and preprocessed as on the page *Predict*.
@@ -109,7 +111,7 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measurement]:
     """
     precision = evaluation_precision(source.run)
     try:
-        images = yield from run_images(
+        images = yield from load_run_images(
             source.run, {source.evaluation.split: sys.maxsize}, source.roots
         )
     except FinetuneError:
@@ -119,7 +121,7 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measurement]:
     rows = _find_evaluated_rows(source, images)
     if not len(rows):
         return Measurement(file, source.evaluation, precision, reason=_IMAGES_MISSING)
-    logits = yield from answers(
+    logits = yield from compute_outputs(
         images.pixels, rows, source.network.info, source.image_size, answer, "measure"
     )
     table = images.dataset.table.iloc[rows]

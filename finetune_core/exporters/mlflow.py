@@ -11,7 +11,7 @@ from typing import Any
 from finetune_core.exporters.card import CARD, build_card
 from finetune_core.exporters.source import get_shareable_settings, load_source
 from finetune_core.exporters.tensorboard import Scalar, iter_epoch_scalars
-from finetune_core.runs.store import Run, RunStore, summary
+from finetune_core.runs.store import Run, RunStore, summarize_run
 
 URI = "MLFLOW_TRACKING_URI"
 _EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
@@ -138,7 +138,7 @@ def _iter_metrics(run: Run) -> Iterator[Scalar]:
         for stage, values in (row.get("stages") or {}).items():
             for name, value in values.items():
                 yield f"{name}/{stage}", value, row["epoch"], row["at"]
-    row, end = summary(run), run.history.end
+    row, end = summarize_run(run), run.history.end
     names = {"test_accuracy": "test_accuracy", "seconds": "seconds"}
     if end and end.get("evaluation_precision"):  # otherwise the values are those of an epoch
         names |= {"val_accuracy": "final_val_accuracy", "val_loss": "final_val_loss"}
@@ -148,7 +148,7 @@ def _iter_metrics(run: Run) -> Iterator[Scalar]:
 
 
 def _make_tags(run: Run) -> dict[str, str]:
-    row = summary(run)
+    row = summarize_run(run)
     tags = {
         f"thaw.{name}": str(row[name])
         for name in (

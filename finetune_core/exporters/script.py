@@ -23,15 +23,15 @@ from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source
 from finetune_core.exporters.template import fill_template
 from finetune_core.files import is_file, write_bytes
-from finetune_core.formatting import accuracy_name, percent, things
+from finetune_core.formatting import accuracy_name, format_percent, pluralize
 from finetune_core.models.catalogue import build_recipe, packages
 from finetune_core.models.stages import Stage
 from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.training.batches import sample_keys, subset
-from finetune_core.training.networks import beginning_of, load_initial_head
-from finetune_core.training.stage_plan import StagePlan, Strategy, plan
-from finetune_core.training.strategies import epochs_of, fits_initial_head
+from finetune_core.training.batches import sample_keys, take_subset
+from finetune_core.training.networks import build_initial_network, load_initial_head
+from finetune_core.training.stage_plan import StagePlan, Strategy, plan_strategy
+from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
 
 SCRIPT, SPLIT, START_FILE = "train.py", "split.csv", "start.safetensors"
 _TEMPLATE = Path(__file__).with_name("standalone") / "train.template"
@@ -76,7 +76,7 @@ def _needs_start(source: Source) -> bool:
 
 def _has_fitted_head(source: Source) -> bool:
     head_kept = bool((source.run.history.started or {}).get("head_kept"))
-    return fits_initial_head(source.run.config, head_kept=head_kept)
+    return has_fitted_initial_head(source.run.config, head_kept=head_kept)
 
 
 def _collect_start_tensors(source: Source, dataset: Dataset) -> dict[str, torch.Tensor]:
@@ -84,7 +84,9 @@ def _collect_start_tensors(source: Source, dataset: Dataset) -> dict[str, torch.
     config, run_dir = source.run.config, source.run.run_dir
     tensors: dict[str, torch.Tensor] = {}
     if config.earlier_run:
-        tensors |= beginning_of(config, dataset.classes, run_dir).network.model.state_dict()
+        tensors |= build_initial_network(
+            config, dataset.classes, run_dir
+        ).network.model.state_dict()
     if _has_fitted_head(source):
         tensors |= load_initial_head(source.network, run_dir)
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
@@ -100,7 +102,7 @@ def find_unrepeatable(source: Source) -> list[str]:
         for name, one in all_settings().items()
         if one.in_script == "missing" and getattr(config, name) != one.default
     ]
-    if config.averaged is None and not epochs_of(config):
+    if config.averaged is None and not count_epochs(config):
         problems.append(
             "strategy: its head was fitted without epochs, and the script repeats training "
             "by epochs"
@@ -109,7 +111,7 @@ def find_unrepeatable(source: Source) -> list[str]:
         problems.append(f"the run is {run.status}, not finished (resume it first)")
     if (
         not config.earlier_run
-        and config.starts_from not in (PRETRAINED, RANDOM)
+        and config.initial_weights not in (PRETRAINED, RANDOM)
         and config.backbone.startswith("densenet")
     ):
         problems.append(
@@ -175,7 +177,7 @@ def _load_used_images(source: Source) -> tuple[Dataset, np.ndarray]:
         )
     table = dataset.table
     split, labels = table["split"].to_numpy(), table["label"].to_numpy()
-    training = subset(
+    training = take_subset(
         np.flatnonzero(split == TRAIN),
         labels,
         sample_keys(table["id"]),
@@ -203,7 +205,7 @@ def _format_split(dataset: Dataset, rows: np.ndarray) -> str:
 
 
 def _plan_stages(source: Source) -> Sequence[tuple[StagePlan, Stage]]:
-    strategy: Strategy = plan(source.run.config, source.network.stages)
+    strategy: Strategy = plan_strategy(source.run.config, source.network.stages)
     return list(zip(strategy, source.network.stages, strict=True))
 
 
@@ -222,12 +224,13 @@ def _collect_facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[st
         "TIMM": recipe["library"] == "timm",
         "TORCHVISION": recipe["library"] == "torchvision",
         "OPTIONS": bool(recipe["options"]),
-        "PACKAGED_WEIGHTS": info.source == "packaged" and config.starts_from == PRETRAINED,
-        "HUB_WEIGHTS": info.source == "timm" and config.starts_from == PRETRAINED,
-        "RANDOM": config.starts_from == RANDOM,
+        "PACKAGED_WEIGHTS": info.source == "packaged" and config.initial_weights == PRETRAINED,
+        "HUB_WEIGHTS": info.source == "timm" and config.initial_weights == PRETRAINED,
+        "RANDOM": config.initial_weights == RANDOM,
         "START": _needs_start(source),
-        "FILE": not config.earlier_run and config.starts_from not in (PRETRAINED, RANDOM),
-        "SAFETENSORS": is_file(config.starts_from) and config.starts_from.endswith(".safetensors"),
+        "FILE": not config.earlier_run and config.initial_weights not in (PRETRAINED, RANDOM),
+        "SAFETENSORS": is_file(config.initial_weights)
+        and config.initial_weights.endswith(".safetensors"),
         "LINEAR_HEAD": isinstance(source.network.head_layers[0], nn.Linear),
         "JPEG": bool((used["format"] == "JPEG").any()),
         "ALPHA": not set(used["format"]) <= _NO_ALPHA,
@@ -295,7 +298,7 @@ def _format_constants(source: Source, facts: set[str]) -> list[str]:
     name = config.backbone.removeprefix(TIMM) if "HUB_WEIGHTS" in facts else recipe["name"]
     constants: dict[str, Any] = {"BACKBONE": name}
     if "TORCHVISION" in facts:
-        constants["WEIGHTS"] = "DEFAULT" if config.starts_from == PRETRAINED else None
+        constants["WEIGHTS"] = "DEFAULT" if config.initial_weights == PRETRAINED else None
     if facts & {"OPTIONS", "TIMM"}:
         constants["OPTIONS"] = recipe["options"]
     constants |= {
@@ -335,7 +338,7 @@ def _format_constants(source: Source, facts: set[str]) -> list[str]:
         if name != "WEIGHTS_FILE"
     ]
     if "FILE" in facts:
-        quoted = repr(config.starts_from)
+        quoted = repr(config.initial_weights)
         if '"' not in quoted:
             quoted = quoted.replace("'", '"')
         lines.append(f"WEIGHTS_FILE = {quoted}")
@@ -407,8 +410,8 @@ def _format_docstring(source: Source) -> str:
         f"    python {SCRIPT} DATA\n\n"
         f"DATA is the folder that the paths in {SPLIT}, beside this file, are relative to. "
         "The run reached\n"
-        f"{accuracy_name(evaluation.split).lower()} {percent(evaluation.accuracy)} on "
-        f"{things(evaluation.images, 'image')}. Needs torch, torchvision, numpy, "
+        f"{accuracy_name(evaluation.split).lower()} {format_percent(evaluation.accuracy)} on "
+        f"{pluralize(evaluation.images, 'image')}. Needs torch, torchvision, numpy, "
         f"pillow{_list_timm_requirements(source)}"
         f"{', safetensors' if _needs_start(source) else ''}.\n"
     )
@@ -428,7 +431,9 @@ def _list_timm_requirements(source: Source) -> str:
 
 
 def _is_packaged(source: Source) -> bool:
-    return source.network.info.package is not None and source.run.config.starts_from == PRETRAINED
+    return (
+        source.network.info.package is not None and source.run.config.initial_weights == PRETRAINED
+    )
 
 
 def _format_package_import(source: Source) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from finetune_core.data.decode import CROP, PAD, PADDING
 from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source, get_shareable_settings
-from finetune_core.files import problem_with, read_regular, write_bytes
+from finetune_core.files import describe_problem, read_regular, write_bytes
 from finetune_core.models.catalogue import BackboneInfo, build_recipe
 from finetune_core.models.network import Network
 
@@ -114,7 +114,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     try:
         sidecar = json.loads(read_regular(file, _MAX_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(f"{file} cannot be read: {problem_with(file, error)}.") from None
+        raise ExportError(f"{file} cannot be read: {describe_problem(file, error)}.") from None
     if not isinstance(sidecar, dict) or (sidecar.get("kind"), sidecar.get("version")) != (
         _KIND,
         _VERSION,

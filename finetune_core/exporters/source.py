@@ -12,9 +12,9 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.models.network import Network
-from finetune_core.models.timm_networks import shared_name
+from finetune_core.models.timm_networks import portable_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.runs.store import Run, summary
+from finetune_core.runs.store import Run, summarize_run
 from finetune_core.training.checkpoints import BEST, read_info
 from finetune_core.training.device import choose_device
 
@@ -48,7 +48,9 @@ class Source:
     @property
     def backbones(self) -> str:
         """Names of the networks' backbones, without local paths, each once."""
-        return ", ".join(dict.fromkeys(shared_name(network.info.name) for network in self.networks))
+        return ", ".join(
+            dict.fromkeys(portable_name(network.info.name) for network in self.networks)
+        )
 
     @property
     def image_size(self) -> int:
@@ -73,7 +75,7 @@ class Source:
             return next(kind for kind in ("file", PRETRAINED, RANDOM) if kind in kinds)
         if lineage:
             return first
-        weights = self.run.config.starts_from
+        weights = self.run.config.initial_weights
         return weights if weights in (PRETRAINED, RANDOM) else "file"
 
     @property
@@ -84,7 +86,7 @@ class Source:
     @property
     def summary(self) -> dict[str, Any]:
         """The run in one flat row (see ``summary``)."""
-        return summary(self.run)
+        return summarize_run(self.run)
 
 
 def load_source(run: Run, roots: Sequence[Path] = ()) -> Source:
@@ -98,13 +100,13 @@ def load_source(run: Run, roots: Sequence[Path] = ()) -> Source:
         FinetuneError: if the run has not ended or has no finished epoch, or if the weights of its
             backbone are no longer on this machine.
     """
-    if run.active:
+    if run.is_active:
         raise ExportError(
             f"The run {run.run_id} is going on. Wait until it ends, or stop it; then export it."
         )
     predictor = load_predictor(run)
     info = read_info(run.run_dir, BEST)
-    choose_device("cpu", "fp32").hold(predictor.network.model, torch.contiguous_format)
+    choose_device("cpu", "fp32").move_module(predictor.network.model, torch.contiguous_format)
     return Source(
         run, predictor.network, predictor.classes, info.epoch, evaluation(run), tuple(roots)
     )
@@ -126,7 +128,7 @@ def get_shareable_settings(run: Run) -> dict[str, Any]:
     weights, earlier = (_get_last_part(path) for path in (config.weights, config.from_run or ""))
     return config.model_dump(mode="json", exclude={"edits"}) | {
         "data": get_data_name(run),
-        "backbone": shared_name(config.backbone),
+        "backbone": portable_name(config.backbone),
         "weights": weights,
         "from_run": earlier or None,
         "averaged": config.averaged

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_core.errors import ExportError
 from finetune_core.exporters.source import get_shareable_settings
 from finetune_core.runs.history import History
-from finetune_core.runs.store import Run, summary
+from finetune_core.runs.store import Run, summarize_run
 
 _PREFIX = "events.out.tfevents."
 _RESULTS = ("val_accuracy", "val_loss", "test_accuracy")
@@ -95,7 +95,7 @@ def _write_settings(writer: Any, run: Run) -> None:
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
         for name, value in settings.items()
     }
-    row = summary(run)
+    row = summarize_run(run)
     results = {f"result/{name}": row[name] for name in _RESULTS if row[name] is not None}
     writer.add_hparams(plain, results, run_name=".")
 

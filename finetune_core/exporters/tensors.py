@@ -23,16 +23,16 @@ from finetune_core.exporters.sidecar import (
     write_sidecar,
 )
 from finetune_core.exporters.source import Source
-from finetune_core.files import is_there, open_regular, problem_with, write_bytes
+from finetune_core.files import describe_problem, open_regular, path_exists, write_bytes
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, create
-from finetune_core.models.ensemble import joined
-from finetune_core.models.network import Network, ended_after, head_paths, network_stages
+from finetune_core.models.ensemble import build_ensemble
+from finetune_core.models.network import Network, head_paths, network_stages, truncate_after
 from finetune_core.models.stages import Stage, replace_head
-from finetune_core.models.weights import put_tensors
-from finetune_core.randomness import seeded
+from finetune_core.models.weights import load_state_tensors
+from finetune_core.randomness import use_seed
 from finetune_core.training.checkpoints import check_tensors
 from finetune_core.training.device import choose_device
-from finetune_core.training.evaluation import logits_of
+from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.events import Classes, Name
 from finetune_core.work import Step, Work
 
@@ -99,7 +99,7 @@ def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any]
     measured = yield from measure(
         source,
         f"{WEIGHTS}, run with PyTorch",
-        lambda images: logits_of(exported.network.model, images, exported.device),
+        lambda images: compute_logits(exported.network.model, images, exported.device),
     )
     write_sidecar(folder, sidecar | {"metrics": measured.to_json()}, folder / WEIGHTS)
     return {"tensors": len(tensors), "identical": True}, measured
@@ -107,7 +107,7 @@ def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any]
 
 def is_export(folder: Path) -> bool:
     """Return whether a directory holds an exported network rather than a run."""
-    return is_there(folder / SIDECAR)
+    return path_exists(folder / SIDECAR)
 
 
 def load_export(folder: Path) -> Predictor:
@@ -126,10 +126,10 @@ def load_export(folder: Path) -> Predictor:
         expected = sidecar["hashes"].get(WEIGHTS)
         network = _build_network(sidecar, len(classes), size)
     except (ValueError, KeyError, ConfigError, WeightsError) as error:
-        raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None
+        raise ExportError(f"{folder}: {describe_problem(folder / SIDECAR, error)}.") from None
     _load_weights(network.model, folder / WEIGHTS, expected)
     device = choose_device("cpu", "fp32")
-    device.hold(network.model.eval())
+    device.move_module(network.model.eval())
     return Predictor(network, classes, device, size)
 
 
@@ -152,7 +152,7 @@ def _build_network(sidecar: _Sidecar, classes: int, size: int) -> Network:
 
     if "members" not in architecture:
         return one(architecture["backbone"], architecture.get("features_from"), steps)
-    return joined(
+    return build_ensemble(
         [
             one(
                 each["backbone"],
@@ -194,11 +194,11 @@ def _create_empty(
     Raises:
         ConfigError: if the network cannot end after stage ``last``.
     """
-    with seeded(0):
+    with use_seed(0):
         model = create(name, size)
     heads, stages = head_paths(name, size), network_stages(name, classes, size)
     if last is not None:
-        model, stages = ended_after(name, model, stages, last, classes, size)
+        model, stages = truncate_after(name, model, stages, last, classes, size)
         return model, heads[:1], stages
     for head in heads:
         replace_head(model, head, classes)
@@ -221,12 +221,12 @@ def _load_weights(model: torch.nn.Module, file: Path, expected: str | None) -> N
                     f"{file} is damaged, or belongs to another {SIDECAR}: its hash is not the "
                     "one written there."
                 )
-            put_tensors(model, {key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118  no mapping
+            load_state_tensors(model, {key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118  no mapping
     except FileNotFoundError:
         raise ExportError(
             f"{file.parent} holds no {WEIGHTS}: Thaw reads exports of the format safetensors."
         ) from None
     except (OSError, SafetensorError, ValueError) as error:
         raise ExportError(
-            f"{file} does not hold this network: {problem_with(file, error)}."
+            f"{file} does not hold this network: {describe_problem(file, error)}."
         ) from None

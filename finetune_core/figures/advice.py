@@ -12,7 +12,7 @@ MOST = len(RUN_COLORS)  # networks
 _OFFSET = 0.06  # in stages, between networks, so that intervals do not overlap
 
 
-def probes_by_stage(
+def plot_probes_by_stage(
     candidates: Sequence[Candidate], stages: Mapping[str, Sequence[str]]
 ) -> go.Figure:
     """Plot probe accuracy at every stage with its interval, one line per network.

@@ -19,7 +19,7 @@ from finetune_core.figures.style import (
 from finetune_core.formatting import accuracy_name
 
 
-def mixing_curve(
+def plot_mixing_curve(
     curve: Sequence[Mapping[str, Any]], chosen: float, shifted: Sequence[Mapping[str, Any]] = ()
 ) -> go.Figure:
     """Plot validation accuracy against the mixing coefficient and mark the chosen one.

@@ -8,10 +8,10 @@ from plotly.subplots import make_subplots
 
 from finetune_core.figures.axes import choose_percent_format, make_count_axis, make_share_axis
 from finetune_core.figures.style import BEST_COLOR, LEGEND, MARGIN, OTHER_COLOR, WARM
-from finetune_core.formatting import percent
+from finetune_core.formatting import format_percent
 
 
-def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
+def plot_reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Plot accuracy against confidence, with the number of images per bin below.
 
     Args:
@@ -57,7 +57,7 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
             y=rows["images"],
             width=rows["high"] - rows["low"],
             customdata=[
-                f"{percent(low)} to {percent(high)}"
+                f"{format_percent(low)} to {format_percent(high)}"
                 for low, high in zip(rows["low"], rows["high"], strict=True)
             ],
             marker={"color": color, "opacity": 0.5, "line": {"width": 1, "color": color}},
@@ -80,7 +80,7 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
     return figure
 
 
-def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Figure:
+def plot_coverage(curve: pd.DataFrame, share: float, accuracy: float) -> go.Figure:
     """Plot selective accuracy against coverage and mark the chosen point.
 
     Args:

@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-from finetune_core.evaluation.comparison.arms import Arm, best_first
+from finetune_core.evaluation.comparison.arms import Arm, sort_by_score
 from finetune_core.evaluation.comparison.costs import Cost, timeline
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.figures.axes import make_count_axis, make_share_axis
 from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS, escape
 from finetune_core.formatting import accuracy_name
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import count_epochs
 
 Kind = Literal["loss", "accuracy"]
 Axis = Literal["epoch", "seconds"]
@@ -32,11 +32,11 @@ _ROUND_SECONDS = (1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_00
 _LOG_RATIO = 20.0  # of the largest to the smallest value, above which axes are logarithmic
 
 
-def accuracies(arms: Sequence[Arm], split: str) -> go.Figure:
+def plot_accuracies(arms: Sequence[Arm], split: str) -> go.Figure:
     """Plot the metric of each arm with its interval, best first, and a dot for each seed."""
     figure, measure = go.Figure(), arms[0].measure
     scores = [(arm.score, [member.score for member in arm.members]) for arm in arms]
-    ordered = best_first(arms)
+    ordered = sort_by_score(arms)
     lines = {index: line for line, (index, _) in enumerate(ordered)}
     for index, arm in enumerate(arms):
         values = [member.score.value for member in arm.members]
@@ -70,7 +70,7 @@ def accuracies(arms: Sequence[Arm], split: str) -> go.Figure:
     return figure
 
 
-def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
+def plot_learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
     """Plot validation loss or accuracy of every run with epochs.
 
     The x axis shows epochs, or seconds since the start of the run.
@@ -116,7 +116,7 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
     return figure
 
 
-def offered_costs(arms: Sequence[Arm]) -> tuple[list[CostName], str]:
+def list_costs(arms: Sequence[Arm]) -> tuple[list[CostName], str]:
     """Return the costs to plot accuracy against, and why memory is not among them.
 
     Memory is that of the device that trained. It is offered only if all runs were trained on the
@@ -148,7 +148,7 @@ def offered_costs(arms: Sequence[Arm]) -> tuple[list[CostName], str]:
     ], reason
 
 
-def pareto(measure: CostName, arms: Sequence[Arm], split: str) -> go.Figure:
+def plot_pareto_front(measure: CostName, arms: Sequence[Arm], split: str) -> go.Figure:
     """Plot accuracy against a cost, with the Pareto front.
 
     If the cost is time, a hollow marker shows the same run without its cache.
@@ -156,7 +156,9 @@ def pareto(measure: CostName, arms: Sequence[Arm], split: str) -> go.Figure:
     _, title, unit = COSTS[measure]
     costs = [getattr(arm.cost, measure) / unit for arm in arms]
     figure = go.Figure()
-    front = frontier([(cost, arm.accuracy.value) for cost, arm in zip(costs, arms, strict=True)])
+    front = find_pareto_front(
+        [(cost, arm.accuracy.value) for cost, arm in zip(costs, arms, strict=True)]
+    )
     figure.add_scatter(
         x=[costs[index] for index in front],
         y=[arms[index].accuracy.value for index in front],
@@ -198,7 +200,7 @@ def pareto(measure: CostName, arms: Sequence[Arm], split: str) -> go.Figure:
     return figure
 
 
-def against_shifted(arms: Sequence[Arm], shifted: Sequence[Interval], title: str) -> go.Figure:
+def plot_shift(arms: Sequence[Arm], shifted: Sequence[Interval], title: str) -> go.Figure:
     """Plot the score on shifted images against the score on the run's own, with intervals.
 
     Arms on the dotted line lose nothing.
@@ -277,7 +279,7 @@ def _format_duration(seconds: int) -> str:
     return f"{seconds} s"
 
 
-def by_depth(arms: Sequence[Arm], split: str) -> go.Figure | None:
+def plot_depth(arms: Sequence[Arm], split: str) -> go.Figure | None:
     """Plot accuracy against the number of trained stages.
 
     There is one line per backbone and training fraction. Unfinished arms and arms without epochs
@@ -285,7 +287,7 @@ def by_depth(arms: Sequence[Arm], split: str) -> go.Figure | None:
     stages.
     """
     comparable = [
-        arm for arm in arms if arm.depth.whole and epochs_of(arm.config) and not arm.unfinished
+        arm for arm in arms if arm.depth.whole and count_epochs(arm.config) and not arm.unfinished
     ]
     if len({arm.depth.trained_stages for arm in comparable}) < 2:
         return None
@@ -312,7 +314,7 @@ def by_depth(arms: Sequence[Arm], split: str) -> go.Figure | None:
     return figure
 
 
-def by_data(arms: Sequence[Arm], split: str) -> go.Figure | None:
+def plot_training_size(arms: Sequence[Arm], split: str) -> go.Figure | None:
     """Plot accuracy against the number of training images.
 
     There is one line per strategy and backbone. Unfinished arms are left out, because they say
@@ -334,7 +336,7 @@ def by_data(arms: Sequence[Arm], split: str) -> go.Figure | None:
     return figure
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+def find_pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the indices of the Pareto-optimal (cost, accuracy) points, the cheapest first."""
     best, front = -1.0, []
     for index in sorted(

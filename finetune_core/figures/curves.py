@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from finetune_core.figures.axes import PERCENT, choose_tick_step
 from finetune_core.figures.style import RUN_COLORS, TRAIN_COLOR, VAL_COLOR, WARM
-from finetune_core.runs.smoothing import smoothed
+from finetune_core.runs.smoothing import smooth
 
 SMOOTHED = "Training batches, smoothed"
 MOST_OVERLAID = len(RUN_COLORS)
@@ -34,14 +34,14 @@ _TITLES: dict[Kind, str] = {
 }
 
 
-def training_curve(
+def plot_training_curve(
     kind: Kind, steps: Rows, epochs: Rows, images: int, steps_per_epoch: int, total_epochs: int
 ) -> alt.LayerChart:
     """Plot a metric of a run over its epochs, for training and validation images.
 
     Args:
         kind: the metric.
-        steps: StepEnded rows. Loss and accuracy of batches are ``smoothed`` and thinned out.
+        steps: StepEnded rows. Loss and accuracy of batches are ``smooth`` and thinned out.
         epochs: EpochEnded rows, which hold the other metrics.
         images: number of training images in an epoch.
         steps_per_epoch: number of steps in an epoch.
@@ -49,7 +49,7 @@ def training_curve(
     """
     training = SMOOTHED if kind in ("loss", "accuracy") else "Training"
     if kind in ("loss", "accuracy"):
-        values = smoothed(steps, kind, images, steps_per_epoch, total_epochs)
+        values = smooth(steps, kind, images, steps_per_epoch, total_epochs)
         points = [
             (training, row["epoch"] - 1 + row["step"] / steps_per_epoch, value, False, 0)
             for row, value in _thin_out(list(zip(steps, values, strict=True)))
@@ -72,7 +72,9 @@ def training_curve(
     )
 
 
-def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1) -> alt.LayerChart:
+def plot_live_comparison(
+    kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1
+) -> alt.LayerChart:
     """Plot validation loss or accuracy of several runs as they train.
 
     Args:
@@ -94,7 +96,7 @@ def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1
     return _plot_curves(kind, points, styles, epochs, 1, alt.Scale(zero=False))
 
 
-def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerChart:
+def plot_runs(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerChart:
     """Plot loss or accuracy of several runs by epoch.
 
     Each run has one colour. Training is dashed, validation solid.
@@ -148,7 +150,7 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
     return chart
 
 
-def rate_curve(
+def plot_lr_range_test(
     rates: Sequence[float], losses: Sequence[float], suggestion: float | None
 ) -> go.Figure:
     """Plot the loss against the learning rate of a range test, and the suggested rate."""

@@ -19,7 +19,7 @@ from finetune_core.figures.style import (
 )
 
 
-def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> go.Figure:
+def plot_class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> go.Figure:
     """Plot the number of images per class, stacked by split.
 
     Args:
@@ -44,7 +44,7 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
     return figure
 
 
-def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.Figure:
+def plot_embedding_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.Figure:
     """Plot one point per image, coloured by class or split.
 
     Each point carries the id of its image.
@@ -85,7 +85,7 @@ def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.F
     return figure
 
 
-def probe_curve(probes: Sequence[Any], cut: str | None) -> go.Figure:
+def plot_probe_curve(probes: Sequence[Any], cut: str | None) -> go.Figure:
     """Plot the accuracy of a linear probe by stage, with its standard error.
 
     Stages that the suggestion trains are warm, all other stages cold.

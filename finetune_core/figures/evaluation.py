@@ -22,7 +22,7 @@ from finetune_core.figures.style import (
     escape,
     format_label,
 )
-from finetune_core.formatting import percent
+from finetune_core.formatting import format_percent
 
 Shares = Literal["images", "true", "predicted"]
 
@@ -32,7 +32,7 @@ _MIN_SHADE = 0.25  # of a single image, on the colour scale
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
-def confusion_heatmap(
+def plot_confusion_matrix(
     confusion: np.ndarray,
     classes: Sequence[str],
     shares: Shares = "images",
@@ -167,10 +167,10 @@ def _add_outline(
 
 
 def _format_percent(share: float) -> str:
-    return percent(share, 0).replace(" ", "")
+    return format_percent(share, 0).replace(" ", "")
 
 
-def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go.Figure:
+def plot_probabilities(names: Sequence[str], probabilities: Sequence[float]) -> go.Figure:
     """Plot the probabilities of classes, the most probable on top."""
     positions = list(range(len(names)))
     figure = go.Figure(
@@ -179,7 +179,7 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
             y=positions,
             orientation="h",
             marker_color=[BEST_COLOR, *[OTHER_COLOR] * (len(names) - 1)],
-            text=[percent(p) for p in probabilities],
+            text=[format_percent(p) for p in probabilities],
             textposition="auto",
             hoverinfo="skip",
         )
@@ -195,7 +195,7 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
     return figure
 
 
-def roc_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
+def plot_roc_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
     """Plot ROC curves by class with their bands, and the diagonal of chance."""
     figure = go.Figure()
     figure.add_scatter(
@@ -216,7 +216,7 @@ def roc_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
     return _set_share_axes(figure, "False positive rate", "True positive rate")
 
 
-def recall_precision_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
+def plot_precision_recall_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
     """Plot precision-recall curves by class with their bands.
 
     The curves are drawn as steps, whose area is the average precision. A dotted line in the colour
@@ -280,7 +280,7 @@ def _set_share_axes(figure: go.Figure, x: str, y: str) -> go.Figure:
     return figure
 
 
-def slice_dots(rows: pd.DataFrame, overall: float, name: str) -> go.Figure:
+def plot_slices(rows: pd.DataFrame, overall: float, name: str) -> go.Figure:
     """Plot the accuracy of each slice with its interval, and that of all images.
 
     Args:
@@ -320,7 +320,7 @@ def slice_dots(rows: pd.DataFrame, overall: float, name: str) -> go.Figure:
     return figure
 
 
-def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str], name: str) -> go.Figure:
+def plot_robustness(rows: pd.DataFrame, titles: Mapping[str, str], name: str) -> go.Figure:
     """Plot accuracy by severity, one line per corruption. All start at the clean images.
 
     Args:

@@ -80,7 +80,9 @@ MEASURES = (
 )
 
 
-def by_stage(measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, int]) -> go.Figure:
+def plot_by_stage(
+    measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, int]
+) -> go.Figure:
     """Plot a measure by stage, one line per run.
 
     Args:
@@ -123,7 +125,7 @@ def by_stage(measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, 
     return figure
 
 
-def probe_profile(probes: Sequence[Probe], stages: Sequence[str]) -> go.Figure:
+def plot_probe_profile(probes: Sequence[Probe], stages: Sequence[str]) -> go.Figure:
     """Plot the accuracy of a linear probe by stage before training, with its standard error.
 
     Args:

@@ -4,22 +4,22 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from finetune_core.figures.style import COLD, MARGIN, OTHER_COLOR, WARM, format_label
-from finetune_core.formatting import points
-from finetune_core.profiling.result import Profile, ProfileArm, gain_by_stage
+from finetune_core.formatting import format_points
+from finetune_core.profiling.result import Profile, ProfileArm, arms_by_stage
 
 # Light tiles with dark text are readable on light and on dark pages.
 _COLD_TILE, _WARM_TILE = (207, 232, 247), (255, 157, 87)
 _TEXT_COLORS = {"cold": "#0b3c5d", "warm": "#4a1a00"}
 
 
-def profile_figure(profile: Profile) -> go.Figure:
+def plot_profile(profile: Profile) -> go.Figure:
     """Plot the gain of each stage over the linear probe, with its simultaneous 95 % interval.
 
     Ember means that the gain exceeds what other images and seeds explain. Ice blue means that
     nothing was measurable. Hatched bars stopped after the short round. Sets of stages and full
     fine-tuning follow the single stages.
     """
-    arm_of_stage = gain_by_stage(profile)
+    arm_of_stage = arms_by_stage(profile)
     others = [arm for arm in profile.arms if arm.kind in ("stages", "full")]
     names = [*profile.stages, *(arm.title for arm in others)]
     arms = [*(arm_of_stage.get(stage) for stage in profile.stages), *others]
@@ -28,7 +28,7 @@ def profile_figure(profile: Profile) -> go.Figure:
     figure = make_subplots(
         rows=2, cols=1, row_heights=[0.2, 0.8], shared_xaxes=True, vertical_spacing=0.04
     )
-    max_gain = max((arm.gain.value for arm in tested if arm.gains), default=0.0)
+    max_gain = max((arm.gain.value for arm in tested if arm.has_gain), default=0.0)
     figure.add_bar(
         x=list(range(len(profile.stages))),
         y=[1] * len(profile.stages),
@@ -91,7 +91,8 @@ def profile_figure(profile: Profile) -> go.Figure:
 def describe_profile(profile: Profile) -> str:
     """Return the content of the figure as text, for screen readers."""
     parts = [
-        f"{arm.title} {points(arm.gain.value)} ({points(arm.gain.low)} to {points(arm.gain.high)})"
+        f"{arm.title} {format_points(arm.gain.value)} ({format_points(arm.gain.low)} to "
+        f"{format_points(arm.gain.high)})"
         for arm in profile.arms
     ]
     return f"Gain over the linear probe in points, 95 % interval: {'; '.join(parts)}"
@@ -99,7 +100,7 @@ def describe_profile(profile: Profile) -> str:
 
 def _mix_tile_color(arm: ProfileArm | None, max_gain: float) -> str:
     """Return a tile's colour, from ice blue to ember by its share of the largest gain."""
-    share = arm.gain.value / max_gain if arm and arm.gains else 0.0
+    share = arm.gain.value / max_gain if arm and arm.has_gain else 0.0
     share = 0.4 + 0.6 * share if share else 0.0
     mixed = [a + (b - a) * share for a, b in zip(_COLD_TILE, _WARM_TILE, strict=True)]
     return f"rgb({', '.join(f'{value:.0f}' for value in mixed)})"
@@ -110,11 +111,11 @@ def _get_line_color(arm: ProfileArm | None) -> str:
 
 
 def _get_text_color(arm: ProfileArm | None) -> str:
-    return _TEXT_COLORS["warm" if arm and arm.gains else "cold"]
+    return _TEXT_COLORS["warm" if arm and arm.has_gain else "cold"]
 
 
 def _get_bar_color(arm: ProfileArm) -> str:
-    return WARM if arm.gains else COLD
+    return WARM if arm.has_gain else COLD
 
 
 def _format_tile(profile: Profile, stage: str, arm: ProfileArm | None) -> str:
@@ -122,14 +123,15 @@ def _format_tile(profile: Profile, stage: str, arm: ProfileArm | None) -> str:
 
     The names are on the axis below, because a tile has no space for them on a phone.
     """
-    tick = "✓<br>" if profile.selected and stage in profile.selected.stages else ""
+    tick = "✓<br>" if profile.selected_arm and stage in profile.selected_arm.stages else ""
     gain = "–" if arm is None else f"{arm.gain.value * 100:+.1f}".replace("-", "−")
     return f"<b>{tick}{gain}</b>"
 
 
 def _format_hover(arm: ProfileArm) -> str:
     short = ", short run" if arm.kind == "short" else ""
-    low, high = points(arm.gain.low), points(arm.gain.high)
+    low, high = format_points(arm.gain.low), format_points(arm.gain.high)
     return (
-        f"{format_label(arm.title, 40)}{short}: {points(arm.gain.value)} points ({low} to {high})"
+        f"{format_label(arm.title, 40)}{short}: {format_points(arm.gain.value)} points ({low} to "
+        f"{high})"
     )

@@ -19,7 +19,7 @@ TITLES: dict[Quantity, str] = {
 }
 
 
-def stage_curve(
+def plot_stage_curve(
     quantity: Quantity,
     measured: Sequence[Mapping[str, Any]],
     stages: Sequence[str],

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finetune_core.data.checks import some
-from finetune_core.data.dataset import Dataset, sides
+from finetune_core.data.checks import join_names
+from finetune_core.data.dataset import Dataset, assign_units
 from finetune_core.data.decode import CROP
 from finetune_core.data.findings import Finding
 from finetune_core.data.splits import TEST, TRAIN, VAL
-from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.formatting import SPLIT_TITLES, format_percent, pluralize
 from finetune_core.inspection.atlas import MOST_MAPPED, lay_out
 from finetune_core.inspection.background import run_in_background
 from finetune_core.inspection.features import Features, compute_features
@@ -154,7 +154,7 @@ def _find_best(probes: list[Probe]) -> int:
 
 def _fit_probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
     train, val = (np.flatnonzero(table["split"] == split) for split in (TRAIN, VAL))
-    labels, sets = table["label"].to_numpy(), sides(table)
+    labels, sets = table["label"].to_numpy(), assign_units(table)
     if len(val) < _FEWEST or len(np.unique(labels[train])) < 2:
         return []
     probes: list[Probe] = []
@@ -199,16 +199,17 @@ def _find_label_errors(
     paths = tuple(ids[suspects])
     names = [classes[label] for label in alike]
     notes = {
-        path: f"labelled {given}, looks like {name} ({percent(share, 0)})"
+        path: f"labelled {given}, looks like {name} ({format_percent(share, 0)})"
         for path, given, name, share in zip(
             paths, table["class"].to_numpy()[suspects], names, shares, strict=True
         )
     }
     looks = "looks" if len(paths) == 1 else "look"
     message = (
-        f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another "
-        f"class, possibly mislabelled. The linear model agrees with {percent(agreement, 0)} of all "
-        "labels; the lower that share, the more of these are its own mistakes."
+        f"{pluralize(len(paths), 'image')} ({format_percent(len(paths) / len(table))}) {looks} "
+        "like another class, possibly mislabelled. The linear model agrees with "
+        f"{format_percent(agreement, 0)} of all labels; the lower that share, the more of these "
+        "are its own mistakes."
     )
     sets_shown = tuple(zip(paths, ids[twins], strict=True))
     finding = Finding(
@@ -246,7 +247,7 @@ def _find_shift(
         auc[split] = score
         if score >= _SHIFTED and score - 0.5 > _CLEAR * error:
             ids.extend(table["id"].to_numpy()[rows])
-            messages.append(f"{SPLIT_WORDS[split].lower()} images with an AUC of {score:.2f}")
+            messages.append(f"{SPLIT_TITLES[split].lower()} images with an AUC of {score:.2f}")
     if not messages:
         return auc, None
     message = (
@@ -266,7 +267,8 @@ def _find_outliers(features: Features, table: pd.DataFrame) -> Work[Finding | No
         return None
     paths = tuple(table["id"].to_numpy()[far])
     message = (
-        f"{things(len(paths), 'image')} far from all others, possibly outliers: {some(paths)}."
+        f"{pluralize(len(paths), 'image')} far from all others, possibly outliers: "
+        f"{join_names(paths)}."
     )
     notes = {
         path: f"{score:.0f} times the usual spread away"

@@ -17,19 +17,19 @@ from finetune_core.data.decode import CROP
 from finetune_core.data.pixels import Pixels, decode_pixels
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import DataError
-from finetune_core.models.catalogue import fit_images
+from finetune_core.models.catalogue import with_image_fit
 from finetune_core.models.network import Network, build_network, check_image_size
-from finetune_core.models.partition import CannotSplit
-from finetune_core.models.truncated import Pooling, pool, pooling_of
+from finetune_core.models.partition import SplitError
+from finetune_core.models.truncated import Pooling, choose_pooling, pool
 from finetune_core.models.weights import PRETRAINED
-from finetune_core.training.batches import in_order
+from finetune_core.training.batches import split_batches
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
-from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.feeding import arriving, forward_batch, outputs
+from finetune_core.training.device_turn import run_on_idle_device
+from finetune_core.training.feeding import compute_outputs, forward_batch, load_batches
 from finetune_core.training.training_images import validation_feed
 from finetune_core.training.trunk import TrunkTables, split_network
-from finetune_core.work import Work, in_phase
+from finetune_core.work import Work, with_phase
 
 _BATCH = 32
 _USUAL_SIZE = 224  # pixels
@@ -79,7 +79,9 @@ def compute_features(
     """
     check_image_size(backbone, image_size)
     return (
-        yield from on_idle_device(partial(_compute_features, dataset, backbone, image_size, fit))
+        yield from run_on_idle_device(
+            partial(_compute_features, dataset, backbone, image_size, fit)
+        )
     )
 
 
@@ -87,25 +89,25 @@ def _compute_features(
     dataset: Dataset, backbone: str, image_size: int, fit: str, device: Device
 ) -> Work[Features]:
     network = build_network(backbone, PRETRAINED, len(dataset.classes), 0, image_size)
-    network = replace(network, info=fit_images(network.info, fit))
-    pooled, stages = pooled_stages(network)
-    device.hold(pooled)
+    network = replace(network, info=with_image_fit(network.info, fit))
+    pooled, stages = pool_stages(network)
+    device.move_module(pooled)
     keys = dataset.table["content"].to_numpy(np.uint64)
     name = _table_name(network, device, image_size)
     unique_rows = np.unique(keys, return_index=True)[1]
     needed = unique_rows[CACHE.table(name).missing(keys[unique_rows])]
     paths = dataset.paths(dataset.table)
     decoding = decode_pixels(paths, keys, needed, network.info.resize(image_size))
-    pixels = yield from in_phase("decode", decoding)
+    pixels = yield from with_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))
     with Compiler(device, len(needed), forward_batch(device)) as compiler:
         feed = validation_feed(pixels, network.info, image_size, device)
         forward = compiler.forward(Part(pooled, f"{backbone} pooled", lambda: network.weights_hash))
         for start in range(0, len(needed), _KEPT_AT_ONCE):
             batch = needed[start : start + _KEPT_AT_ONCE]
-            batches = outputs(lambda images: forward(images).float(), device, batch, feed)
+            batches = compute_outputs(lambda images: forward(images).float(), device, batch, feed)
             filling = CACHE.fill(name, keys[batch], batches)
-            if (yield from in_phase("features", filling, start, len(needed))) is None:
+            if (yield from with_phase("features", filling, start, len(needed))) is None:
                 break
     table = CACHE.table(name)
     # Also checked at the end, because later blocks may have evicted earlier ones.
@@ -144,7 +146,9 @@ class PooledStages(nn.Module):
             images = torch.zeros(1, 3, side, side)
             for part, stage in zip(parts, last, strict=True):
                 images = part(images)
-                self.pooling.append(pooling_of(network.model, network.stages, stage, images.shape))
+                self.pooling.append(
+                    choose_pooling(network.model, network.stages, stage, images.shape)
+                )
                 self.widths.append(pool(images, *self.pooling[-1]).shape[1])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -156,7 +160,7 @@ class PooledStages(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
-def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
+def pool_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
     """Cut a network at every stage boundary where it can be cut, without its head.
 
     Returns:
@@ -173,7 +177,7 @@ def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
             if segments.boundaries[stage - 1] is not None
         ]
         parts = [segments.part(start, end) for start, end in zip([None, *cuts], cuts, strict=False)]
-    except CannotSplit as error:
+    except SplitError as error:
         raise DataError(
             f"{network.info.name} cannot be analyzed: {error}. Choose another backbone."
         ) from None
@@ -195,8 +199,8 @@ def iterate_inputs(
     The images are ``[n, 3, s, s]`` on the device. The next batch is prepared meanwhile.
     """
     feed = validation_feed(pixels, network.info, image_size, device)
-    for batch, loaded in arriving(
-        lambda some: (some, feed.load(some)), in_order(rows, _BATCH), device
+    for batch, loaded in load_batches(
+        lambda some: (some, feed.load(some)), split_batches(rows, _BATCH), device
     ):
         yield batch, feed.finish(loaded, batch)
 

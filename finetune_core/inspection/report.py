@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import edits_in_words
+from finetune_core.data.edits import describe_edits
 from finetune_core.data.findings import KINDS, Finding
-from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.formatting import SPLIT_TITLES, format_percent, pluralize
 from finetune_core.markup import paragraphs, table
 
 if TYPE_CHECKING:  # an inspection without features needs no torch
@@ -33,15 +33,14 @@ class Inspection:
         )
         origin = "the split is part of the data" if dataset.given_splits else "Thaw makes the split"
         return (
-            f"{things(len(dataset.table), 'image')} in "
-            f"{things(len(dataset.classes), 'class', 'classes')}, {widths.min()}×{heights.min()} "
-            f"to {widths.max()}×{heights.max()} pixels; "
-            f"{origin}."
+            f"{pluralize(len(dataset.table), 'image')} in "
+            f"{pluralize(len(dataset.classes), 'class', 'classes')}, "
+            f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; {origin}."
         )
 
-    def changes(self) -> str:
+    def describe_edits(self) -> str:
         """Describe the edits made by hand; empty if there are none."""
-        return f"Changes: {edits_in_words(self.dataset.edits)}." if self.dataset.edits else ""
+        return f"Changes: {describe_edits(self.dataset.edits)}." if self.dataset.edits else ""
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per class: its images by split."""
@@ -61,11 +60,12 @@ class Inspection:
         """Return (columns, rows) with one row per stage; no rows without probes."""
         probes = self.deep.probes if self.deep else ()
         rows = [
-            [probe.stage, f"{percent(probe.accuracy)} ± {percent(probe.error)}"] for probe in probes
+            [probe.stage, f"{format_percent(probe.accuracy)} ± {format_percent(probe.error)}"]
+            for probe in probes
         ]
         return ["Stage", "Validation accuracy of a linear probe"], rows
 
-    def advice(self) -> str:
+    def describe_advice(self) -> str:
         """Return the strategy that the probes suggest, in sentences; empty without probes."""
         suggestion = self.deep.suggestion if self.deep else None
         if self.deep is None or suggestion is None:
@@ -73,17 +73,17 @@ class Inspection:
         named = f" Suggested: {self.deep.strategy}." if self.deep.strategy else ""
         return suggestion.reason + named
 
-    def shifts(self) -> list[str]:
+    def describe_shifts(self) -> list[str]:
         """Describe the AUC of a classifier between each split and the training images."""
         auc = self.deep.auc if self.deep else {}
         return [
-            f"Training against {SPLIT_WORDS[split].lower()} images, separated by features: AUC "
+            f"Training against {SPLIT_TITLES[split].lower()} images, separated by features: AUC "
             f"{auc_of_split:.2f} (0.5: chance level)."
             for split, auc_of_split in auc.items()
         ]
 
     def __repr__(self) -> str:
-        return f"<Inspection: {self.in_words()} {things(len(self.findings), 'finding')}>"
+        return f"<Inspection: {self.in_words()} {pluralize(len(self.findings), 'finding')}>"
 
     def _repr_html_(self) -> str:
         findings = (
@@ -91,10 +91,14 @@ class Inspection:
             if self.findings
             else paragraphs("Nothing looks wrong.")
         )
-        parts = [paragraphs(self.in_words(), self.changes()), table(*self.class_rows()), findings]
+        parts = [
+            paragraphs(self.in_words(), self.describe_edits()),
+            table(*self.class_rows()),
+            findings,
+        ]
         if self.deep and self.deep.probes:
-            parts += [table(*self.probe_rows()), paragraphs(self.advice())]
-        return "".join(parts) + paragraphs(*self.shifts())
+            parts += [table(*self.probe_rows()), paragraphs(self.describe_advice())]
+        return "".join(parts) + paragraphs(*self.describe_shifts())
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as ``inspect --json`` prints them."""

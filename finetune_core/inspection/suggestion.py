@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_core.config import make_config
-from finetune_core.formatting import percent, points
+from finetune_core.formatting import format_percent, format_points
 from finetune_core.inspection.learned import Probe
 from finetune_core.models.network import network_stages
-from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.training.stage_plan import cut_index, plan_strategy
 from finetune_core.training.strategies import STRATEGIES
 
 
@@ -53,8 +53,8 @@ def suggest_cut(probes: Sequence[Probe], stages: Sequence[str]) -> Suggestion:
         cut,
         f"A linear model on the frozen features of {good.stage} classifies "
         f"{_format_accuracy(good)} of the validation images correctly. All deeper stages do worse "
-        f"than the best by more than one standard error ({percent(last.accuracy)} at the end), so "
-        f"train from {cut} on.",
+        f"than the best by more than one standard error ({format_percent(last.accuracy)} at the "
+        f"end), so train from {cut} on.",
     )
 
 
@@ -81,10 +81,10 @@ def find_strategy(cut: str, backbone: str, image_size: int | None = None) -> str
     for name, strategy in STRATEGIES.items():
         if strategy.classic:
             config = make_config({"data": "any", "backbone": backbone, "strategy": name})
-            if cut_index(plan(config, stages)) == index:
+            if cut_index(plan_strategy(config, stages)) == index:
                 return name
     return "custom"
 
 
 def _format_accuracy(probe: Probe) -> str:
-    return f"{percent(probe.accuracy)} ± {points(probe.error)} points"
+    return f"{format_percent(probe.accuracy)} ± {format_points(probe.error)} points"

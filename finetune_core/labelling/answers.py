@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from finetune_core.config import Edit
 from finetune_core.config.edit import LONGEST_NAME, LONGEST_PATH
-from finetune_core.data.checks import some
+from finetune_core.data.checks import join_names
 from finetune_core.data.edits import change_edits
 from finetune_core.data.splits import TEST
 from finetune_core.errors import DataError
-from finetune_core.files import problem_with, read_regular
-from finetune_core.formatting import things
+from finetune_core.files import describe_problem, read_regular
+from finetune_core.formatting import pluralize
 
 SKIPPED, NONE_OF_THESE = "skipped", "none_of_these"  # kinds of edits without a label
 _LARGEST = 2**28  # bytes
@@ -60,7 +60,7 @@ def read_answers(file: Path) -> list[Answer]:
         return [_parse_answer(file, line, row) for line, row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
-            f"The answers in {file} cannot be read: {problem_with(file, error)}."
+            f"The answers in {file} cannot be read: {describe_problem(file, error)}."
         ) from None
 
 
@@ -81,8 +81,8 @@ def save_answers(data: str | Path, split_of: Mapping[str, str], answers: Sequenc
     unknown = [answer.path for answer in answers if answer.path not in split_of]
     if unknown:
         raise DataError(
-            f"{things(len(unknown), 'answer')} of images that are not in the queue: "
-            f"{some(unknown)}. Take paths from the queue."
+            f"{pluralize(len(unknown), 'answer')} of images that are not in the queue: "
+            f"{join_names(unknown)}. Take paths from the queue."
         )
     edits: dict[str, Edit | None] = {}
     for answer in answers:

@@ -11,14 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from finetune_core.config.edit import LONGEST_NAME, LONGEST_PATH
 from finetune_core.data.archives import import_archive, import_files, is_archive
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import labelled_paths
+from finetune_core.data.edits import collect_labelled_paths
 from finetune_core.data.entry import entry_folder, unlabelled_folder
 from finetune_core.data.index import read_index
-from finetune_core.data.listing import holds, image_root, list_unlabelled
-from finetune_core.data.sources import check_roots, whole_path
+from finetune_core.data.listing import image_root, list_unlabelled, make_containment_check
+from finetune_core.data.sources import check_roots, resolve_path
 from finetune_core.data.splits import TEST, TRAIN
 from finetune_core.errors import DataError
-from finetune_core.files import is_there, problem_with, read_regular, write_bytes
+from finetune_core.files import describe_problem, path_exists, read_regular, write_bytes
 from finetune_core.work import Work
 
 TEST_SHARE = 0.1  # share of the images that is set aside for testing
@@ -49,14 +49,14 @@ def load_unlabelled(data: str | Path) -> Unlabelled:
         DataError: if the file that stores them is damaged.
     """
     file = entry_folder(data) / _FILE
-    if not is_there(file):
+    if not path_exists(file):
         return Unlabelled()
     try:
         return Unlabelled.model_validate_json(read_regular(file.resolve(), _LARGEST))
     except (OSError, ValueError) as error:
         raise DataError(
             f"The list of unlabelled images, in {file}, cannot be read: "
-            f"{problem_with(file, error)}. Repair or delete that file."
+            f"{describe_problem(file, error)}. Repair or delete that file."
         ) from None
 
 
@@ -88,10 +88,10 @@ def add_folder(
     Raises:
         DataError: if the folder contains no image, or may not be read.
     """
-    path = whole_path(folder)
+    path = resolve_path(folder)
     if roots:
         check_roots(path, roots)
-    if not holds(image_root(data), roots)(path):
+    if not make_containment_check(image_root(data), roots)(path):
         raise DataError(
             f"{path} is in Thaw's own data folder, where each folder is a data set of its own. "
             "Upload the images, or move the folder out of it."
@@ -124,7 +124,7 @@ def add_images(
     Raises:
         DataError: as for ``add_folder``, and if an archive is refused.
     """
-    path = whole_path(source)
+    path = resolve_path(source)
     if is_archive(path.name) and path.is_file():
         if roots:
             check_roots(path, roots)
@@ -133,7 +133,7 @@ def add_images(
     return add_folder(data, source, set_aside=set_aside, roots=roots)
 
 
-def add_uploaded(
+def add_uploads(
     data: str | Path,
     files: Sequence[tuple[str, BinaryIO]],
     *,
@@ -231,7 +231,7 @@ def find_pool(
     if not parts:
         return pd.DataFrame({"id": [], "content": [], "split": []})
     pool = pd.concat(parts).drop_duplicates("id").drop_duplicates("content")
-    own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
+    own = dataset.table[~dataset.table["id"].isin(list(collect_labelled_paths(dataset.edits)))]
     known = pool["id"].isin(own["id"]) | pool["content"].isin(own["content"])
     return pool[~known].sort_values("id", ignore_index=True)
 

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from finetune_core.config import Edit
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import CROP
-from finetune_core.data.edits import apply_edits, ignored, labelled_paths
+from finetune_core.data.edits import apply_edits, collect_ignored_paths, collect_labelled_paths
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import DataError
 from finetune_core.inspection.features import compute_features
@@ -25,8 +25,8 @@ from finetune_core.labelling.orders import (
     rank_uncertain_diverse,
 )
 from finetune_core.labelling.pool import Unlabelled, find_pool
-from finetune_core.training.logistic import Linear, Scale, fitted
-from finetune_core.work import Step, Work, finish, in_phase
+from finetune_core.training.logistic import Linear, Scale, fit_logistic
+from finetune_core.work import Step, Work, finish, with_phase
 
 ORDERS = {
     "uncertain": "Most uncertain and diverse",
@@ -126,7 +126,7 @@ class Labelling:
         """Id -> split that the image joins, for every image of the pool."""
         return dict(zip(self.pool["id"], self.pool["split"], strict=True))
 
-    def classes_with(self, labels: Labels) -> tuple[str, ...]:
+    def list_classes(self, labels: Labels) -> tuple[str, ...]:
         """Return the classes of the data set in their order, followed by those of new labels."""
         new = sorted(set(labels.classes) - {""})
         return tuple(dict.fromkeys((*self.classes, *new)))
@@ -138,7 +138,7 @@ class Labelling:
         classes = np.full(len(table), "", dtype=object)
         labelled = apply_edits(table, edits)
         classes[labelled.index] = labelled["class"]
-        passed = ignored(edits)
+        passed = collect_ignored_paths(edits)
         excluded = {path for edit in edits if edit.action == "exclude" for path in edit.paths}
         skipped, none = (
             self.pool["id"].isin(list(passed.get(kind, ()))).to_numpy() & (classes == "")
@@ -165,15 +165,15 @@ class Labelling:
             )
         features = torch.from_numpy(values)
         scale = Scale.of(features)
-        fit = fitted(
-            scale.applied(features),
+        fit = fit_logistic(
+            scale.transform(features),
             torch.from_numpy(targets),
             len(output_classes),
             _C,
             None,
             _TOLERANCE,
         )
-        linear = scale.folded_into(finish(fit))
+        linear = scale.fold_into(finish(fit))
         shares = linear.logits(torch.from_numpy(self.features)).softmax(1).numpy()
         return Probe(
             output_classes, linear, shares, self._validation_accuracy(linear, output_classes)
@@ -227,7 +227,7 @@ class Labelling:
         yield Step(1, 2)
         return Ranking(order, of, labels, probe, self.order(labels, probe, order, of))
 
-    def proposals(
+    def propose_labels(
         self, probe: Probe, rows: np.ndarray | Sequence[int]
     ) -> tuple[list[str | None], list[float | None]]:
         """Return the probe's class for images of the pool, and its probability.
@@ -247,7 +247,7 @@ class Labelling:
             None if test else float(value) for value, test in zip(share, aside, strict=True)
         ]
 
-    def manifest(self, edits: Sequence[Edit]) -> pd.DataFrame:
+    def to_manifest(self, edits: Sequence[Edit]) -> pd.DataFrame:
         """Return ``path, label, split`` of the data set's own images and of the labelled ones."""
         table = self.pool[["id"]].assign(split="")
         table["class"] = ""
@@ -308,13 +308,13 @@ def prepare_labelling(
         FinetuneError: if a folder cannot be read, nothing is left to label, or features cannot be
             computed.
     """
-    pool = yield from in_phase("index", find_pool(dataset, unlabelled, roots))
+    pool = yield from with_phase("index", find_pool(dataset, unlabelled, roots))
     if pool.empty:
         raise DataError(
             "The data set has no images without labels. Add a folder of images that are not in it "
             "yet."
         )
-    own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
+    own = dataset.table[~dataset.table["id"].isin(list(collect_labelled_paths(dataset.edits)))]
     both = pd.concat([own[["id", "content"]], pool[["id", "content"]]], ignore_index=True)
     everything = replace(dataset, table=both)
     features = yield from compute_features(everything, backbone, image_size, fit)

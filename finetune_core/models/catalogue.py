@@ -17,7 +17,7 @@ from torch import nn
 
 from finetune_core.config import RunConfig
 from finetune_core.data.decode import BILINEAR, CROP, PAD, Resize
-from finetune_core.data.pixels import USUAL_CROP, stored_side
+from finetune_core.data.pixels import USUAL_CROP, cached_side
 from finetune_core.errors import ConfigError
 from finetune_core.models import hub, timm_networks
 from finetune_core.models.licences import is_research_only
@@ -104,27 +104,27 @@ class BackboneInfo:
 
     def stored_side(self, image_size: int) -> int:
         """Return the side of the resized square for an input of ``image_size``, in pixels."""
-        return stored_side(image_size, self.crop)
+        return cached_side(image_size, self.crop)
 
     def resize(self, image_size: int) -> Resize:
         """Return how images become squares for a network input of ``image_size`` pixels."""
         return Resize(self.stored_side(image_size), self.interpolation, self.fit)
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """True if the weights are on this machine."""
         return self.file is not None and self.file.is_file()
 
     @property
-    def known_parameters(self) -> int | None:
+    def known_parameter_count(self) -> int | None:
         """Number of parameters of the published network, with its published head.
 
         None where only building the network tells (see ``parameter_count``).
         """
-        return known_parameters(self.name)
+        return known_parameter_count(self.name)
 
     @property
-    def research_only(self) -> bool:
+    def is_non_commercial(self) -> bool:
         """True if the licence of the weights rules out commercial use."""
         return is_research_only(self.licence)
 
@@ -147,19 +147,19 @@ def download_bytes(parameters: int) -> int:
     return _BYTES * parameters
 
 
-def found_backbones(word: str) -> list[str]:
+def find_backbones(word: str) -> list[str]:
     """Return the backbones whose name contains ``word``, ignoring case. "" matches all."""
     return [name for name in backbone_names() if word.lower() in name.lower()]
 
 
-def ready_backbones() -> list[str]:
+def list_ready_backbones() -> list[str]:
     """Return the backbones whose weights are on this machine."""
     published = timm_networks.list_published()
     here = hub.repositories_with(timm_networks.WEIGHTS, published.values())
     return [
         name
         for name in backbone_names()
-        if (published[name] in here if name in published else backbone_info(name).ready)
+        if (published[name] in here if name in published else backbone_info(name).is_ready)
     ]
 
 
@@ -235,11 +235,11 @@ def _torchvision_weights(name: str) -> torchvision.models.WeightsEnum:
 
 
 @cache
-def listed(name: str) -> BackboneInfo:
+def catalogue_entry(name: str) -> BackboneInfo:
     """Return ``backbone_info`` without the path of the weights.
 
-    Meant for tables of all ``backbone_names``. Such tables call ``ready_backbones`` once instead of
-    checking every file.
+    Meant for tables of all ``backbone_names``. Such tables call ``list_ready_backbones`` once
+    instead of checking every file.
 
     Raises:
         ConfigError: if there is no backbone of that name.
@@ -247,7 +247,7 @@ def listed(name: str) -> BackboneInfo:
     return replace(backbone_info(name), file=None)
 
 
-def fit_images(info: BackboneInfo, fit: str, crop: float | None = None) -> BackboneInfo:
+def with_image_fit(info: BackboneInfo, fit: str, crop: float | None = None) -> BackboneInfo:
     """Return a backbone whose images become squares by ``crop`` or ``pad``.
 
     Args:
@@ -259,7 +259,7 @@ def fit_images(info: BackboneInfo, fit: str, crop: float | None = None) -> Backb
     return replace(info, fit=fit, crop=crop or (1.0 if fit == PAD else info.crop))
 
 
-def input_info(config: RunConfig) -> BackboneInfo:
+def backbone_info_for(config: RunConfig) -> BackboneInfo:
     """Return a config's backbone with the image preparation that the config asks for.
 
     Raises:
@@ -267,7 +267,7 @@ def input_info(config: RunConfig) -> BackboneInfo:
     """
     info = backbone_info(config.backbone)
     return replace(
-        fit_images(info, config.fit, config.crop_pct),
+        with_image_fit(info, config.fit, config.crop_pct),
         mean=config.mean or info.mean,
         std=config.std or info.std,
         interpolation=info.interpolation
@@ -296,7 +296,7 @@ def _timm_info(name: str) -> BackboneInfo:
 
 
 @cache
-def known_parameters(name: str) -> int | None:
+def known_parameter_count(name: str) -> int | None:
     """Return ``BackboneInfo.known_parameters`` by name. Folders and repositories are not read.
 
     Raises:
@@ -306,16 +306,16 @@ def known_parameters(name: str) -> int | None:
     if name in _PACKAGES:
         return _PACKAGES[name].parameters
     if timm_networks.is_timm_name(name):
-        return timm_networks.known_parameters(name)
+        return timm_networks.known_parameter_count(name)
     return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
 
 
 def default_backbone() -> str:
     """Return ResNet-18 if its weights are on this machine, else the packaged backbone."""
-    return "resnet18" if backbone_info("resnet18").ready else PACKAGED
+    return "resnet18" if backbone_info("resnet18").is_ready else PACKAGED
 
 
-def usual_image_size(name: str) -> int:
+def default_image_size(name: str) -> int:
     """Return the default image size of a backbone in pixels.
 
     This is the side of the square used in pretraining, clamped to the range that a run accepts.

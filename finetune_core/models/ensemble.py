@@ -80,7 +80,7 @@ def _mean_and_std(info: BackboneInfo) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, std
 
 
-def joined(networks: Sequence[Network]) -> Network:
+def build_ensemble(networks: Sequence[Network]) -> Network:
     """Combine several networks into an ensemble that shares their modules.
 
     Their images have to be cropped and resized alike. The ensemble itself has neither stages nor a

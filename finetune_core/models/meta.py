@@ -46,7 +46,7 @@ class _BigTensorsOnMeta(TorchFunctionMode):
 
 
 @contextmanager
-def norms_keep_shapes() -> Iterator[None]:
+def skip_norms_on_meta() -> Iterator[None]:
     """Skip the shape inference of normalisation layers on the meta device within the block.
 
     torch infers their shapes in Python, which takes half of the time of a forward pass.

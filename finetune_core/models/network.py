@@ -22,7 +22,7 @@ from finetune_core.models.catalogue import (
     create,
     create_on_meta,
 )
-from finetune_core.models.partition import CannotSplit
+from finetune_core.models.partition import SplitError
 from finetune_core.models.remembered import CacheWithErrors
 from finetune_core.models.stages import Stage, derive_stages, find_head, replace_head
 from finetune_core.models.timm_networks import (
@@ -37,13 +37,13 @@ from finetune_core.models.truncated import truncate_network
 from finetune_core.models.weights import (
     PRETRAINED,
     RANDOM,
+    is_head_tensor,
     load_pretrained_timm,
+    load_state_tensors,
     load_weights,
-    of_head,
-    put_tensors,
     state_hash,
 )
-from finetune_core.randomness import seeded
+from finetune_core.randomness import use_seed
 
 # Classes of the head used to look at structures. No other dimension of a network has this size.
 _CLASSES = 1009
@@ -111,7 +111,7 @@ def head_paths(name: str, image_size: int | None = None) -> tuple[str, ...]:
         ConfigError: if there are no final layers, or if they are neither linear layers nor
             convolutions, which alone can be replaced.
     """
-    return _structure(name, *_side_and_version(name, image_size)).heads
+    return _load_structure(name, *_side_and_version(name, image_size)).heads
 
 
 def has_linear_head(name: str, image_size: int | None = None) -> bool:
@@ -123,7 +123,7 @@ def has_linear_head(name: str, image_size: int | None = None) -> bool:
         name: the backbone.
         image_size: as for ``head_paths``.
     """
-    structure = _structure(name, *_side_and_version(name, image_size))
+    structure = _load_structure(name, *_side_and_version(name, image_size))
     return len(structure.heads) == 1 and structure.linear
 
 
@@ -133,7 +133,7 @@ def parameter_count(name: str) -> int:
     Raises:
         ConfigError, WeightsError: as ``network_stages`` does.
     """
-    if count := backbone_info(name).known_parameters:
+    if count := backbone_info(name).known_parameter_count:
         return count
     return sum(
         stage.parameter_count for stage in network_stages(name, find(name).classes or CLASSES)
@@ -160,7 +160,7 @@ def network_stages(
     key = _side_and_version(name, image_size)
     if features_from is not None:
         return _truncate_stages(name, classes, *key, features_from)
-    structure = _structure(name, *key)
+    structure = _load_structure(name, *key)
     *stages, head = structure.stages
     sizes = {
         parameter: size // _CLASSES * classes
@@ -188,11 +188,13 @@ def _truncate_stages(
     name: str, classes: int, side: int, version: Hashable, stage: str
 ) -> tuple[Stage, ...]:
     model = create_on_meta(name, side) if is_timm_name(name) else create_on_meta(name)
-    return ended_after(name, model, _structure(name, side, version).stages, stage, classes, side)[1]
+    return truncate_after(
+        name, model, _load_structure(name, side, version).stages, stage, classes, side
+    )[1]
 
 
 @CacheWithErrors
-def _structure(name: str, side: int, _version: Hashable) -> _Structure:
+def _load_structure(name: str, side: int, _version: Hashable) -> _Structure:
     if is_timm_name(name):
         model = create_on_meta(name, side, _CLASSES)
         heads = tuple(
@@ -225,7 +227,7 @@ def _structure(name: str, side: int, _version: Hashable) -> _Structure:
         raise _image_size_error(name, side) from None
 
 
-def ended_after(
+def truncate_after(
     name: str,
     model: nn.Module,
     stages: Sequence[Stage],
@@ -256,7 +258,7 @@ def ended_after(
         return truncate_network(
             model, stages, head_paths(name, image_size)[0], names.index(stage), classes, side
         )
-    except CannotSplit as error:
+    except SplitError as error:
         raise ConfigError({"features_from": f"{name} cannot end after {stage}: {error}"}) from None
 
 
@@ -320,13 +322,13 @@ def build_network(
     size = side if is_timm_name(name) and is_built_for_a_size(find(name)) else None
     with _building:  # two sessions that ask at the same time load the weights once
         first_seed = seed if weights == RANDOM else 0
-        source, weights_hash = _held(
+        source, weights_hash = _load_source(
             name, weights, (version, _weights_file_key(name, weights)), first_seed, size, heads
         )
     return _with_new_head(name, source, weights_hash, classes, seed, image_size, features_from)
 
 
-def network_of(
+def build_network_from_state(
     name: str,
     tensors: Mapping[str, torch.Tensor],
     classes: int,
@@ -349,9 +351,11 @@ def network_of(
             cannot end after that stage.
     """
     heads = head_paths(name, image_size)
-    with seeded(0):
+    with use_seed(0):
         source = create(name, image_size).eval()
-    put_tensors(source, {key: tensor for key, tensor in tensors.items() if not of_head(key, heads)})
+    load_state_tensors(
+        source, {key: tensor for key, tensor in tensors.items() if not is_head_tensor(key, heads)}
+    )
     return _with_new_head(
         name,
         source,
@@ -363,7 +367,9 @@ def network_of(
     )
 
 
-def headed_state(name: str, classes: int, image_size: int | None = None) -> dict[str, torch.Tensor]:
+def meta_state_dict(
+    name: str, classes: int, image_size: int | None = None
+) -> dict[str, torch.Tensor]:
     """Return the state dict of a backbone with a head for ``classes`` classes.
 
     Its tensors are on the meta device.
@@ -387,7 +393,7 @@ def _with_new_head(
     if features_from is not None:
         heads, (source, stages) = (
             heads[:1],
-            ended_after(name, source, stages, features_from, classes, image_size),
+            truncate_after(name, source, stages, features_from, classes, image_size),
         )
     model = copy.deepcopy(source)
     for head in heads:
@@ -405,7 +411,7 @@ def _with_new_head(
 
 
 @lru_cache(maxsize=4)
-def _held(
+def _load_source(
     name: str,
     weights: str,
     _files: Hashable,
@@ -414,7 +420,7 @@ def _held(
     heads: tuple[str, ...],
 ) -> tuple[nn.Module, str]:
     info = backbone_info(name)
-    with seeded(seed):
+    with use_seed(seed):
         if is_timm_name(name) and weights == PRETRAINED:
             model = load_pretrained_timm(info, image_size).eval()
             return model, state_hash(model.state_dict(), heads)

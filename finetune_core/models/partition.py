@@ -21,7 +21,7 @@ Numbers = int | tuple[int, ...]
 _COUNTS = (2, 3)  # batch sizes of two passes that are compared
 
 
-class CannotSplit(Exception):
+class SplitError(Exception):
     """Raised if a network's structure does not allow a cut. The message says why.
 
     Such a network trains without a cache.
@@ -89,7 +89,7 @@ class Segments:
     def _find_boundary(self, stage: int) -> fx.Node:
         node = self.boundaries[stage - 1]
         if node is None:
-            raise CannotSplit(
+            raise SplitError(
                 "more than one value crosses from the frozen stages to those that train"
             )
         return node
@@ -116,7 +116,7 @@ def trace(
     try:
         root, graph = trace_graph(model, whole)
     except Exception as error:  # control flow on values: torch.fx raises nearly anything
-        raise CannotSplit(f"its structure cannot be traced ({type(error).__name__})") from None
+        raise SplitError(f"its structure cannot be traced ({type(error).__name__})") from None
     boundaries = _find_boundaries(root, graph, stages, ())
     if image_size is None or None not in boundaries or not any(map(_is_size_query, graph.nodes)):
         return Segments(root, graph, boundaries)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 from torch.overrides import TorchFunctionMode
 
-from finetune_core.models.meta import norms_keep_shapes
+from finetune_core.models.meta import skip_norms_on_meta
 
 # A child with this share of the backbone's parameters is a container, not a stage.
 _OPEN_SHARE = 0.95
@@ -242,7 +242,7 @@ def _trace(model: nn.Module, image_size: int) -> _Trace:
     try:
         model.eval()
         # The mode that is entered last is called first.
-        with torch.no_grad(), norms_keep_shapes(), uses:
+        with torch.no_grad(), skip_norms_on_meta(), uses:
             model(torch.zeros(2, 3, image_size, image_size, device=device))
     finally:
         model.train(was_training)

@@ -22,11 +22,11 @@ from torch import nn
 from finetune_core.data.decode import BICUBIC, INTERPOLATIONS
 from finetune_core.errors import ConfigError, WeightsError
 from finetune_core.files import (
+    describe_problem,
+    file_stamp,
     is_file,
     is_folder,
-    problem_with,
     read_regular,
-    stamp,
     temporary_folder,
 )
 from finetune_core.models import hub
@@ -149,7 +149,7 @@ def list_published() -> dict[str, str]:
     import timm
 
     names = [
-        name for name in timm.list_models(pretrained=True) if classifies(name.partition(".")[0])
+        name for name in timm.list_models(pretrained=True) if can_classify(name.partition(".")[0])
     ]
     configs = {name: timm.get_pretrained_cfg(name) for name in names}
     return {
@@ -159,12 +159,12 @@ def list_published() -> dict[str, str]:
     }
 
 
-def shared_name(name: str) -> str:
+def portable_name(name: str) -> str:
     """Return a backbone's name without the path of a folder on this machine."""
     return f"{FOLDER}{Path(name.removeprefix(FOLDER)).name}" if name.startswith(FOLDER) else name
 
 
-def is_described(name: str) -> bool:
+def has_description(name: str) -> bool:
     """Return whether the description of a network is on this machine, or not needed."""
     return (
         not name.startswith(HUB) or hub.cached_path(name.removeprefix(HUB), DESCRIPTION) is not None
@@ -222,7 +222,7 @@ def find(name: str) -> TimmNetwork:
     description = _find_description(name.removeprefix(FOLDER))
     weights = description.with_name(WEIGHTS)
     return TimmNetwork(
-        name, *_load_description(description), None, weights, stamp(description.resolve())
+        name, *_load_description(description), None, weights, file_stamp(description.resolve())
     )
 
 
@@ -307,7 +307,7 @@ def build(
     return model
 
 
-def resized(
+def resize_embeddings(
     network: TimmNetwork, tensors: Mapping[str, torch.Tensor], classes: int, image_size: int
 ) -> dict[str, torch.Tensor]:
     """Return a network's tensors for images of another size.
@@ -348,7 +348,7 @@ def recipe(network: TimmNetwork, image_size: int | None = None) -> dict[str, Any
     }
 
 
-def known_parameters(name: str) -> int | None:
+def known_parameter_count(name: str) -> int | None:
     """Return the number of parameters of a network in timm's own catalogue.
 
     The published head is included. Returns None where the parameters were not counted.
@@ -360,7 +360,7 @@ def known_parameters(name: str) -> int | None:
     return body + per_class * (config["num_classes"] or CLASSES) if body else None
 
 
-def classifies(architecture: str) -> bool:
+def can_classify(architecture: str) -> bool:
     """Return whether timm can put a head on an architecture.
 
     timm cannot do so for encoders of language models, as counting their parameters has shown.
@@ -437,7 +437,7 @@ def _look_up(name: str) -> tuple[str, dict[str, Any]]:
             f"timm has no network {architecture!r}, though other versions of it may; `python -m "
             "finetune_core backbones WORD` finds some"
         )
-    if not classifies(architecture):
+    if not can_classify(architecture):
         raise no_head_error(name)
     try:
         config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
@@ -455,7 +455,7 @@ def _load_description(description: Path) -> tuple[str, dict[str, Any], dict[str,
     Raises:
         ConfigError: if the file is no such description, or timm has no such architecture.
     """
-    result = _read_description(description, stamp(description.resolve()))
+    result = _read_description(description, file_stamp(description.resolve()))
     if isinstance(result, str):
         raise _backbone_error(f"{description} does not describe a network of timm: {result}")
     return result
@@ -470,14 +470,14 @@ def _read_description(
     try:
         found = json.loads(read_regular(description.resolve(), _LARGEST))
     except (OSError, ValueError, RecursionError) as error:
-        return problem_with(description, error)
+        return describe_problem(description, error)
     if not isinstance(found, dict):
         return "a JSON object was expected"
     config = found.get("pretrained_cfg", found)
     architecture, arguments = found.get("architecture"), found.get("model_args") or {}
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         return f"timm has no network {architecture!r}"
-    if not classifies(architecture):
+    if not can_classify(architecture):
         return f"{architecture} has no head that classifies, and timm puts none on it"
     if not isinstance(config, dict) or not isinstance(arguments, dict):
         return "its pretrained_cfg and model_args have to be JSON objects"

@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import skip_init
 
-from finetune_core.models.partition import CannotSplit, trace
+from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.stages import Stage
 
 Places = tuple[int, ...]
@@ -42,8 +42,8 @@ def truncate_network(
     with torch.no_grad():
         output = part.eval()(images)
         if not isinstance(output, torch.Tensor):
-            raise CannotSplit("what goes on from that stage is not one tensor")
-        pooled = _add_pooling(part.graph, pooling_of(model, stages, last, output.shape))
+            raise SplitError("what goes on from that stage is not one tensor")
+        pooled = _add_pooling(part.graph, choose_pooling(model, stages, last, output.shape))
         part.recompile()
         features = part(images)
     part.add_submodule(
@@ -76,7 +76,9 @@ class Pooling(NamedTuple):
     places: Places
 
 
-def pooling_of(model: nn.Module, stages: Sequence[Stage], stage: int, shape: torch.Size) -> Pooling:
+def choose_pooling(
+    model: nn.Module, stages: Sequence[Stage], stage: int, shape: torch.Size
+) -> Pooling:
     """Return how to pool the output of a stage.
 
     The class token is taken if the network's own head uses it. Otherwise the pooling is the mean

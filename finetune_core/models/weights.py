@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from finetune_core.errors import OutOfMemory, WeightsError, explain_memory_errors
-from finetune_core.files import replacing
+from finetune_core.files import replace_atomically
 from finetune_core.models import hub, timm_networks
 from finetune_core.models.catalogue import PACKAGED, BackboneInfo
 from finetune_core.work import Step, Work
@@ -47,7 +47,7 @@ def download(info: BackboneInfo) -> Work[None]:
     try:
         with (
             urllib.request.urlopen(info.url, timeout=_TIMEOUT) as response,
-            replacing(info.file) as file,
+            replace_atomically(info.file) as file,
         ):
             total = int(response.headers.get("Content-Length") or 0) or None
             digest, done = hashlib.sha256(), 0
@@ -169,11 +169,13 @@ def load_weights(model: nn.Module, heads: Sequence[str], info: BackboneInfo, wei
     state = _rename_keys(state, model)
     expected = model.state_dict()
     _check_same_network(state, expected, heads, file, info)
-    put_tensors(model, {name: tensor for name, tensor in state.items() if not of_head(name, heads)})
+    load_state_tensors(
+        model, {name: tensor for name, tensor in state.items() if not is_head_tensor(name, heads)}
+    )
     return state_hash(model.state_dict(), heads)
 
 
-def put_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_state_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Load some or all of a network's parameters and buffers by name. Other tensors are unchanged.
 
     The tensors are merged into the network's own state dict. A plain mapping lacks the layer
@@ -188,14 +190,14 @@ def state_hash(state: dict[str, torch.Tensor], heads: Sequence[str] = ()) -> str
     """Hash the names and bytes of tensors to 16 hexadecimal digits. Heads are left out."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
-        if of_head(name, heads):
+        if is_head_tensor(name, heads):
             continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def of_head(name: str, heads: Sequence[str]) -> bool:
+def is_head_tensor(name: str, heads: Sequence[str]) -> bool:
     """Return whether a tensor of that name belongs to one of the final layers."""
     return any(name.startswith(f"{head}.") for head in heads)
 
@@ -250,7 +252,7 @@ def _check_same_network(
         return sorted(
             name
             for name in names
-            if not of_head(name, heads) and not name.endswith("num_batches_tracked")
+            if not is_head_tensor(name, heads) and not name.endswith("num_batches_tracked")
         )
 
     missing = without_head(expected.keys() - state.keys())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from finetune_core.config import RunConfig, make_config
 from finetune_core.profiling.settings import HEAD, SEEDS, SHORT, Setup
-from finetune_core.runs.design import features_of, profiled_stage
+from finetune_core.runs.design import features_key, find_profiled_stage
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import BASELINE
 
@@ -25,7 +25,7 @@ def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
         if run.config.data == data
         and run.config.backbone == backbone
         and run.history.started
-        and profiled_stage(run.config)
+        and find_profiled_stage(run.config)
     ]
     if not own:
         return None
@@ -39,7 +39,7 @@ def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
         warmup = round(SHORT * stage.warmup_epochs, 2)
         changes = {"epochs": SHORT * longest, "warmup_epochs": warmup}
         stage, long = make_config(stage.model_dump() | changes), []
-    trained = {profiled_stage(run.config) for run in own}
+    trained = {find_profiled_stage(run.config) for run in own}
     sizes = {
         row["name"]: row["parameters"]
         for row in own[0].started["stages"]
@@ -50,8 +50,8 @@ def find_setup(runs: Sequence[Run], data: str, backbone: str) -> Setup | None:
     # The round of the other seeds has not begun.
     if len(seeds) < 2 and not (full and seeds):
         seeds = SEEDS
-    probe = make_config(stage.model_dump() | stage.for_strategy(BASELINE) | {"seed": seeds[0]})
-    full = full or make_config(stage.model_dump() | stage.for_strategy("full"))
+    probe = make_config(stage.model_dump() | stage.strategy_changes(BASELINE) | {"seed": seeds[0]})
+    full = full or make_config(stage.model_dump() | stage.strategy_changes("full"))
     return Setup(probe, stage, full, sizes, seeds)
 
 
@@ -63,7 +63,7 @@ def _shared_seeds(long: Sequence[Run]) -> tuple[int, ...]:
     """Return the seeds that at least two stages share."""
     stages: dict[int, set[str | None]] = {}
     for run in long:
-        stages.setdefault(run.config.seed, set()).add(profiled_stage(run.config))
+        stages.setdefault(run.config.seed, set()).add(find_profiled_stage(run.config))
     return tuple(sorted(seed for seed, stages_of_seed in stages.items() if len(stages_of_seed) > 1))
 
 
@@ -75,6 +75,6 @@ def _find_full(runs: Sequence[Run], stage: RunConfig) -> RunConfig | None:
         if run.config.strategy == "full"
         and run.config.data == stage.data
         and run.config.initial_head == stage.initial_head
-        and features_of(run.config) == features_of(stage)
+        and features_key(run.config) == features_key(stage)
     )
     return next(alike, None)

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import norm
 
-from finetune_core.evaluation.comparison.paired import LEVEL, Answers
-from finetune_core.evaluation.comparison.pairs import known_variances
+from finetune_core.evaluation.comparison.paired import LEVEL, ArmPredictions
+from finetune_core.evaluation.comparison.pairs import pool_seed_variances
 from finetune_core.evaluation.comparison.strategies import (
     Interval,
     SeedVariance,
@@ -34,7 +34,7 @@ _DRAWS = 20_000
 
 
 def simultaneous_gains(
-    arms: Sequence[Answers], pairs: Sequence[tuple[int, int]], fitted: int, sets: np.ndarray
+    arms: Sequence[ArmPredictions], pairs: Sequence[tuple[int, int]], fitted: int, sets: np.ndarray
 ) -> list[Interval]:
     """Return the differences of arms' accuracies, with simultaneous 95 % intervals.
 
@@ -44,7 +44,7 @@ def simultaneous_gains(
         fitted: index of the arm whose head is fitted.
         sets: int ``[images]``, equal for near-duplicates and images of one group.
     """
-    variances = known_variances(arms, [place != fitted for place in range(len(arms))])
+    variances = pool_seed_variances(arms, [place != fitted for place in range(len(arms))])
     several = [variance for variance in variances if variance]
     # If no arm is pooled, the largest variance is the conservative choice.
     pooled = max(several, key=lambda variance: (variance.pooled, variance.value), default=None)
@@ -90,7 +90,7 @@ def _image_covariance(gained: np.ndarray, sets: np.ndarray) -> np.ndarray:
 
 
 def _seed_covariance(
-    arms: Sequence[Answers],
+    arms: Sequence[ArmPredictions],
     pairs: Sequence[tuple[int, int]],
     seeds: Sequence[SeedVariance | None],
 ) -> np.ndarray:

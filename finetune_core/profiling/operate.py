@@ -15,14 +15,14 @@ import numpy as np
 from torch.nn.utils import get_total_norm
 
 from finetune_core.config import RunConfig
-from finetune_core.data.dataset import Dataset, sides
+from finetune_core.data.dataset import Dataset, assign_units
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.evaluation.comparison.costs import run_cost
-from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
-from finetune_core.evaluation.comparison.paired import Answers, answers
-from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.evaluation.comparison.layer_diagnostics import load_layers, representative_run
+from finetune_core.evaluation.comparison.paired import ArmPredictions, summarise_accuracy
+from finetune_core.evaluation.single_run.metrics import stack_logits
 from finetune_core.profiling.gains import simultaneous_gains
 from finetune_core.profiling.plan import (
     PARTS,
@@ -36,13 +36,13 @@ from finetune_core.profiling.plan import (
 from finetune_core.profiling.result import Kind, Prediction, Profile, ProfileArm
 from finetune_core.profiling.settings import Setup
 from finetune_core.runs.convergence import Convergence, judge_together
-from finetune_core.runs.design import run_of
+from finetune_core.runs.design import run_key
 from finetune_core.runs.store import Run, RunStore
-from finetune_core.training.forecast import expected
-from finetune_core.training.networks import beginning_of
-from finetune_core.training.predictions import load_predictions, predictions_changed
+from finetune_core.training.forecast import forecast_run
+from finetune_core.training.networks import build_initial_network
+from finetune_core.training.predictions import load_predictions, predictions_mtime
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import stages_of
+from finetune_core.training.stage_plan import describe_stages
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Work, with_subject
 
@@ -51,7 +51,7 @@ _EVERYTHING_FOUND = 2**62
 
 
 @dataclass(frozen=True)
-class Asked:
+class ProfileRequest:
     """A requested profile.
 
     Attributes:
@@ -69,7 +69,7 @@ class Asked:
             raise ConfigError({"budget": f"must be minutes, more than 0, not {self.budget:g}"})
 
 
-def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Work[Profile]:
+def profile(asked: ProfileRequest, store: RunStore, train: Train, book: SpeedBook) -> Work[Profile]:
     """Train the missing runs, and return the profile.
 
     Args:
@@ -87,27 +87,27 @@ def profile(asked: Asked, store: RunStore, train: Train, book: SpeedBook) -> Wor
     setup, failed = asked.setup, dict[str, RunConfig]()
     parts: Collection[Part] = tuple(PARTS)
     if asked.budget is not None:
-        known = Known(store, asked.dataset)
+        known = FinishedRuns(store, asked.dataset)
         needed = forecast(setup, known, (), parts)
         yield from with_subject("", calibrate(needed, asked.dataset, book))
         seconds = partial(_forecast_seconds, dataset=asked.dataset, book=book)
         parts = fit_budget(setup, known, (), seconds, 60 * asked.budget)
     while True:
-        known = Known(store, asked.dataset)
+        known = FinishedRuns(store, asked.dataset)
         progress = advance(setup, known, failed, parts)
         if not progress.wanted:
             return summarise(asked, store, progress, failed)
         yield from train(progress)
-        known = Known(store, asked.dataset)
+        known = FinishedRuns(store, asked.dataset)
         failed |= {
-            key: config for config in progress.wanted if (key := run_of(config)) not in known
+            key: config for config in progress.wanted if (key := run_key(config)) not in known
         }
 
 
-def current_profile(asked: Asked, store: RunStore) -> Profile | None:
+def load_current_profile(asked: ProfileRequest, store: RunStore) -> Profile | None:
     """Return the profile from the runs that have finished; None before the probe."""
-    known = Known(store, asked.dataset)
-    if not any(run_of(config) in known for config in asked.setup.probes()):
+    known = FinishedRuns(store, asked.dataset)
+    if not any(run_key(config) in known for config in asked.setup.probes()):
         return None
     return summarise(asked, store, advance(asked.setup, known), {})
 
@@ -117,11 +117,11 @@ def count_runs(setup: Setup, known: Mapping[str, Outcome]) -> int:
     return len(forecast(setup, known))
 
 
-def forecast_seconds(asked: Asked, store: RunStore, book: SpeedBook) -> float | None:
+def forecast_seconds(asked: ProfileRequest, store: RunStore, book: SpeedBook) -> float | None:
     """Return the time of the runs that are still to be trained; None if a speed is not known."""
-    configs = forecast(asked.setup, Known(store, asked.dataset))
+    configs = forecast(asked.setup, FinishedRuns(store, asked.dataset))
     try:
-        if not all(book.knows(config, asked.dataset) for config in configs):
+        if not all(book.has_all_speeds(config, asked.dataset) for config in configs):
             return None
         return _forecast_seconds(configs, asked.dataset, book)
     except FinetuneError:  # the page that trains it says so
@@ -137,14 +137,14 @@ def _forecast_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: Spee
     total = 0.0
     for config in configs:
         trunk = next(iter(config.stage_rates or {}), config.strategy)
-        forecast = expected(config, dataset, book, _EVERYTHING_FOUND if trunk in trunks else 0)
+        forecast = forecast_run(config, dataset, book, _EVERYTHING_FOUND if trunk in trunks else 0)
         trunks.add(trunk)
         total += forecast.seconds if forecast else 0.0
     return total
 
 
-class Known(Mapping[str, Outcome]):
-    """Finished runs on a data set in its current state, by ``run_of``.
+class FinishedRuns(Mapping[str, Outcome]):
+    """Finished runs on a data set in its current state, by ``run_key``.
 
     Each run is read when it is asked for.
     """
@@ -152,7 +152,7 @@ class Known(Mapping[str, Outcome]):
     def __init__(self, store: RunStore, dataset: Dataset) -> None:
         self._dataset = dataset
         self.runs = {
-            run_of(run.config): run
+            run_key(run.config): run
             for run in reversed(store.runs())
             if run.status == "finished" and run.started["fingerprint"] == dataset.fingerprint
         }
@@ -179,7 +179,7 @@ def read_outcome(run: Run) -> Outcome:
     Raises:
         RunError: if its predictions are missing or damaged.
     """
-    changed, num_classes = predictions_changed(run.run_dir), len(run.started["classes"])
+    changed, num_classes = predictions_mtime(run.run_dir), len(run.started["classes"])
     end = run.history.end or {}
     return Outcome(
         run.run_id,
@@ -197,14 +197,14 @@ def _read_answers(run_dir: Path, changed: int, num_classes: int) -> tuple[np.nda
     Reported images are the test images, or the validation images without any.
     """
     table = load_predictions(run_dir, num_classes).sort_values("id", ignore_index=True)
-    right = logits_of(table).argmax(axis=1) == table["label"].to_numpy()
+    right = stack_logits(table).argmax(axis=1) == table["label"].to_numpy()
     split = table["split"].to_numpy()
     reported = TEST if (split == TEST).any() else VAL
     return right[split == VAL], right[split == reported]
 
 
 def summarise(
-    asked: Asked, store: RunStore, progress: Progress, failed: Mapping[str, RunConfig]
+    asked: ProfileRequest, store: RunStore, progress: Progress, failed: Mapping[str, RunConfig]
 ) -> Profile:
     """Summarise the finished runs of a profile.
 
@@ -212,14 +212,14 @@ def summarise(
         asked: the requested profile.
         store: store of the directory that the runs are in.
         progress: progress of the profile.
-        failed: runs that could not be trained, by ``run_of``.
+        failed: runs that could not be trained, by ``run_key``.
 
     Raises:
         RunError: if runs did not predict the same images.
     """
-    setup, known = asked.setup, Known(store, asked.dataset)
+    setup, known = asked.setup, FinishedRuns(store, asked.dataset)
     groups = _group_runs(setup, progress, known)
-    probes = [run_of(config) for config in setup.probes() if run_of(config) in known]
+    probes = [run_key(config) for config in setup.probes() if run_key(config) in known]
     reference = load_predictions(known.runs[probes[0]].run_dir).sort_values("id")
     split = TEST if (reference["split"] == TEST).any() else VAL
     reported = reference[reference["split"] == split]
@@ -227,7 +227,7 @@ def summarise(
     if len({arm_answers.images for arm_answers in right}) > 1:
         raise RunError("The runs of this profile did not answer the same images: train it again.")
     # Near-duplicates and groups, as far as the data set records them.
-    clusters = dict(zip(asked.dataset.table["id"], sides(asked.dataset.table), strict=True))
+    clusters = dict(zip(asked.dataset.table["id"], assign_units(asked.dataset.table), strict=True))
     sets = np.array([clusters[sample] for sample in reported["id"]])
     places = {group.stages: place for place, group in enumerate(groups) if group.kind != "full"}
     whole = next((place for place, group in enumerate(groups) if group.kind == "full"), None)
@@ -283,31 +283,31 @@ def summarise(
 
 @dataclass(frozen=True)
 class _Group:
-    """Finished runs that train the same stages, by ``run_of``."""
+    """Finished runs that train the same stages, by ``run_key``."""
 
     kind: Kind
     stages: tuple[str, ...]
     keys: tuple[str, ...]
 
 
-def _group_runs(setup: Setup, progress: Progress, known: Known) -> list[_Group]:
+def _group_runs(setup: Setup, progress: Progress, known: FinishedRuns) -> list[_Group]:
     """Return the groups of runs to report, each stage once: at full length if it went on."""
     seeds = [*setup.seeds, *([] if setup.extra_seed is None else [setup.extra_seed])]
 
     def make_group(kind: Kind, stages: tuple[str, ...], configs: Iterable[RunConfig]) -> _Group:
-        keys = (run_of(config) for config in configs)
+        keys = (run_key(config) for config in configs)
         return _Group(kind, stages, tuple(key for key in keys if key in known))
 
     groups = []
     for stage in setup.stages:
         if (rate := progress.rates.get(stage)) is None:
             continue
-        alone = (setup.alone([stage], seed, progress.rates) for seed in seeds)
+        alone = (setup.stages_config([stage], seed, progress.rates) for seed in seeds)
         long = make_group("stage", (stage,), alone)
         short = make_group("short", (stage,), [setup.short(stage, rate)])
         groups.append(long if stage in progress.going_on and long.keys else short)
     for stages in progress.sets:
-        trained = (setup.alone(stages, seed, progress.rates) for seed in seeds)
+        trained = (setup.stages_config(stages, seed, progress.rates) for seed in seeds)
         groups.append(make_group("stages", _sort_stages(setup, stages), trained))
     groups.append(make_group("full", setup.stages, (setup.whole(seed) for seed in seeds)))
     return [group for group in groups if group.keys]
@@ -326,11 +326,11 @@ def _add_titles(configs: Sequence[RunConfig]) -> list[tuple[str, RunConfig]]:
     return list(zip(arm_titles(configs), configs, strict=True))
 
 
-def _collect_answers(known: Known, keys: Sequence[str]) -> Answers:
-    return answers(np.stack([known[key].correct for key in keys]))
+def _collect_answers(known: FinishedRuns, keys: Sequence[str]) -> ArmPredictions:
+    return summarise_accuracy(np.stack([known[key].correct for key in keys]))
 
 
-def _judge_convergence(known: Known, keys: Sequence[str]) -> dict[str, Convergence]:
+def _judge_convergence(known: FinishedRuns, keys: Sequence[str]) -> dict[str, Convergence]:
     runs = [known.runs[key] for key in keys]
     judged = judge_together([(run.config, run.history) for run in runs])
     return dict(zip(keys, judged, strict=True))
@@ -343,14 +343,14 @@ def _worst_convergence(judged: Sequence[Convergence | None]) -> Convergence:
 
 
 def _collect_predictions(
-    setup: Setup, known: Known, groups: Sequence[_Group]
+    setup: Setup, known: FinishedRuns, groups: Sequence[_Group]
 ) -> tuple[Prediction, ...]:
     """Return forecasts of each stage's gain from the runs."""
     runs = [known.runs[key] for group in groups for key in group.keys]
-    layers = known_layers(measured_run(runs)) if runs else None
+    layers = load_layers(representative_run(runs)) if runs else None
     probes = {probe.stage: probe.accuracy for probe in layers.probes} if layers else {}
     whole = [known.runs[key] for group in groups if group.kind == "full" for key in group.keys]
-    moved = known_layers(measured_run(whole)) if whole else None
+    moved = load_layers(representative_run(whole)) if whole else None
     likeness = {stage.name: stage.likeness for stage in moved.stages} if moved else {}
     gradients = _relative_gradients(whole[0]) if whole else {}
     if not (probes or likeness or gradients):
@@ -367,8 +367,8 @@ def _relative_gradients(run: Run) -> dict[str, float]:
     if first is None:
         return {}
     try:
-        beginning = beginning_of(run.config, run.started["classes"], run.run_dir)
-        stages = stages_of(run.config, len(run.started["classes"]))
+        beginning = build_initial_network(run.config, run.started["classes"], run.run_dir)
+        stages = describe_stages(run.config, len(run.started["classes"]))
     except FinetuneError:  # the initial weights are missing
         return {}
     weights = dict(beginning.network.model.named_parameters())

@@ -29,11 +29,11 @@ import numpy as np
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
-from finetune_core.evaluation.comparison.paired import Answers, answers
-from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
+from finetune_core.evaluation.comparison.paired import ArmPredictions, summarise_accuracy
+from finetune_core.evaluation.comparison.pairs import compare_pairs, pool_seed_variances
 from finetune_core.profiling.settings import HEAD, Rates, Setup
 from finetune_core.runs.convergence import UNKNOWN, Convergence
-from finetune_core.runs.design import PROFILE_RATES, run_of
+from finetune_core.runs.design import PROFILE_RATES, run_key
 
 _FEWEST = 2  # minimum number of stages that go on
 
@@ -80,7 +80,7 @@ class Outcome:
     convergence: Convergence = UNKNOWN
 
 
-Outcomes = Mapping[str, Outcome]  # by ``run_of``
+Outcomes = Mapping[str, Outcome]  # by ``run_key``
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def advance(
     Args:
         setup: settings of the runs.
         known: the finished runs.
-        failed: runs that could not be trained, by ``run_of``; the profile goes on without them.
+        failed: runs that could not be trained, by ``run_key``; the profile goes on without them.
         parts: parts that there is time for. Runs of other parts count if they are finished.
 
     Raises:
@@ -166,7 +166,7 @@ def forecast(
             first = next(iter(config.stage_rates or {HEAD: 1.0}))
             place = setup.stages.index(first) if first in setup.sizes else 0
             nothing = np.zeros(images, bool)
-            imagined[run_of(config)] = Outcome("", 1e6 + place, nothing, nothing)
+            imagined[run_key(config)] = Outcome("", 1e6 + place, nothing, nothing)
     return expected
 
 
@@ -182,7 +182,7 @@ def fit_budget(
     Args:
         setup: settings of the runs.
         known: the finished runs.
-        failed: runs that could not be trained, by ``run_of``.
+        failed: runs that could not be trained, by ``run_key``.
         seconds: forecasts the time of runs.
         budget: seconds, for all runs from here on.
     """
@@ -351,7 +351,7 @@ class _Replay:
         return [self._stages_config(stages, first), *self._filter_part("second_seeds", more)]
 
     def _stages_config(self, stages: Collection[str], seed: int) -> RunConfig:
-        return self._setup.alone(stages, seed, self._rates)
+        return self._setup.stages_config(stages, seed, self._rates)
 
     def _first_accuracy(self, stages: Collection[str]) -> float:
         """Return the validation accuracy of the first finished run of an arm."""
@@ -365,7 +365,7 @@ class _Replay:
     def _require_runs(self, current: Round, configs: Iterable[RunConfig]) -> None:
         """Raise ``_Missing`` unless these runs are finished or have failed."""
         self._round = current
-        missing = {run_of(config): config for config in configs if not self._get_outcome(config)}
+        missing = {run_key(config): config for config in configs if not self._get_outcome(config)}
         self._wanted = [config for key, config in missing.items() if key not in self._failed]
         if self._wanted:
             raise _Missing
@@ -381,7 +381,7 @@ class _Replay:
         return finished
 
     def _get_outcome(self, config: RunConfig) -> Outcome | None:
-        return self._known.get(run_of(config))
+        return self._known.get(run_key(config))
 
     def _find_outcomes(self, configs: Iterable[RunConfig]) -> list[Outcome]:
         return [outcome for config in configs if (outcome := self._get_outcome(config))]
@@ -392,8 +392,8 @@ class _Replay:
         accuracy = np.mean([outcome.val_correct.mean() for outcome in outcomes])
         return float(accuracy), -float(np.mean([outcome.val_loss for outcome in outcomes]))
 
-    def _collect_validation_answers(self, stages: Collection[str]) -> Answers:
-        return answers(
+    def _collect_validation_answers(self, stages: Collection[str]) -> ArmPredictions:
+        return summarise_accuracy(
             np.stack(
                 [outcome.val_correct for outcome in self._find_outcomes(self._arm_configs(stages))]
             )
@@ -409,6 +409,6 @@ class _Replay:
         arms = [self._collect_validation_answers(names) for names in (stages, others)]
         alone = [stage for stage in self._going_on if others != (stage,)]
         rest = [self._collect_validation_answers([stage]) for stage in alone]
-        variances = known_variances([*arms, *rest], [True] * (len(rest) + 2))[:2]
+        variances = pool_seed_variances([*arms, *rest], [True] * (len(rest) + 2))[:2]
         (pair,) = compare_pairs(arms, [True, True], variances)
         return pair.widest.different

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from finetune_core.config import RunConfig
 from finetune_core.errors import TrainingError
 from finetune_core.profiling.plan import ROUNDS, Progress
-from finetune_core.runs.design import run_of
+from finetune_core.runs.design import run_key
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.runs.worker import Worker
 from finetune_core.work import Step, Work
@@ -15,7 +15,7 @@ _LOOK = 0.5  # seconds
 STOPPED = "A run of the profile was stopped. Start the profile again to go on."
 
 
-def train_queued(
+def train_in_queue(
     progress: Progress, worker: Worker, store: RunStore, owner: str = "", devices: int = 1
 ) -> Work[None]:
     """Queue the runs of a round, and wait until all have ended.
@@ -43,7 +43,7 @@ def train_queued(
             done = len(run_ids) - len(active)
             yield Step(done, len(run_ids), "", ROUNDS[progress.round])
             time.sleep(_LOOK)
-            active = [run_id for run_id in active if store.run(run_id).active]
+            active = [run_id for run_id in active if store.run(run_id).is_active]
     except GeneratorExit:
         # Stop waiting runs first, so that none of them starts when the training one stops.
         for run_id in sorted(active, key=lambda one: worker.waiting(one) is None):
@@ -55,15 +55,15 @@ def train_queued(
 
 def _queue(config: RunConfig, worker: Worker, store: RunStore, owner: str, devices: int) -> str:
     """Queue a run, or resume an equal one that was interrupted or stopped, and return its id."""
-    same = [run for run in store.runs() if run_of(run.config) == run_of(config)]
+    same = [run for run in store.runs() if run_key(run.config) == run_key(config)]
     for run in same:
-        if run.active:
+        if run.is_active:
             return run.run_id
-        if run.resumable and run.status != "failed" and run.owner == owner:
+        if run.is_resumable and run.status != "failed" and run.owner == owner:
             worker.resume(run.run_id, devices)
             return run.run_id
     return worker.submit(config, owner, devices)
 
 
 def _is_any_stopped(runs: Sequence[Run]) -> bool:
-    return any(run.resumable and run.status != "failed" for run in runs)
+    return any(run.is_resumable and run.status != "failed" for run in runs)

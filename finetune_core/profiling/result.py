@@ -6,7 +6,13 @@ from typing import Any, Literal
 
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.formatting import duration, number, percent, points, things
+from finetune_core.formatting import (
+    format_duration,
+    format_number,
+    format_percent,
+    format_points,
+    pluralize,
+)
 from finetune_core.markup import paragraphs, table
 from finetune_core.profiling.plan import PARTS, ROUNDS, Part, Round, SelectionStep
 from finetune_core.runs.convergence import Convergence
@@ -88,7 +94,7 @@ class ProfileArm:
         return "all stages" if self.kind == "full" else " + ".join(self.stages)
 
     @property
-    def gains(self) -> bool:
+    def has_gain(self) -> bool:
         """True if the gain is larger than other images and seeds explain."""
         return self.gain.low > 0 and not self.is_undertrained
 
@@ -147,12 +153,12 @@ class Profile:
     @property
     def is_decided(self) -> bool:
         """True if the stages are selected; the missing runs then only add certainty."""
-        return self.selected is not None and (
+        return self.selected_arm is not None and (
             self.is_complete or self.round in ("full", "third_seeds")
         )
 
     @property
-    def selected(self) -> ProfileArm | None:
+    def selected_arm(self) -> ProfileArm | None:
         """The arm of the selected stages; None before the selection."""
         return None if self.chosen is None else self.arms[self.chosen]
 
@@ -164,28 +170,28 @@ class Profile:
     @property
     def worth_training(self) -> tuple[str, ...]:
         """The stages to train; empty if nothing measurable is gained."""
-        if not self.is_decided or self.selected is None or self._probe_errors <= _TOO_FEW:
+        if not self.is_decided or self.selected_arm is None or self._probe_errors <= _TOO_FEW:
             return ()
         # The gain counts, but must not be compared with that of full fine-tuning.
-        if self.selected.is_undertrained:
-            return self.selected.stages if self.selected.gain.low > 0 else ()
+        if self.selected_arm.is_undertrained:
+            return self.selected_arm.stages if self.selected_arm.gain.low > 0 else ()
         if self._is_full_better:
             return self.stages
-        return self.selected.stages if self.selected.gains else ()
+        return self.selected_arm.stages if self.selected_arm.has_gain else ()
 
     @property
     def _is_full_better(self) -> bool:
         """True if full fine-tuning gains more than the selected stages."""
-        if self.full is None or self.selected is None or self.full.is_undertrained:
+        if self.full is None or self.selected_arm is None or self.full.is_undertrained:
             return False
-        if not self.selected.gains:
-            return self.full.gains
+        if not self.selected_arm.has_gain:
+            return self.full.has_gain
         return self.against_full is not None and self.against_full.low > 0
 
     @property
     def sentence(self) -> str:
         """The result in one or two sentences, with what to do."""
-        selected = self.selected
+        selected = self.selected_arm
         if not self.is_decided or selected is None:
             return self._missing_text
         if (errors := self._probe_errors) <= _TOO_FEW:
@@ -193,14 +199,14 @@ class Profile:
             but = f" but {errors}" if errors else ""
             return (
                 f"No gain could be measured: the linear probe classifies all{but} of "
-                f"{things(self.images, f'{kind} image')} correctly. {NOTHING}"
+                f"{pluralize(self.images, f'{kind} image')} correctly. {NOTHING}"
             )
         name = _join_names(selected.stages)
         if selected.is_undertrained:
             return self._describe_undertrained(selected, name)
         return (
             self._describe_gain(selected, name)
-            if selected.gains
+            if selected.has_gain
             else self._describe_no_gain(selected, name)
         )
 
@@ -233,9 +239,9 @@ class Profile:
         return f"{'; '.join(parts)}. {self._describe_advice(selected, name)}"
 
     def _describe_no_gain(self, selected: ProfileArm, name: str) -> str:
-        low, high = points(selected.gain.low), points(selected.gain.high)
-        measured = f"{points(selected.gain.value)} points, {low} to {high}"
-        others = [arm for arm in self.arms if arm.gains and arm.kind != "full"]
+        low, high = format_points(selected.gain.low), format_points(selected.gain.high)
+        measured = f"{format_points(selected.gain.value)} points, {low} to {high}"
+        others = [arm for arm in self.arms if arm.has_gain and arm.kind != "full"]
         if others:
             best = max(others, key=lambda arm: arm.gain.value)
             return (
@@ -253,10 +259,10 @@ class Profile:
     def _describe_advice(self, selected: ProfileArm, name: str) -> str:
         if self._is_full_better:
             return "Train all stages."
-        share = percent(selected.parameters / self.total_parameters, 0)
+        share = format_percent(selected.parameters / self.total_parameters, 0)
         time = ""
         if self.full and self.full.seconds > 0:
-            time = f", {percent(selected.seconds / self.full.seconds, 0)} of the time"
+            time = f", {format_percent(selected.seconds / self.full.seconds, 0)} of the time"
         return f"Train {name}: {share} of the parameters{time}."
 
     @property
@@ -267,7 +273,7 @@ class Profile:
     @property
     def _missing_text(self) -> str:
         return (
-            f"The profile is not complete: {things(self.missing, 'run')} of the round "
+            f"The profile is not complete: {pluralize(self.missing, 'run')} of the round "
             f"“{ROUNDS[self.round]}” to go."
         )
 
@@ -282,7 +288,7 @@ class Profile:
         named = [
             f"{arm.title} ({arm.convergence.reason})"
             for arm in self.arms
-            if arm.is_undertrained and arm is not self.selected
+            if arm.is_undertrained and arm is not self.selected_arm
         ]
         if named:
             found.append(
@@ -306,13 +312,13 @@ class Profile:
         """Describe the images that the gains were measured on."""
         kind = "test" if self.split == TEST else "validation"
         copies = (
-            f" Near-duplicates and groups count once: {number(self.groups)} of them."
+            f" Near-duplicates and groups count once: {format_number(self.groups)} of them."
             if self.groups < self.images
             else ""
         )
         return (
-            f"Linear probe: {percent(self.probe)} {kind} accuracy. Gains in points on "
-            f"{things(self.images, f'{kind} image')}; stages were selected on validation images."
+            f"Linear probe: {format_percent(self.probe)} {kind} accuracy. Gains in points on "
+            f"{pluralize(self.images, f'{kind} image')}; stages were selected on validation images."
             f"{copies} The 95 % intervals hold for all rows together, for new images and new seeds."
         )
 
@@ -326,12 +332,12 @@ class Profile:
             fate += ", not converged"
         return [
             arm.title,
-            points(arm.gain.value),
-            f"{points(arm.gain.low)} to {points(arm.gain.high)}",
+            format_points(arm.gain.value),
+            f"{format_points(arm.gain.low)} to {format_points(arm.gain.high)}",
             str(arm.seeds),
             ", ".join(f"{rate:g}" for rate in dict.fromkeys(arm.learning_rates.values())),
-            percent(arm.parameters / self.total_parameters),
-            duration(arm.seconds),
+            format_percent(arm.parameters / self.total_parameters),
+            format_duration(arm.seconds),
             fate,
         ]
 
@@ -340,8 +346,8 @@ class Profile:
         rows = [
             [
                 step.stage,
-                percent(step.accuracy),
-                "" if step.gain is None else points(step.gain),
+                format_percent(step.accuracy),
+                "" if step.gain is None else format_points(step.gain),
                 "trains" if step.kept else "no significant gain: left out",
             ]
             for step in self.path
@@ -354,7 +360,7 @@ class Profile:
         rows = [
             [
                 prediction.stage,
-                "–" if prediction.probe is None else percent(prediction.probe),
+                "–" if prediction.probe is None else format_percent(prediction.probe),
                 "–" if prediction.gradient is None else f"{prediction.gradient:.2g}",
                 "–" if prediction.similarity is None else f"{prediction.similarity:.2f}",
             ]
@@ -375,7 +381,7 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as ``profile --json`` prints them."""
-        selected = self.selected
+        selected = self.selected_arm
         return {
             "backbone": self.backbone,
             "sentence": self.sentence,
@@ -423,13 +429,16 @@ def _join_names(stages: Sequence[str]) -> str:
 
 
 def _format_gain(gain: Interval) -> str:
-    return f"{points(gain.value)} points ({points(gain.low)} to {points(gain.high)})"
+    return (
+        f"{format_points(gain.value)} points ({format_points(gain.low)} to "
+        f"{format_points(gain.high)})"
+    )
 
 
 def _negate(gain: Interval) -> Interval:
     return Interval(-gain.value, -gain.high, -gain.low)
 
 
-def gain_by_stage(profile: Profile) -> Mapping[str, ProfileArm]:
+def arms_by_stage(profile: Profile) -> Mapping[str, ProfileArm]:
     """Return the arm that trained each stage alone, by stage."""
     return {arm.stages[0]: arm for arm in profile.arms if arm.kind in ("short", "stage")}

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from finetune_core.errors import RunError
-from finetune_core.files import problem_with, read_regular, write_bytes
+from finetune_core.files import describe_problem, read_regular, write_bytes
 
 ABOUT_FILE = "about.json"
 MOST_TAGS, LONGEST_TAG = 20, 40
@@ -58,7 +58,7 @@ def read_about(run_dir: Path) -> About:
     except FileNotFoundError:
         return About()
     except (OSError, ValueError) as error:
-        raise RunError(f"{problem_with(path, error)}.") from None
+        raise RunError(f"{describe_problem(path, error)}.") from None
 
 
 def write_about(run_dir: Path, about: About) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from finetune_core.config import RunConfig
 from finetune_core.config.run_config import FITTED
-from finetune_core.runs.design import features_of, is_baseline
+from finetune_core.runs.design import features_key, is_baseline
 from finetune_core.runs.history import History
 from finetune_core.training.schedules import learning_rate_factor
 
@@ -164,7 +164,7 @@ def _is_comparable(config: RunConfig, other: RunConfig) -> bool:
     plain = config.augmentation == other.augmentation or (
         other.strategy in FITTED and config.augmentation == "none"
     )
-    return alike and plain and features_of(config) == features_of(other)
+    return alike and plain and features_key(config) == features_key(other)
 
 
 def _falls_behind(history: History, probe: History) -> str:

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from finetune_core.config import RunConfig, all_settings, make_config
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
-from finetune_core.training.forecast import expected
+from finetune_core.training.forecast import forecast_run
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import cut_index, plan, stages_of
-from finetune_core.training.strategies import BASELINE, epochs_of
+from finetune_core.training.stage_plan import cut_index, describe_stages, plan_strategy
+from finetune_core.training.strategies import BASELINE, count_epochs
 
 FROM = "from:"  # prefix of a strategy in which everything from a stage on trains
 PROFILE_RATES = (1.0, 3.0)  # times the learning rate, tried for each stage of a profile
 _EVERYTHING_FOUND = 2**62
 
 
-def design(
+def design_runs(
     base: RunConfig,
     strategies: Sequence[str],
     seeds: Sequence[int],
@@ -67,19 +67,19 @@ def design(
     return _sort_by_cost(made)
 
 
-def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
+def find_missing_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """Return the linear probes that are missing as baselines of runs trained in epochs.
 
     There is one per backbone, its weights and input, and share of the training images. A share
     below 1 is drawn with the seed, so it has one probe per seed.
     """
-    there = {features_of(config) for config in configs if is_baseline(config)}
+    there = {features_key(config) for config in configs if is_baseline(config)}
     probes: dict[tuple[str, int | None], RunConfig] = {}
     for config in configs:
-        if epochs_of(config) and features_of(config) not in there:
+        if count_epochs(config) and features_key(config) not in there:
             probe = make_config(config.model_dump() | _get_strategy_settings(config, BASELINE))
             seed = probe.seed if depends_on_seed(probe) else None
-            probes.setdefault((features_of(config), seed), probe)
+            probes.setdefault((features_key(config), seed), probe)
     backbones = list(dict.fromkeys(probe.backbone for probe in probes.values()))
     return sorted(probes.values(), key=lambda probe: backbones.index(probe.backbone))
 
@@ -91,7 +91,7 @@ def depends_on_seed(config: RunConfig) -> bool:
     chosen on, unless the seed draws the training images. Averages depend on the seeds of their
     runs.
     """
-    return epochs_of(config) > 0 or config.train_fraction < 1 or config.averaged is not None
+    return count_epochs(config) > 0 or config.train_fraction < 1 or config.averaged is not None
 
 
 def is_baseline(config: RunConfig) -> bool:
@@ -99,7 +99,7 @@ def is_baseline(config: RunConfig) -> bool:
     return config.strategy == BASELINE and config.features_from is None and config.averaged is None
 
 
-def profiled_stage(config: RunConfig) -> str | None:
+def find_profiled_stage(config: RunConfig) -> str | None:
     """Return the stage that a run of a profile trains alone from the probe's head.
 
     None stands for runs that do not belong to a profile.
@@ -112,7 +112,7 @@ def profiled_stage(config: RunConfig) -> str | None:
     return next(iter(trained)) if ready and alone else None
 
 
-def features_of(config: RunConfig) -> str:
+def features_key(config: RunConfig) -> str:
     """Return a key that is equal for runs which start from the same features of the same images.
 
     A linear probe among these runs is their baseline.
@@ -122,47 +122,47 @@ def features_of(config: RunConfig) -> str:
     )
 
 
-def run_of(config: RunConfig) -> str:
+def run_key(config: RunConfig) -> str:
     """Return a key that is equal for runs which compute the same.
 
     The key does not depend on how the settings were chosen.
     """
-    return config.model_dump_json(exclude=settings_without_effect(config))
+    return config.model_dump_json(exclude=find_ineffective_settings(config))
 
 
-def arm_of(config: RunConfig) -> str:
+def arm_key(config: RunConfig) -> str:
     """Return a key that is equal for runs which differ only in the seed."""
-    return config.model_dump_json(exclude={"seed"} | settings_without_effect(config))
+    return config.model_dump_json(exclude={"seed"} | find_ineffective_settings(config))
 
 
-def settings_without_effect(config: RunConfig) -> set[str]:
+def find_ineffective_settings(config: RunConfig) -> set[str]:
     """Return the names of the settings that have no effect on a run.
 
     A run without epochs does not train in steps. Averages are computed in fp32.
     """
     found = {"auto"}
-    if not epochs_of(config):
+    if not count_epochs(config):
         found |= {name for name, one in all_settings().items() if one.stepwise}
     return found | ({"precision"} if config.averaged else set())
 
 
-def by_arm(configs: Iterable[RunConfig]) -> dict[str, list[RunConfig]]:
-    """Group configs by ``arm_of``, in their order."""
+def group_by_arm(configs: Iterable[RunConfig]) -> dict[str, list[RunConfig]]:
+    """Group configs by ``arm_key``, in their order."""
     arms: dict[str, list[RunConfig]] = {}
     for config in configs:
-        arms.setdefault(arm_of(config), []).append(config)
+        arms.setdefault(arm_key(config), []).append(config)
     return arms
 
 
-def with_rates(configs: Sequence[RunConfig], rates: Mapping[str, float | None]) -> list[RunConfig]:
+def set_rates(configs: Sequence[RunConfig], rates: Mapping[str, float | None]) -> list[RunConfig]:
     """Return the configs with the learning rate that was found for their arm, if one was.
 
     Args:
         configs: the configs.
-        rates: learning rate by ``arm_of``.
+        rates: learning rate by ``arm_key``.
     """
     return [
-        _set_rate(config, rate) if (rate := rates.get(arm_of(config))) else config
+        _set_rate(config, rate) if (rate := rates.get(arm_key(config))) else config
         for config in configs
     ]
 
@@ -172,7 +172,7 @@ def _set_rate(config: RunConfig, rate: float) -> RunConfig:
     return config.model_copy(update={"learning_rate": rate, "auto": auto})
 
 
-def arm_seconds(
+def forecast_arm(
     configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook
 ) -> list[float] | None:
     """Forecast the seconds of each run of one arm.
@@ -182,7 +182,9 @@ def arm_seconds(
     Returns:
         Seconds per run; None if the speeds were not measured yet.
     """
-    alone, shared = (expected(configs[0], dataset, book, found) for found in (0, _EVERYTHING_FOUND))
+    alone, shared = (
+        forecast_run(configs[0], dataset, book, found) for found in (0, _EVERYTHING_FOUND)
+    )
     return [alone.seconds, *[shared.seconds] * (len(configs) - 1)] if alone and shared else None
 
 
@@ -200,11 +202,11 @@ class Spread:
     saved: float
 
 
-def spread(arms: Sequence[Sequence[float]], machines: Sequence[int]) -> Spread:
+def forecast_spread(arms: Sequence[Sequence[float]], machines: Sequence[int]) -> Spread:
     """Forecast runs that train at the same time, each starting in the slot that is free first.
 
     Args:
-        arms: ``arm_seconds`` of each arm.
+        arms: ``forecast_arm`` of each arm.
         machines: how many runs each machine trains at a time; at least one slot in total.
     """
     free = [(0.0, machine) for machine, places in enumerate(machines) for _ in range(places)]
@@ -227,14 +229,14 @@ def spread(arms: Sequence[Sequence[float]], machines: Sequence[int]) -> Spread:
 
 def _get_strategy_settings(base: RunConfig, name: str) -> dict[str, str | None]:
     if name.startswith(FROM):
-        return base.for_strategy("custom") | {"cut": name.removeprefix(FROM)}
+        return base.strategy_changes("custom") | {"cut": name.removeprefix(FROM)}
     if name == "custom":
         if base.strategy != "custom":
             raise ConfigError(
                 {"strategies": f"custom needs the first stage that trains; write {FROM}STAGE"}
             )
         return {"averaged": None}
-    return base.for_strategy(name)
+    return base.strategy_changes(name)
 
 
 def _sort_by_cost(configs: list[RunConfig]) -> list[RunConfig]:
@@ -244,12 +246,13 @@ def _sort_by_cost(configs: list[RunConfig]) -> list[RunConfig]:
     come last.
     """
     cuts = {
-        arm: cut_index(plan(some[0], stages_of(some[0]))) for arm, some in by_arm(configs).items()
+        arm: cut_index(plan_strategy(some[0], describe_stages(some[0])))
+        for arm, some in group_by_arm(configs).items()
     }
     backbones = list(dict.fromkeys(config.backbone for config in configs))
 
     def place(config: RunConfig) -> tuple[int, bool, int]:
-        cut = cuts[arm_of(config)]
+        cut = cuts[arm_key(config)]
         return backbones.index(config.backbone), cut == 0, cut
 
     return sorted(configs, key=place)

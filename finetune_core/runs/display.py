@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_core.formatting import duration, percent
-from finetune_core.markup import escaped, paragraphs, table
+from finetune_core.formatting import format_duration, format_percent
+from finetune_core.markup import escape, paragraphs, table
 
 _EPOCH_COLUMNS = (
     "Epoch",
@@ -22,14 +22,14 @@ def describe_run(result: Mapping[str, Any]) -> str:
     if result["best_epoch"]:
         parts.append(
             f"best epoch {result['best_epoch']} of {result['epochs']}, validation accuracy "
-            f"{percent(result['val_accuracy'])}"
+            f"{format_percent(result['val_accuracy'])}"
         )
     elif result["val_accuracy"] is not None:
-        parts.append(f"validation accuracy {percent(result['val_accuracy'])}")
+        parts.append(f"validation accuracy {format_percent(result['val_accuracy'])}")
     if result["test_accuracy"] is not None:
-        parts.append(f"test accuracy {percent(result['test_accuracy'])}")
+        parts.append(f"test accuracy {format_percent(result['test_accuracy'])}")
     if result["seconds"] is not None:
-        parts.append(duration(result["seconds"]))
+        parts.append(format_duration(result["seconds"]))
     return ", ".join(parts)
 
 
@@ -41,13 +41,13 @@ def render_run(
         (
             row["epoch"],
             f"{row['train_loss']:.4f}",
-            percent(row["train_accuracy"]),
+            format_percent(row["train_accuracy"]),
             f"{row['val_loss']:.4f}",
-            percent(row["val_accuracy"]),
+            format_percent(row["val_accuracy"]),
         )
         for row in epochs
     ]
-    head = f"<p><b>{escaped(run_id)}</b>: {escaped(describe_run(result))}</p>"
+    head = f"<p><b>{escape(run_id)}</b>: {escape(describe_run(result))}</p>"
     return (
         head
         + (table(_EPOCH_COLUMNS, rows) if rows else "")

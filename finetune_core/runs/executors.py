@@ -17,7 +17,7 @@ from finetune_core.runs.together import execute_on_devices
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import Event
 from finetune_core.training.prepare import check_devices
-from finetune_core.training.ranks import ALONE, Ranks, most_devices
+from finetune_core.training.ranks import ALONE, Ranks, max_devices
 
 if TYPE_CHECKING:
     from finetune_core.runs.ray_executor import RayExecutor
@@ -123,7 +123,7 @@ class InProcess:
 
     def most_devices(self) -> int:
         """Return the number of devices of this machine that a run can train on."""
-        return most_devices()
+        return max_devices()
 
     def cluster(self) -> list[Machine]:
         """Return no machine, because there is no cluster."""
@@ -138,7 +138,7 @@ class InProcess:
         return execute(reservation, roots, self._ranks)
 
 
-def app_executor() -> Executor:
+def make_app_executor() -> Executor:
     """Return the executor of the app.
 
     It is Ray if ``THAW_RAY_ADDRESS`` names the head of a cluster, or is ``local`` for a Ray of this
@@ -153,7 +153,7 @@ def app_executor() -> Executor:
 
 
 @contextmanager
-def executor_of(
+def create_executor(
     name: str, ray_address: str | None = None, ranks: Ranks = ALONE
 ) -> Iterator[Executor]:
     """Open the executor ``here`` or ``ray``, ready to train.

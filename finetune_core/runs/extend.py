@@ -11,7 +11,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
-from finetune_core.config import RunConfig, make_config, setting_of
+from finetune_core.config import RunConfig, get_setting, make_config
 from finetune_core.errors import RunError
 from finetune_core.files import copy_regular, open_regular, write_bytes
 from finetune_core.runs.about import About, write_about
@@ -21,7 +21,7 @@ from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoi
 from finetune_core.training.events import LONGEST_LINE
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import count_epochs
 
 _COPIED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)
 _ENDS = ("RunFinished", "RunStopped", "RunFailed", "RunReopened")
@@ -29,21 +29,21 @@ _ENDS = ("RunFinished", "RunStopped", "RunFailed", "RunReopened")
 
 def why_not_extended(run: Run) -> str | None:
     """Return why a run cannot train further, or None where it can."""
-    if not epochs_of(run.config):
+    if not count_epochs(run.config):
         return "it has no epochs"
     if run.status != "finished":
         return "it has not finished: resume it"
     return None
 
 
-def longer_epochs(run: Run) -> int:
+def suggest_epochs(run: Run) -> int:
     """Return a suggestion for the total number of epochs: those of the schedule, or twice as many.
 
     The schedule's epochs are suggested for a run that early stopping ended.
     """
     if _has_stopped_early(run):
         return run.config.epochs
-    return min(2 * run.config.epochs, int(setting_of("epochs").limits["le"]))
+    return min(2 * run.config.epochs, int(get_setting("epochs").limits["le"]))
 
 
 def _has_stopped_early(run: Run) -> bool:

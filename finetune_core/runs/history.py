@@ -8,7 +8,7 @@ from threading import Lock
 
 from finetune_core.files import Stamp
 from finetune_core.runs.lines import EventLines
-from finetune_core.runs.log import trained_on
+from finetune_core.runs.log import name_devices
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.steps import Steps
 from finetune_core.training.device_turn import WAITING
@@ -103,15 +103,15 @@ class History:
 
     def _read_new(self) -> None:
         ended = self._steps is None
-        if ended and not self._lines.changed():
+        if ended and not self._lines.has_changed():
             return
         # Events after an end are checked against the steps before, which were dropped at the end.
-        if ended or self._lines.replaced():
+        if ended or self._lines.was_replaced():
             again = History(self.run_dir)
             again._read_new()
             vars(self).update(vars(again) | {"_lock": self._lock})
             return
-        for row in self._lines.new():
+        for row in self._lines.read_new():
             if self._is_consistent(row):
                 self._apply(row)
             else:
@@ -148,7 +148,7 @@ class History:
         if (
             self.end
             and self.end["event"] == "RunFinished"
-            and not (self.epochs or self.done_at_once)
+            and not (self.epochs or self.result_without_epochs)
         ):
             return f"{EVENTS_FILE} has no epoch of a run that has finished"
         return self._lines.problem
@@ -254,16 +254,17 @@ class History:
         It has them after the first epoch, or when it has finished without epochs.
         """
         return bool(self.epochs) or (
-            self.done_at_once is not None and (self.end or {}).get("event") == "RunFinished"
+            self.result_without_epochs is not None
+            and (self.end or {}).get("event") == "RunFinished"
         )
 
     @property
-    def done_at_once(self) -> Row | None:
+    def result_without_epochs(self) -> Row | None:
         """The HeadFitted or WeightsAveraged row of a run without epochs; None in other runs."""
         return self.averaged or self.fitted
 
     @property
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether any event was written since the run was queued."""
         return self._lines.offset > 0 and not self.reopened
 
@@ -279,7 +280,7 @@ class History:
         The machine is named only if a task trains the run.
         """
         host = self.places[-1]["host"] if self.places else ""
-        return ", ".join(filter(None, (host, trained_on(self.started) if self.started else "")))
+        return ", ".join(filter(None, (host, name_devices(self.started) if self.started else "")))
 
     @property
     def fraction(self) -> float:
@@ -316,14 +317,16 @@ class History:
         )
         return now * (1 - self.fraction) / self.fraction
 
-    def time_shares(self) -> dict[str, float]:
+    def sum_seconds_by_part(self) -> dict[str, float]:
         """Return the seconds spent on each part of the run.
 
         The parts are ``decode``, ``trunk``, ``train``, ``validate`` and ``evaluate``.
         """
         if not self.started:
             return {}
-        at_once = [row["seconds"] for row in (self.head_initialized, self.done_at_once) if row]
+        at_once = [
+            row["seconds"] for row in (self.head_initialized, self.result_without_epochs) if row
+        ]
         return {
             "decode": self.started["decode_seconds"],
             "trunk": self.started["cache"]["trunk_seconds"],
@@ -332,7 +335,7 @@ class History:
             "evaluate": (self.end or {}).get("evaluation_seconds", 0.0),
         }
 
-    def saved_seconds(self) -> float | None:
+    def estimate_saved_seconds(self) -> float | None:
         """Return the seconds that the cache has saved so far.
 
         These are the trunk's seconds for all images of all ended epochs, less the seconds spent on

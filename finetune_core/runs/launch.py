@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 
-from finetune_core.data.threads import usable_cores
-from finetune_core.lifeline import end_with_stdin
-from finetune_core.training.ranks import meeting_point
+from finetune_core.data.threads import count_usable_cores
+from finetune_core.lifeline import exit_with_stdin
+from finetune_core.training.ranks import rendezvous_file
 
 _THREADS = "OMP_NUM_THREADS"
 
@@ -28,8 +28,8 @@ def launch(devices: int, run: str, task: str) -> int:
     Returns:
         The exit status: 0, or 1 when a rank has died.
     """
-    os.environ.setdefault(_THREADS, str(max(1, usable_cores() // devices)))
-    with meeting_point() as place:
+    os.environ.setdefault(_THREADS, str(max(1, count_usable_cores() // devices)))
+    with rendezvous_file() as place:
         command = [sys.executable, "-m", "finetune_core.runs.rank", run, task, str(place)]
         ranks = [
             subprocess.Popen([*command, str(rank), str(devices)]).pid for rank in range(devices)
@@ -50,5 +50,5 @@ def _wait_for_all(pids: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    end_with_stdin()
+    exit_with_stdin()
     sys.exit(launch(int(sys.argv[1]), *sys.argv[2:]))

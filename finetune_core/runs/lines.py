@@ -6,8 +6,8 @@ Whole lines are read and validated. Lines that are no event are skipped and coun
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_core.files import Stamp, open_regular, problem_with, stamp
-from finetune_core.formatting import number, size
+from finetune_core.files import Stamp, describe_problem, file_stamp, open_regular
+from finetune_core.formatting import format_bytes, format_number
 from finetune_core.training.events import LONGEST_LINE, Row, read_event
 
 _MOST_BYTES = 2**29  # more than a million steps
@@ -33,25 +33,25 @@ class EventLines:
     seen: Stamp | None = None
     _within: bool = field(default=False, repr=False)  # inside a line that is too long for an event
 
-    def replaced(self) -> bool:
+    def was_replaced(self) -> bool:
         """Return whether the file was replaced by another one, or has become shorter."""
         if not self.offset and not self.problem:
             return False
-        now = stamp(self.path)
+        now = file_stamp(self.path)
         return now != self.seen and (
             now is None or self.seen is None or now[0] != self.seen[0] or now[1] < self.offset
         )
 
-    def changed(self) -> bool:
+    def has_changed(self) -> bool:
         """Return whether the file has changed since it was read."""
-        return stamp(self.path) != self.seen
+        return file_stamp(self.path) != self.seen
 
-    def new(self) -> list[Row]:
+    def read_new(self) -> list[Row]:
         """Return the events that were written since the last call.
 
         An unfinished last line is left for the next call.
         """
-        seen = stamp(self.path)
+        seen = file_stamp(self.path)
         if self.problem or (seen and seen == self.seen):
             return []
         rows: list[Row] = []
@@ -65,9 +65,9 @@ class EventLines:
         except FileNotFoundError:
             return []
         except OSError as error:
-            self.problem = problem_with(self.path, error)
+            self.problem = describe_problem(self.path, error)
         if self.offset > _MOST_BYTES:
-            self.problem = f"{self.path.name} is larger than {size(_MOST_BYTES)}"
+            self.problem = f"{self.path.name} is larger than {format_bytes(_MOST_BYTES)}"
         self.seen = seen
         return rows
 
@@ -96,6 +96,6 @@ class EventLines:
         self.skipped += 1
         if self.skipped > _MOST_SKIPPED:
             self.problem = (
-                f"more than {number(_MOST_SKIPPED)} lines of {self.path.name} are no "
+                f"more than {format_number(_MOST_SKIPPED)} lines of {self.path.name} are no "
                 "events of a run"
             )

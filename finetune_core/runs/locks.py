@@ -11,7 +11,7 @@ from threading import Lock
 from filelock import FileLock
 
 from finetune_core.errors import RunError
-from finetune_core.files import NotRegular, check_regular, regular_file
+from finetune_core.files import NotRegularFileError, check_regular, stat_regular
 from finetune_core.runs.ownership import Owner, claim, has_owner_file, is_owned
 
 LOCK_TIMEOUT = 3.0  # seconds
@@ -69,7 +69,7 @@ def is_locked(run_dir: Path) -> bool:
 
 
 def _is_locked_here(run_dir: Path) -> bool:
-    if not regular_file(run_dir / LOCK_FILE):
+    if not stat_regular(run_dir / LOCK_FILE):
         return False
     probe = FileLock(run_dir / LOCK_FILE)
     try:
@@ -82,7 +82,7 @@ def _is_locked_here(run_dir: Path) -> bool:
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def hold_lock(run_dir: Path) -> Iterator[None]:
     """Hold the lock of a run, so that nobody trains it meanwhile.
 
     Raises:
@@ -112,7 +112,7 @@ def acquire_lock(run_dir: Path) -> RunLock:
         return RunLock(
             lock, claim(run_dir, patience=LOCK_TIMEOUT) if has_owner_file(run_dir) else None
         )
-    except NotRegular as error:
+    except NotRegularFileError as error:
         raise RunError(
             f"{path} is {error.strerror}: delete it, then the run {run_dir.name} can be locked."
         ) from None

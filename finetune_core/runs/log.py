@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.formatting import (
-    PHASE_WORDS,
-    duration,
-    mid_sentence,
-    number,
-    percent,
-    size,
-    things,
+    PHASE_TITLES,
+    format_bytes,
+    format_duration,
+    format_number,
+    format_percent,
+    lower_first,
+    pluralize,
 )
 from finetune_core.training.strategies import STRATEGIES
 
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 _BACKENDS = {"cuda": "NCCL"}  # of torch.distributed; other devices use gloo
 
 
-def log_lines(notable: Sequence[Row]) -> list[str]:
+def format_log(notable: Sequence[Row]) -> list[str]:
     """Return the log of a run as lines, the first event first: the time of day, and the event.
 
     Args:
@@ -31,7 +31,7 @@ def log_lines(notable: Sequence[Row]) -> list[str]:
     stages: Sequence[Row] = ()
     for row in notable:
         stages = row["stages"] if row["event"] == "RunStarted" else stages
-        words = "Cancelled before it began." if _is_cancelled(row, stages) else log_line(row)
+        words = "Cancelled before it began." if _is_cancelled(row, stages) else describe_event(row)
         if row["event"] == "EpochEnded" and (
             thawing := [one["name"] for one in stages if one["thaw_epoch"] == row["epoch"] + 1]
         ):
@@ -54,13 +54,13 @@ def _is_cancelled(row: Row, stages: Sequence[Row]) -> bool:
     return row["event"] == "RunStopped" and not stages and not row["paused"]
 
 
-def log_line(row: Row) -> str:
+def describe_event(row: Row) -> str:
     """Describe an event; empty if there is nothing to say."""
     match row["event"]:
         case "Progress":
-            return f"{PHASE_WORDS[row['phase']]}."
+            return f"{PHASE_TITLES[row['phase']]}."
         case "RunStarted":
-            return f"{lineage_in_words(row)} {_describe_start(row)}".strip()
+            return f"{describe_lineage(row)} {_describe_start(row)}".strip()
         case "RunPlaced":
             previous = row["moved_from"]
             return (
@@ -69,15 +69,15 @@ def log_line(row: Row) -> str:
                 else f"On {row['host']}."
             )
         case "RunResumed":
-            return f"Resuming after {things(row['step'], 'step')} of epoch {row['epoch']}."
+            return f"Resuming after {pluralize(row['step'], 'step')} of epoch {row['epoch']}."
         case "ImagesSkipped":
             return (
-                f"Left out, because unreadable: {things(row['count'], 'image')}. "
+                f"Left out, because unreadable: {pluralize(row['count'], 'image')}. "
                 f"{'; '.join(row['examples'][:3])}"
             )
         case "ImagesLost":
             return (
-                f"No longer readable, and left out: {things(row['count'], 'image')} so far. "
+                f"No longer readable, and left out: {pluralize(row['count'], 'image')} so far. "
                 f"{'; '.join(row['examples'][:3])}"
             )
         case "MemoryShort":
@@ -88,18 +88,19 @@ def log_line(row: Row) -> str:
             )
         case "EpochEnded":
             return (
-                f"Epoch {row['epoch']} took {duration(row['train_seconds'] + row['val_seconds'])}: "
-                f"training loss {row['train_loss']:.3f}, "
-                f"training accuracy {percent(row['train_accuracy'])}; "
-                f"validation loss {row['val_loss']:.3f}, "
-                f"validation accuracy {percent(row['val_accuracy'])}. {overflow(row)}".rstrip()
+                f"Epoch {row['epoch']} took "
+                f"{format_duration(row['train_seconds'] + row['val_seconds'])}: training loss "
+                f"{row['train_loss']:.3f}, training accuracy "
+                f"{format_percent(row['train_accuracy'])}; validation loss {row['val_loss']:.3f}, "
+                f"validation accuracy {format_percent(row['val_accuracy'])}. "
+                f"{describe_overflow(row)}".rstrip()
             )
         case "HeadFitted":
-            return fitted_in_words(row)
+            return describe_fit(row)
         case "HeadInitialized":
             return describe_initial_head(row)
         case "WeightsAveraged":
-            return averaged_in_words(row)
+            return describe_average(row)
         case "CheckpointSaved":
             return (
                 f"The best epoch so far: {row['epoch']}. It is kept."
@@ -108,23 +109,27 @@ def log_line(row: Row) -> str:
             )
         case "RunFinished":
             evaluated = (
-                f" Validation accuracy {percent(row['val_accuracy'])}"
+                f" Validation accuracy {format_percent(row['val_accuracy'])}"
                 if row.get("evaluation_precision")
                 else ""
             )
             evaluated += f" in {row['evaluation_precision']}." if evaluated else ""
             tested = (
-                f" Test accuracy {percent(row['test_accuracy'])}."
+                f" Test accuracy {format_percent(row['test_accuracy'])}."
                 if row["test_accuracy"] is not None
                 else ""
             )
             frozen = (
-                f" {number(row['frozen_tensors'])} frozen tensors compared: none has changed."
+                f" {format_number(row['frozen_tensors'])} frozen tensors compared: none has "
+                "changed."
                 if row["frozen_tensors"]
                 else ""
             )
             kept = f"; epoch {row['best_epoch']} is kept" if row["best_epoch"] else ""
-            return f"Finished after {duration(row['seconds'])}{kept}.{evaluated}{tested}{frozen}"
+            return (
+                "Finished after "
+                f"{format_duration(row['seconds'])}{kept}.{evaluated}{tested}{frozen}"
+            )
         case "RunStopped":
             return "Paused." if row["paused"] else "Stopped."
         case "RunFailed":
@@ -132,7 +137,7 @@ def log_line(row: Row) -> str:
     return ""
 
 
-def overflow(row: Row) -> str:
+def describe_overflow(row: Row) -> str:
     """Describe the steps that an epoch has skipped; empty without any.
 
     Args:
@@ -140,7 +145,9 @@ def overflow(row: Row) -> str:
     """
     skipped = row.get("skipped_steps", 0)
     return (
-        f"{things(skipped, 'step')} skipped, whose gradients overflowed in fp16." if skipped else ""
+        f"{pluralize(skipped, 'step')} skipped, whose gradients overflowed in fp16."
+        if skipped
+        else ""
     )
 
 
@@ -151,23 +158,23 @@ def describe_initial_head(row: Row) -> str:
         row: a HeadInitialized row.
     """
     return (
-        f"The initial head is a linear probe, fitted to {things(row['features'], 'feature')} of "
-        f"{things(row['images'], 'training image')} in {duration(row['seconds'])}: C = "
+        f"The initial head is a linear probe, fitted to {pluralize(row['features'], 'feature')} of "
+        f"{pluralize(row['images'], 'training image')} in {format_duration(row['seconds'])}: C = "
         f"{row['c']:.2g}, loss {row['train_loss']:.3f}, accuracy "
-        f"{percent(row['train_accuracy'])} on them."
+        f"{format_percent(row['train_accuracy'])} on them."
     )
 
 
-def fitted_in_words(row: Row) -> str:
+def describe_fit(row: Row) -> str:
     """Describe the fit of a head, and how its parameter was chosen.
 
     Args:
         row: a HeadFitted row.
     """
     words = (
-        f"The classifier was fitted to {things(row['features'], 'feature')} of "
-        f"{things(row['images'], 'training image')} in {duration(row['seconds'])}: "
-        f"loss {row['train_loss']:.3f}, accuracy {percent(row['train_accuracy'])} on them."
+        f"The classifier was fitted to {pluralize(row['features'], 'feature')} of "
+        f"{pluralize(row['images'], 'training image')} in {format_duration(row['seconds'])}: "
+        f"loss {row['train_loss']:.3f}, accuracy {format_percent(row['train_accuracy'])} on them."
     )
     if not row["chosen_on"]:
         return f"{words} {row['parameter']} = {row['chosen']:.2g}."
@@ -177,19 +184,19 @@ def fitted_in_words(row: Row) -> str:
         )
     best = next((one for one in row["candidates"] if one["value"] == row["chosen"]), None)
     scores = (
-        f": loss {best['loss']:.3f}, accuracy {percent(best['accuracy'])} on held-out training "
-        "images"
+        f": loss {best['loss']:.3f}, accuracy {format_percent(best['accuracy'])} on held-out "
+        "training images"
         if best
         else ""
     )
     return (
         f"{words} {row['parameter']} = {row['chosen']:.2g} was chosen among "
         f"{len(row['candidates'])} values by {row['folds']}-fold cross-validation within "
-        f"{things(row['chosen_on'], 'training image')}{scores}."
+        f"{pluralize(row['chosen_on'], 'training image')}{scores}."
     )
 
 
-def averaged_in_words(row: Row) -> str:
+def describe_average(row: Row) -> str:
     """Describe an average: its runs, and how they and the coefficient were chosen.
 
     Args:
@@ -200,12 +207,12 @@ def averaged_in_words(row: Row) -> str:
         backbones = sorted({one.get("backbone", "") for one in row["parents"]})
         of = f" of {', '.join(backbones)}" if len(backbones) > 1 else ""
         return (
-            f"The mean of the probabilities of {things(len(row['parents']), 'network')}{of}, "
+            f"The mean of the probabilities of {pluralize(len(row['parents']), 'network')}{of}, "
             f"which it keeps: {parents}."
         )
     norms = row["batchnorm_layers"]
     anew = (
-        f" The statistics of {things(norms, 'BatchNorm layer')} were computed anew on the "
+        f" The statistics of {pluralize(norms, 'BatchNorm layer')} were computed anew on the "
         "training images."
         if norms
         else ""
@@ -216,7 +223,7 @@ def averaged_in_words(row: Row) -> str:
             f"Weights between the start, with its linear probe (0), and {parents} (1), WiSE-FT: "
             f"{row['coefficient']:g} was chosen among {len(row['curve'])} mixing coefficients, "
             "the first with the highest validation accuracy, "
-            f"{percent(best['accuracy'])}.{anew}{_describe_shifted(row)}"
+            f"{format_percent(best['accuracy'])}.{anew}{_describe_shifted(row)}"
         )
     kept = [one for one in row["ingredients"] if one["kept"]]
     greedy = (
@@ -226,7 +233,8 @@ def averaged_in_words(row: Row) -> str:
         else ""
     )
     return (
-        f"The mean of the weights of {things(len(row['parents']), 'run')}: {parents}.{greedy}{anew}"
+        f"The mean of the weights of {pluralize(len(row['parents']), 'run')}: "
+        f"{parents}.{greedy}{anew}"
     )
 
 
@@ -238,9 +246,9 @@ def _describe_shifted(row: Row) -> str:
         if other["problem"]:
             words += f" {name} could not be predicted: {other['problem']}"
             continue
-        at = {point["coefficient"]: percent(point["accuracy"]) for point in other["curve"]}
+        at = {point["coefficient"]: format_percent(point["accuracy"]) for point in other["curve"]}
         words += (
-            f" On {things(other['images'], 'image')} of {name}, by which nothing was chosen: "
+            f" On {pluralize(other['images'], 'image')} of {name}, by which nothing was chosen: "
             f"{at[0]} at the start, {at[row['coefficient']]} as chosen, {at[1]} fine-tuned."
         )
     return words
@@ -252,7 +260,7 @@ def _describe_start(row: Row) -> str:
     kept = (
         f"no cache: {cache['reason']}"
         if cache["where"] == "off"
-        else f"frozen stages cached ({size(cache['bytes'])}{compilation})"
+        else f"frozen stages cached ({format_bytes(cache['bytes'])}{compilation})"
     )
     trained = [stage["name"] for stage in row["stages"] if stage["trains"]]
     rates = (
@@ -260,7 +268,7 @@ def _describe_start(row: Row) -> str:
         if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1
         else ", each at its own rate"
     )
-    where = f"{row['backbone']} on {devices_in_words(row)} in {arithmetic(row)}"
+    where = f"{row['backbone']} on {describe_devices(row)} in {describe_precision(row)}"
     if not row["epochs"]:
         fits = STRATEGIES[row["strategy"]].fits if row["strategy"] in STRATEGIES else None
         averaged = f"weights of {', '.join(trained)} are averaged"
@@ -273,22 +281,22 @@ def _describe_start(row: Row) -> str:
         return f"{where}: {what}, without epochs; {kept}."
     return (
         f"{where}: {', '.join(trained)} train{rates}; {kept}. "
-        f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. "
-        f"{live_numbers(row)}".rstrip()
+        f"{pluralize(row['steps_per_epoch'], 'step')} per epoch, "
+        f"{pluralize(row['epochs'], 'epoch')}. {describe_live_metrics(row)}".rstrip()
     )
 
 
-def devices_in_words(started: Row) -> str:
+def describe_devices(started: Row) -> str:
     """Describe the devices of a run, and how BatchNorm trains on several of them.
 
     Args:
         started: a RunStarted row.
     """
     norms = ", BatchNorm on the statistics of each one's share," if started.get("batchnorm") else ""
-    return f"{trained_on(started)}{norms}"
+    return f"{name_devices(started)}{norms}"
 
 
-def lineage_in_words(started: Row) -> str:
+def describe_lineage(started: Row) -> str:
     """Describe the chain of runs that a run started from; empty without one.
 
     Args:
@@ -304,19 +312,19 @@ def lineage_in_words(started: Row) -> str:
 
 def _describe_ancestor(one: Row) -> str:
     strategy = (
-        mid_sentence(STRATEGIES[one["strategy"]].title)
+        lower_first(STRATEGIES[one["strategy"]].title)
         if one["strategy"] in STRATEGIES
         else one["strategy"]
     )
     facts = [
         f"{strategy} on {one['data']}",
         f"best epoch {one['epoch']}" if one["epoch"] else "",
-        "" if one["accuracy"] is None else f"validation accuracy {percent(one['accuracy'])}",
+        "" if one["accuracy"] is None else f"validation accuracy {format_percent(one['accuracy'])}",
     ]
     return f"{one['run']} ({', '.join(filter(None, facts))})"
 
 
-def arithmetic(started: Row) -> str:
+def describe_precision(started: Row) -> str:
     """Return the precision of a run, on an NVIDIA GPU with TF32 and the cuDNN benchmark mode.
 
     Args:
@@ -329,7 +337,7 @@ def arithmetic(started: Row) -> str:
     return f"{started['precision']} (TF32 {tf32}, cuDNN benchmark {benchmark})"
 
 
-def live_numbers(started: Row) -> str:
+def describe_live_metrics(started: Row) -> str:
     """Explain the losses and accuracies of a run while it trains; empty in fp32.
 
     Args:
@@ -344,7 +352,7 @@ def live_numbers(started: Row) -> str:
     )
 
 
-def trained_on(started: Mapping[str, Any]) -> str:
+def name_devices(started: Mapping[str, Any]) -> str:
     """Return the device, or devices, of a run.
 
     Args:

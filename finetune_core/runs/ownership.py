@@ -23,7 +23,7 @@ import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from finetune_core.errors import RunError
-from finetune_core.files import Stamp, open_regular, read_regular, stamp, write_bytes
+from finetune_core.files import Stamp, file_stamp, open_regular, read_regular, write_bytes
 
 BEAT = 2.0  # seconds between two signs of life
 STALE = 30.0  # seconds without a sign of life after which another machine takes an owner for dead
@@ -289,7 +289,7 @@ def _is_alive(run_dir: Path, number: int, holder: Holder | None) -> bool:
     if holder and holder.is_local:
         return holder.is_alive
     file = _owner_file(run_dir, number)
-    now = stamp(file)
+    now = file_stamp(file)
     if now is None:
         return False
     with _seen_lock:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from finetune_core.runs.remote import run_from_row, train_and_report
-from finetune_core.training.ranks import Ranks, see_one_device
+from finetune_core.training.ranks import Ranks, select_device
 
 
 def main(run: str, task: str, place: str, rank: str, world: str) -> None:
@@ -27,9 +27,9 @@ def main(run: str, task: str, place: str, rank: str, world: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     ranks = Ranks(int(rank), int(world), int(rank), int(world), Path(place))
-    see_one_device(ranks.local_rank, ranks.local_world)
+    select_device(ranks.local_rank, ranks.local_world)
     found = train_and_report(run_from_row(json.loads(run)), task, ranks)
-    if ranks.leads:
+    if ranks.is_main_process:
         with answers:
             json.dump(found, answers)
     elif "traceback" in found:  # rank 0 knows only the last line of the traceback

@@ -23,12 +23,12 @@ from queue import Empty, Queue
 from finetune_core import paths
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.runs.executors import Machine
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event, execute
 from finetune_core.runs.remote import LOOK, Row, follow_events, hand_over, raise_problem, run_to_row
-from finetune_core.runs.stop_request import requested_stop
+from finetune_core.runs.stop_request import read_stop_request
 from finetune_core.runs.storage import show_storage
 from finetune_core.training.events import Event, RunFailed
 from finetune_core.training.prepare import check_devices
@@ -111,7 +111,7 @@ class RayExecutor:
         """
         run_dir = reservation.run_dir
         lines = EventLines(run_dir / EVENTS_FILE)
-        lines.new()
+        lines.read_new()
         try:
             try:
                 config = make_config(read_config(run_dir / CONFIG_FILE))
@@ -190,7 +190,11 @@ class RayExecutor:
             nonlocal cancelled
             with suppress(Empty):
                 return answers.get(timeout=LOOK)
-            if not cancelled and requested_stop(reservation.run_dir) and reservation.lock.is_held():
+            if (
+                not cancelled
+                and read_stop_request(reservation.run_dir)
+                and reservation.lock.is_held()
+            ):
                 driver.send({"do": "cancel", "id": request["id"], "force": False})
                 cancelled = True
             return None
@@ -211,7 +215,7 @@ class RayExecutor:
         Raises:
             RunError: if a machine does not; the message names each of them.
         """
-        data = [config.data, *([config.weights] if config.starts_from == "file" else [])]
+        data = [config.data, *([config.weights] if config.initial_weights == "file" else [])]
         key = (str(runs_dir), *data, *(node["id"] for node in driver.nodes))
         if key in self._checked:
             return
@@ -398,7 +402,7 @@ def _check_devices_exist(devices: int, machines: Sequence[Machine], *, gpu: bool
     """
     largest = max(one.gpus if gpu else one.cores for one in machines)
     if devices > max(1, largest):
-        most = things(largest, "GPU" if gpu else "core")
+        most = pluralize(largest, "GPU" if gpu else "core")
         raise ConfigError(
             {
                 "devices": f"no machine of the cluster has {devices}, and a run trains on one "

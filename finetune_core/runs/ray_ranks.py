@@ -13,7 +13,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from finetune_core.training.ranks import meeting_point
+from finetune_core.training.ranks import rendezvous_file
 
 Row = dict[str, Any]
 
@@ -41,7 +41,7 @@ def train_together(run: Row, task: str, share: dict[str, float]) -> Row:
     assert group
     world = group.bundle_count
     try:
-        with meeting_point() as place:
+        with rendezvous_file() as place:
             return _wait_for_outcome(
                 [
                     _make_rank_task(group, rank, share).remote(run, task, rank, world, str(place))

@@ -22,13 +22,13 @@ from typing import BinaryIO, Protocol
 from filelock import FileLock
 
 from finetune_core.config import CONFIG_FILE, RunConfig, config_bytes, make_config, read_config
-from finetune_core.data.listing import printable
+from finetune_core.data.listing import escape_undecodable
 from finetune_core.errors import FinetuneError, RunError, TrainingError
-from finetune_core.files import is_link, is_there, open_regular, sweep, write_bytes
+from finetune_core.files import is_link, open_regular, path_exists, sweep, write_bytes
 from finetune_core.runs.about import About, write_about
 from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, write_error
 from finetune_core.runs.ownership import RunTakenOver
-from finetune_core.runs.stop_request import PAUSE, STOP_FILE, requested_stop
+from finetune_core.runs.stop_request import PAUSE, STOP_FILE, read_stop_request
 from finetune_core.runs.turns import wait_for_turn
 from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoint_path
 from finetune_core.training.device import choose_device
@@ -44,11 +44,11 @@ from finetune_core.training.events import (
     RunStopped,
 )
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.networks import keep_earlier
+from finetune_core.training.networks import copy_earlier_runs
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
 from finetune_core.training.prepare import check_config, check_devices
-from finetune_core.training.ranks import ALONE, LeaderEnded, RankLost, Ranks
+from finetune_core.training.ranks import ALONE, MainProcessEnded, RankLost, Ranks
 from finetune_core.training.speed_book import SpeedBook, learn_from_run
 
 EVENTS_FILE = "events.jsonl"
@@ -121,10 +121,10 @@ def create_run(
     """
     check_config(config, elsewhere=elsewhere)
     check_devices(config, devices, elsewhere=elsewhere)
-    if printable(str(runs_dir)) != str(runs_dir):
+    if escape_undecodable(str(runs_dir)) != str(runs_dir):
         raise RunError(
-            f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. "
-            "Choose another folder."
+            f"Runs cannot be kept in {escape_undecodable(str(runs_dir))}: the name is not valid "
+            "Unicode. Choose another folder."
         )
     try:
         run_dir = _make_run_dir(runs_dir, f"{_to_file_name(config.backbone)}-{config.strategy}")
@@ -133,7 +133,7 @@ def create_run(
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
     try:
         lock.acquire(timeout=0)
-        keep_earlier(config, run_dir)
+        copy_earlier_runs(config, run_dir)
         # Before the config, which makes the directory a run: a run never lacks its owner.
         if owner:
             write_about(run_dir, About(owner=owner))
@@ -186,7 +186,7 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> R
         RunError: if another process has the run, it is finished, or its directory cannot be written
             to.
     """
-    if is_link(run_dir) or not is_there(run_dir / CONFIG_FILE):
+    if is_link(run_dir) or not path_exists(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
     config = make_config(read_config(run_dir / CONFIG_FILE))
     check_config(config, run_dir, elsewhere=elsewhere)
@@ -233,7 +233,9 @@ def execute(
         ):
             sweep(path, older_than=0)  # the lock is held, so their writer has been killed
         with _open_events(run_dir) as file:
-            ranks.meet(_Task(str(run_dir.resolve()), reservation.resume, tuple(map(str, roots))))
+            ranks.all_gather(
+                _Task(str(run_dir.resolve()), reservation.resume, tuple(map(str, roots)))
+            )
             yield from _record_events(reservation, roots, ranks, file)
     except OSError as error:  # for example, the disk is full
         raise TrainingError(_describe_file_error(error)) from error
@@ -256,10 +258,10 @@ def follow(ranks: Ranks) -> None:
     Raises:
         FinetuneError: if this rank cannot go on; rank 0 learns why.
     """
-    with suppress(LeaderEnded):
-        task = ranks.decided(_Task("", False, ()))
+    with suppress(MainProcessEnded):
+        task = ranks.broadcast(_Task("", False, ()))
         run_dir = Path(task.run_dir)
-        if not is_there(run_dir / CONFIG_FILE):
+        if not path_exists(run_dir / CONFIG_FILE):
             raise RunError(
                 f"there is no {run_dir} on {platform.node()}. Keep runs in a folder that all "
                 "machines see."
@@ -334,7 +336,7 @@ def _yield_until_stopped(
     events: Generator[Event | None, None, None], run_dir: Path
 ) -> Iterator[Event]:
     """Yield the events until a stop is requested, then the events of an orderly end."""
-    if asked := requested_stop(run_dir):
+    if asked := read_stop_request(run_dir):
         yield RunStopped(0, 0, 0.0, paused=asked == PAUSE)
         return
     for event in events:
@@ -342,7 +344,7 @@ def _yield_until_stopped(
             yield event
         if isinstance(event, END_EVENTS):
             return
-        if requested_stop(run_dir):
+        if read_stop_request(run_dir):
             yield from _yield_orderly_end(chain([events.throw(StopRequested())], events), run_dir)
             return
 
@@ -352,7 +354,7 @@ def _yield_orderly_end(events: Iterable[Event | None], run_dir: Path) -> Iterato
     for event in events:
         if isinstance(event, RunStopped):
             # Read the request again: during the last checkpoint a pause may have become a stop.
-            yield replace(event, paused=requested_stop(run_dir) == PAUSE)
+            yield replace(event, paused=read_stop_request(run_dir) == PAUSE)
         elif event is not None:
             yield event
 

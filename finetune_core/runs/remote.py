@@ -22,7 +22,7 @@ from finetune_core.runs.history import History
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.ownership import Owner, claim, current_holder
 from finetune_core.runs.record import Reservation, append_event, execute, follow
-from finetune_core.training.events import Event, RunFailed, RunPlaced, event_of
+from finetune_core.training.events import Event, RunFailed, RunPlaced, make_event
 from finetune_core.training.ranks import ALONE, Ranks
 
 MOST_TRIES = 6
@@ -112,8 +112,8 @@ def train_and_report(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> dict[st
     """
     _adopt_environment(run)
     try:
-        with ranks.joined():
-            if ranks.leads:
+        with ranks.connect():
+            if ranks.is_main_process:
                 train_as_leader(run, task, ranks)
             else:
                 follow(ranks)
@@ -139,7 +139,7 @@ def follow_events(
     found = None
     while found is None:
         found = answer()
-        yield from map(event_of, lines.new())
+        yield from map(make_event, lines.read_new())
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 _LONGEST_SPAN = 50  # steps; a twentieth of short runs
 
 
-def smoothed(
+def smooth(
     steps: Sequence[Mapping[str, Any]],
     kind: Literal["loss", "accuracy"],
     images: int,

@@ -27,7 +27,7 @@ def request_stop(run_dir: Path, *, pause: bool = False) -> None:
         ) from None
 
 
-def requested_stop(run_dir: Path) -> Literal["", "pause", "stop"]:
+def read_stop_request(run_dir: Path) -> Literal["", "pause", "stop"]:
     """Return the request since the run began or went on; empty without one."""
     try:
         return (

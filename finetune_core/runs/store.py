@@ -11,8 +11,8 @@ from typing import Any, Literal
 from finetune_core import paths
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.files import Stamp, is_link, is_there, stamp
-from finetune_core.formatting import things
+from finetune_core.files import Stamp, file_stamp, is_link, path_exists
+from finetune_core.formatting import pluralize
 from finetune_core.models.catalogue import check_backbone_name
 from finetune_core.runs.about import ABOUT_FILE, About, clean_tags, read_about, write_about
 from finetune_core.runs.convergence import Convergence, judge_run
@@ -21,7 +21,7 @@ from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.training.events import Row
-from finetune_core.training.strategies import STRATEGIES, epochs_of
+from finetune_core.training.strategies import STRATEGIES, count_epochs
 
 _TRASH = ".trash"
 
@@ -103,29 +103,29 @@ class Run:
         return judge_run(self.config, self.history)
 
     @property
-    def active(self) -> bool:
+    def is_active(self) -> bool:
         """Whether the run is queued, waits for its device, or trains."""
         return self.status in ("queued", "waiting", "running")
 
     @property
-    def resumable(self) -> bool:
+    def is_resumable(self) -> bool:
         """Whether the run can go on from where it stopped."""
         return self.status in ("stopped", "cancelled", "paused", "failed", "interrupted")
 
     @property
     def judged(self) -> bool:
         """Whether there are predictions to evaluate."""
-        return not self.active and self.history.has_predictions
+        return not self.is_active and self.history.has_predictions
 
     def __repr__(self) -> str:
-        return f"<Run {self.run_id}: {describe_run(summary(self))}>"
+        return f"<Run {self.run_id}: {describe_run(summarize_run(self))}>"
 
     def _repr_html_(self) -> str:
-        return render_run(self.run_id, self.run_dir, summary(self), self.history.epochs)
+        return render_run(self.run_id, self.run_dir, summarize_run(self), self.history.epochs)
 
 
 @dataclass(frozen=True)
-class Damaged:
+class DamagedRun:
     """A run directory, or one that was meant to be, that cannot be read.
 
     Attributes:
@@ -144,12 +144,12 @@ class Damaged:
         return self.run_dir.name
 
 
-def is_run_folder(folder: Path) -> bool:
+def is_run_dir(folder: Path) -> bool:
     """Return whether a folder holds a run, including a damaged one."""
-    return any(is_there(folder / name) for name in (CONFIG_FILE, EVENTS_FILE))
+    return any(path_exists(folder / name) for name in (CONFIG_FILE, EVENTS_FILE))
 
 
-def run_folder(named: str | os.PathLike[str]) -> Path:
+def resolve_run_dir(named: str | os.PathLike[str]) -> Path:
     """Return the directory of a run from its path or its id.
 
     An id is looked up among the runs in their usual place.
@@ -158,7 +158,7 @@ def run_folder(named: str | os.PathLike[str]) -> Path:
     among = paths.runs_dir() / folder.name
     return (
         among
-        if os.fspath(named) == folder.name and not is_run_folder(folder) and is_run_folder(among)
+        if os.fspath(named) == folder.name and not is_run_dir(folder) and is_run_dir(among)
         else folder
     )
 
@@ -177,14 +177,14 @@ def read_run(folder: Path) -> Run:
     return RunStore(whole.parent).read(whole)
 
 
-def best_epoch(run: Run) -> Row:
+def find_best_epoch(run: Run) -> Row:
     """Return the EpochEnded row with the highest validation accuracy so far; empty before one."""
     return max(
         run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={}
     )
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summarize_run(run: Run) -> dict[str, Any]:
     """Return a run as one flat row of plain values; unknown values are None.
 
     ``val_accuracy``, ``val_loss`` and ``test_accuracy`` of a finished run are those of its final
@@ -204,14 +204,14 @@ def summary(run: Run) -> dict[str, Any]:
     """
     started, end = run.history.started or {}, run.history.end or {}
     convergence = run.convergence
-    best = best_epoch(run)
+    best = find_best_epoch(run)
     return {
         "run_id": run.run_id,
         "run_dir": str(run.run_dir),
         "status": run.status,
         "strategy": run.config.strategy,
         "backbone": run.config.backbone,
-        "weights": run.config.starts_from,
+        "weights": run.config.initial_weights,
         "started_from": next(iter(started.get("lineage", ())), None),
         "head_kept": started.get("head_kept"),
         "averaged": _summarize_average(run),
@@ -260,20 +260,20 @@ class RunStore:
         self._ended: dict[Path, tuple[_Version, Run]] = {}
         self._lock = Lock()
 
-    def all(self) -> tuple[list[Run], list[Damaged]]:
+    def all(self) -> tuple[list[Run], list[DamagedRun]]:
         """Return every run, and every damaged one, the newest first."""
         folders = self._list_folders()
         self._forget(set(folders))
         found = [self._load(folder) for folder in folders]
         return [one for one in found if isinstance(one, Run)], [
-            one for one in found if isinstance(one, Damaged)
+            one for one in found if isinstance(one, DamagedRun)
         ]
 
     def runs(self) -> list[Run]:
         """Return every readable run, the newest first."""
         return self.all()[0]
 
-    def damaged(self) -> list[Damaged]:
+    def list_damaged(self) -> list[DamagedRun]:
         """Return the run directories that cannot be read."""
         return self.all()[1]
 
@@ -291,10 +291,10 @@ class RunStore:
         Raises:
             RunError: if the directory holds no run, or a damaged one.
         """
-        if not is_run_folder(run_dir):
+        if not is_run_dir(run_dir):
             raise RunError(f"There is no run in {run_dir}.")
         found = self._load(run_dir)
-        if isinstance(found, Damaged):
+        if isinstance(found, DamagedRun):
             raise RunError(f"The run in {run_dir} is damaged: {found.reason}.")
         return found
 
@@ -306,9 +306,9 @@ class RunStore:
                     if run_dir.parent == self.runs_dir:
                         del held[run_dir]
 
-    def _load(self, run_dir: Path) -> Run | Damaged:
+    def _load(self, run_dir: Path) -> Run | DamagedRun:
         if is_link(run_dir):
-            return Damaged(run_dir, "its folder is a link, which is not followed")
+            return DamagedRun(run_dir, "its folder is a link, which is not followed")
         version = _version(run_dir)
         known = self._ended.get(run_dir)
         if known and known[0] == version:
@@ -319,28 +319,28 @@ class RunStore:
                 self._ended[run_dir] = version, found
         return found
 
-    def _read(self, run_dir: Path, version: "_Version") -> Run | Damaged:
+    def _read(self, run_dir: Path, version: "_Version") -> Run | DamagedRun:
         about, notices = _load_about(run_dir, version[0]), []
         if isinstance(about, str):
             notices.append(f"Its name, note and tags cannot be read: {about}")
             about = About()
         config = _load_config(run_dir / CONFIG_FILE, version[1])
         if isinstance(config, str):
-            return Damaged(run_dir, config, about.owner)
+            return DamagedRun(run_dir, config, about.owner)
         with self._lock:
             history = self._histories.setdefault(run_dir, History(run_dir))
         status = _determine_status(history)
         if problem := history.problem or _find_contradiction(config, history):
-            return Damaged(run_dir, problem, about.owner)
+            return DamagedRun(run_dir, problem, about.owner)
         if history.skipped_lines:
-            lines = things(history.skipped_lines, "line")
+            lines = pluralize(history.skipped_lines, "line")
             notices.append(
                 f"{lines} of {EVENTS_FILE} could not be read and "
                 f"{'is' if history.skipped_lines == 1 else 'are'} left out."
             )
         return Run(run_dir, config, history, status, about, tuple(notices))
 
-    def describe(self, run_id: str, name: str, note: str, tags: Sequence[str] = ()) -> None:
+    def set_about(self, run_id: str, name: str, note: str, tags: Sequence[str] = ()) -> None:
         """Replace the name, note and tags of a run.
 
         Raises:
@@ -375,7 +375,7 @@ class RunStore:
             )
             raise RunError(f"The run {run_id} {whose}: only its owner deletes it.")
         if (
-            run.active
+            run.is_active
             if isinstance(run, Run)
             else not is_link(run.run_dir) and is_locked(run.run_dir)
         ):
@@ -400,7 +400,7 @@ class RunStore:
         folders = [
             Path(entry.path)
             for entry in entries
-            if entry.is_symlink() or is_run_folder(Path(entry.path))
+            if entry.is_symlink() or is_run_dir(Path(entry.path))
         ]
         return sorted(folders, key=lambda path: path.name, reverse=True)
 
@@ -413,7 +413,7 @@ class RunStore:
         folder = self.runs_dir / run_id
         if Path(run_id).name != run_id or run_id in ("", ".", ".."):
             raise RunError(f"{run_id!r} is not the name of a run.")
-        if not is_link(folder) and not is_run_folder(folder):
+        if not is_link(folder) and not is_run_dir(folder):
             raise RunError(f"There is no run in {folder}.")
         return folder
 
@@ -423,7 +423,11 @@ _Version = tuple[Stamp | None, Stamp | None, Stamp | None]
 
 
 def _version(run_dir: Path) -> _Version:
-    return stamp(run_dir / ABOUT_FILE), stamp(run_dir / CONFIG_FILE), stamp(run_dir / EVENTS_FILE)
+    return (
+        file_stamp(run_dir / ABOUT_FILE),
+        file_stamp(run_dir / CONFIG_FILE),
+        file_stamp(run_dir / EVENTS_FILE),
+    )
 
 
 # Written rarely, but read whenever runs are listed: parse each version of the file once.
@@ -465,7 +469,7 @@ def _find_contradiction(config: RunConfig, history: History) -> str:
     for name, value in (
         ("backbone", config.backbone),
         ("strategy", config.strategy),
-        ("epochs", epochs_of(config)),
+        ("epochs", count_epochs(config)),
     ):
         if started[name] != value:
             return (
@@ -499,6 +503,6 @@ def _determine_status(history: History) -> Status:
         return "paused" if history.end.get("paused") else ends[history.end["event"]]
     if not locked:
         return "interrupted"
-    if not history.begun:
+    if not history.has_begun:
         return "queued"
     return "waiting" if history.is_waiting_for_device else "running"

@@ -47,7 +47,7 @@ def execute_on_devices(
     """
     run_dir = reservation.run_dir
     lines = EventLines(run_dir / EVENTS_FILE)
-    lines.new()
+    lines.read_new()
     try:
         run, task = (
             hand_over(reservation, roots, has_device=False),

@@ -21,13 +21,13 @@ def wait_for_turn(
     reported = False
     with Turn(device) as turn:
         try:
-            while not turn.come():
+            while not turn.acquire():
                 yield None if reported else Progress(WAITING, 0, 0)
                 reported = True
             if reported:
                 yield Progress("prepare", 0, 0)
         except StopRequested as request:
-            turn.leave()
+            turn.release()
             yield RunStopped(0, 0, 0.0, request.pause)
             return
         yield from events

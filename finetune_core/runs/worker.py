@@ -11,7 +11,7 @@ from threading import Condition, Thread
 
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError
-from finetune_core.files import is_there
+from finetune_core.files import path_exists
 from finetune_core.runs.about import read_about
 from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.record import Reservation, create_run, execute, reopen_run
@@ -104,7 +104,7 @@ class Worker:
         """
         with self._changed:
             run_dir = self.runs_dir / run_id
-            if is_there(run_dir / CONFIG_FILE):  # else reopen_run reports the error
+            if path_exists(run_dir / CONFIG_FILE):  # else reopen_run reports the error
                 self.executor.check(make_config(read_config(run_dir / CONFIG_FILE)), devices)
             reservation = reopen_run(run_dir, elsewhere=self.executor.elsewhere, devices=devices)
             self._enqueue(reservation, make_config(read_config(run_dir / CONFIG_FILE)))
@@ -121,7 +121,7 @@ class Worker:
                     return ids.index(run_id) + 1, len(ids)
         return None
 
-    def queues(self) -> list[list[str]]:
+    def list_queues(self) -> list[list[str]]:
         """Return the ids of the runs in each queue that is not empty.
 
         Runs that train come first, then those that wait, in order.
@@ -130,7 +130,7 @@ class Worker:
             found = [[one.run_id for one in queue.all()] for queue in self._queues.values()]
         return [ids for ids in found if ids]
 
-    def move(self, run_id: str, places: int) -> None:
+    def move_in_queue(self, run_id: str, places: int) -> None:
         """Move a waiting run back by some places, or forward if ``places`` is negative.
 
         The run stays within the queue. A run that no longer waits is left alone.

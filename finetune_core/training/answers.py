@@ -7,21 +7,21 @@ import torch
 
 from finetune_core.data.pixels import Pixels
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import evaluated, in_order, normalised, prefetch
+from finetune_core.training.batches import center_crop, normalize, prefetch, split_batches
 from finetune_core.work import Step, Work
 
 _BATCH = 32
 
 # From a batch of images, float32 [n, 3, size, size], to its outputs, such as logits [n, classes].
-Answer = Callable[[torch.Tensor], np.ndarray]
+OutputFunction = Callable[[torch.Tensor], np.ndarray]
 
 
-def answers(
+def compute_outputs(
     pixels: Pixels,
     rows: np.ndarray,
     info: BackboneInfo,
     size: int,
-    answer: Answer,
+    answer: OutputFunction,
     phase: str,
 ) -> Work[np.ndarray]:
     """Compute the outputs for the images of these rows, ``[len(rows), …]``.
@@ -36,10 +36,10 @@ def answers(
     """
 
     def batch(batch_rows: np.ndarray) -> torch.Tensor:
-        return normalised(evaluated(pixels.batch(batch_rows), size), info.mean, info.std)
+        return normalize(center_crop(pixels.batch(batch_rows), size), info.mean, info.std)
 
     outputs = []
-    for _, inputs in prefetch(batch, in_order(rows, _BATCH)):
+    for _, inputs in prefetch(batch, split_batches(rows, _BATCH)):
         outputs.append(answer(inputs))
         yield Step(sum(map(len, outputs)), len(rows), phase)
     return np.concatenate(outputs)

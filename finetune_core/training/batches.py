@@ -19,7 +19,7 @@ from finetune_core.config import Augmentation
 from finetune_core.errors import is_out_of_memory
 from finetune_core.training.crops import crop_and_resize
 from finetune_core.training.out_of_memory import explain_out_of_memory
-from finetune_core.transfers import sent
+from finetune_core.transfers import copy_to_device
 
 Batch = TypeVar("Batch")
 
@@ -69,7 +69,7 @@ def make_epoch_batches(
     )
 
 
-def subset(
+def take_subset(
     indices: np.ndarray, labels: np.ndarray, keys: np.ndarray, fraction: float, seed: int
 ) -> np.ndarray:
     """Return a share of each class, at least one image of it.
@@ -123,7 +123,7 @@ def make_balanced_batches(
     )
 
 
-def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+def split_batches(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Cut ``indices`` into batches."""
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
@@ -141,7 +141,9 @@ def prefetch(
     Raises:
         TrainingError: If memory does not even hold a batch by itself.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="batch", initializer=compute_alone) as pool:
+    with ThreadPoolExecutor(
+        1, thread_name_prefix="batch", initializer=disable_helper_threads
+    ) as pool:
         futures = deque(pool.submit(make, indices) for indices in batches[:ahead])
         for position, indices in enumerate(batches):
             if ahead:
@@ -163,7 +165,7 @@ def prefetch(
             del batch
 
 
-def compute_alone() -> None:
+def disable_helper_threads() -> None:
     """Let this thread compute without helper threads.
 
     Two teams of threads on the same cores wait for each other more than they compute.
@@ -187,17 +189,17 @@ def augment(
         uint8 ``[n, 3, size, size]``.
     """
     if kind == "none":
-        return evaluated(images, size)
-    flip = sent(torch.from_numpy(draw_uniform(keys, seed, epoch, 1) < 0.5), images.device)
+        return center_crop(images, size)
+    flip = copy_to_device(torch.from_numpy(draw_uniform(keys, seed, epoch, 1) < 0.5), images.device)
     if kind == "flips":
-        images = evaluated(images, size)
+        images = center_crop(images, size)
     else:
         boxes = _draw_boxes(images.shape[-1], keys, seed, epoch)
         images = _crop(images, boxes, size)
     return torch.where(flip[:, None, None, None], F.horizontal_flip(images), images)
 
 
-def evaluated(images: torch.Tensor, size: int) -> torch.Tensor:
+def center_crop(images: torch.Tensor, size: int) -> torch.Tensor:
     """Return the centre crop ``[n, 3, size, size]``.
 
     Validation sees it, and so does training without augmentation.
@@ -206,7 +208,7 @@ def evaluated(images: torch.Tensor, size: int) -> torch.Tensor:
     return cropped
 
 
-def normalised(
+def normalize(
     images: torch.Tensor,
     mean: Sequence[float],
     std: Sequence[float],
@@ -214,7 +216,7 @@ def normalised(
 ) -> torch.Tensor:
     """Convert uint8 ``[n, 3, s, s]`` to float32, normalised by ``mean`` and ``std``."""
     # Normalize would convert a list to tensors that a GPU waits for.
-    values = sent(torch.tensor([list(mean), list(std)]), images.device)
+    values = copy_to_device(torch.tensor([list(mean), list(std)]), images.device)
     pixels: torch.Tensor = F.normalize(F.to_dtype(images, torch.float32, scale=True), *values)
     return pixels.contiguous(memory_format=layout)
 
@@ -225,7 +227,7 @@ def _crop(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
     Images go one by one on a processor, where that is ten times faster, and all at once elsewhere.
     """
     if images.device.type != "cpu" or not len(images):
-        return crop_and_resize(images, sent(torch.from_numpy(boxes), images.device), size)
+        return crop_and_resize(images, copy_to_device(torch.from_numpy(boxes), images.device), size)
     return torch.stack(
         [
             F.resized_crop(image, *box, [size, size])
@@ -251,7 +253,7 @@ def _draw_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> np.ndarra
 
 
 def _cut_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    batches = in_order(order, batch_size)
+    batches = split_batches(order, batch_size)
     if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches

@@ -18,8 +18,8 @@ from safetensors.torch import save
 from torch import nn
 
 from finetune_core.errors import RunError
-from finetune_core.files import open_regular, problem_with, write_bytes
-from finetune_core.formatting import things
+from finetune_core.files import describe_problem, open_regular, write_bytes
+from finetune_core.formatting import pluralize
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import Count, Lineage, Name
@@ -242,7 +242,7 @@ def _open_checkpoint(run_dir: Path, name: str) -> Iterator[tuple[Any, Checkpoint
             _MISSING.get(name, _MISSING[BEST]).format(run_dir=run_dir, name=name)
         ) from None
     except (OSError, SafetensorError, ValueError, MemoryError) as error:
-        raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
+        raise RunError(f"{run_dir}: {describe_problem(path, error)}.") from None
 
 
 def check_tensors(
@@ -260,13 +260,13 @@ def check_tensors(
     expected, found = {**(allowed or {}), **needed}, set(file.keys())
     if missing := needed.keys() - found:
         raise ValueError(
-            f"{things(len(missing), 'tensor')} of {len(needed)} are missing, {min(missing)} among "
-            "them"
+            f"{pluralize(len(missing), 'tensor')} of {len(needed)} are missing, {min(missing)} "
+            "among them"
         )
     if unknown := found - expected.keys():
         raise ValueError(
-            f"it holds {things(len(unknown), 'tensor')} that do not belong there, {min(unknown)} "
-            "among them"
+            f"it holds {pluralize(len(unknown), 'tensor')} that do not belong there, "
+            f"{min(unknown)} among them"
         )
     for key in sorted(found):
         tensor = file.get_slice(key)

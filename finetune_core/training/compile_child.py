@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_core.lifeline import end_with_stdin
+from finetune_core.lifeline import exit_with_stdin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,5 +85,5 @@ def difference(
 
 
 if __name__ == "__main__":
-    end_with_stdin()
+    exit_with_stdin()
     main(Path(sys.argv[1]))

@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from finetune_core.errors import is_out_of_memory
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.training.compiler_process import KILLED, CompilerProcess
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Forward
@@ -142,11 +142,13 @@ class _Pass:
     def report(self) -> str:
         if self._compiled:
             return (
-                f"compiled after {things(self._compiled_after, 'image')}"
+                f"compiled after {pluralize(self._compiled_after, 'image')}"
                 if self._compiled_after
                 else "compiled before"
             )
-        return f"not compiled: {self._reason or 'not worth it for ' + things(self.done, 'image')}"
+        return (
+            f"not compiled: {self._reason or 'not worth it for ' + pluralize(self.done, 'image')}"
+        )
 
     def __call__(self, inputs: torch.Tensor, num_left: int) -> torch.Tensor:
         is_full = len(inputs) == self._batch

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from finetune_core.errors import TrainingError, ran_out
+from finetune_core.errors import TrainingError, is_out_of_memory_in_network
 from finetune_core.models.network import Network
-from finetune_core.randomness import drawing_from, stream
+from finetune_core.randomness import make_generator, use_generator
 from finetune_core.training.device import Device
 from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.lora import NONE, LowRank
@@ -27,7 +27,7 @@ def place(network: Network, strategy: Strategy, device: Device) -> None:
 
     Layers with a faster or safer way to compute get that, too.
     """
-    device.hold(network.model)
+    device.move_module(network.model)
     if device.kind == "cpu":
         slice_trained(strategy, network.stages, network.model)
     if device.kind == "cpu" and device.precision == "bf16":
@@ -193,11 +193,11 @@ def _fail_on_all_ranks(
             [*_trained_parameters(optimizer), *_running_statistics(forward), torch.zeros(())]
         )
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory_in_network(error):
             raise
         failure = error
     has_gradient = None if failure else [parameter.grad is not None for parameter in parameters]
-    gathered = together.ranks.meet(has_gradient)
+    gathered = together.ranks.all_gather(has_gradient)
     if any(value is None for value in gathered):
         try:
             raise failure or MemoryError
@@ -302,19 +302,19 @@ def _accumulate_gradients(
         )
     weights = rule.class_weights
     losses, logits = [], []
-    generator = stream(seed, device.kind)
+    generator = make_generator(seed, device.kind)
     if rule.mix:
         mix_seed = together.drawn if together else seed
         # The mixing is drawn on the processor.
-        with drawing_from(
-            generator if device.kind == "cpu" and mix_seed == seed else stream(mix_seed)
+        with use_generator(
+            generator if device.kind == "cpu" and mix_seed == seed else make_generator(mix_seed)
         ):
             inputs, labels = rule.mix(inputs, labels)
     if together:
         inputs, labels = (mixed[: len(mixed) - together.num_partners] for mixed in (inputs, labels))
     total_weight = _total_weight(together.labels if together else labels, weights)
     for images, targets in zip(split_parts(inputs, size), split_parts(labels, size), strict=True):
-        with drawing_from(generator), device.autocast(), _explain_batchnorm_error():
+        with use_generator(generator), device.autocast(), _explain_batchnorm_error():
             output = forward(images).float()
         loss = (
             cross_entropy(

@@ -12,9 +12,9 @@ from torch import nn
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.training.events import Numerics
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import count_epochs
 
 # TF32 keeps 10 bits of each factor in "fp32", on recent NVIDIA GPUs only, and is the default for
 # convolutions. cuDNN is set by the older option: torch.export raises where only the newer ones are
@@ -68,7 +68,7 @@ class Device:
         """
         return torch.contiguous_format if self.kind == "mps" else torch.channels_last
 
-    def hold(self, module: Module, layout: torch.memory_format | None = None) -> Module:
+    def move_module(self, module: Module, layout: torch.memory_format | None = None) -> Module:
         """Move a network here, in the layout of its images unless another one is given."""
         return module.to(self.torch_device, memory_format=layout or self.layout)  # type: ignore[call-overload, no-any-return]  # torch does not declare memory_format
 
@@ -140,7 +140,7 @@ def device_for_run(config: RunConfig) -> Device:
         ConfigError: As ``choose_device``.
     """
     device = choose_device(config.device, config.precision)
-    return device if epochs_of(config) else device.exact
+    return device if count_epochs(config) else device.exact
 
 
 def read_numerics() -> Numerics:
@@ -190,4 +190,4 @@ def _make_label(kind: str) -> str:
     name = (
         torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
     )
-    return f"{name}, {things(torch.get_num_threads(), 'thread')}"
+    return f"{name}, {pluralize(torch.get_num_threads(), 'thread')}"

@@ -42,9 +42,9 @@ class Turn:
         _trace: TracebackType | None,
     ) -> None:
         _clear_frames(error)
-        self.leave()
+        self.release()
 
-    def come(self, *, at_once: bool = False) -> bool:
+    def acquire(self, *, at_once: bool = False) -> bool:
         """Return whether the turn has come, after waiting a second or so.
 
         Until it has, the position in the queue is kept. Where no lock can be written it has come:
@@ -68,7 +68,7 @@ class Turn:
         self._next.release(force=True)
         return True
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Give up the device, after its memory, or the position in the queue."""
         if self._has_device:
             release_memory(self._kind)
@@ -85,14 +85,14 @@ def run_in_turn(work: Work[T], kind: str) -> Work[T]:
     """
     with Turn(kind) as turn:
         try:
-            while not turn.come():
+            while not turn.acquire():
                 yield Step(0, None, WAITING)
             return (yield from work)
         finally:
             work.close()
 
 
-def on_idle_device(make: Callable[[Device], Work[T]], precision: str = "auto") -> Work[T]:
+def run_on_idle_device(make: Callable[[Device], Work[T]], precision: str = "auto") -> Work[T]:
     """Do some work on the GPU if nothing uses it, else on the processor.
 
     The work has the GPU to itself until it ends. Others may use the processor meanwhile.
@@ -104,8 +104,8 @@ def on_idle_device(make: Callable[[Device], Work[T]], precision: str = "auto") -
     """
     device = choose_device("auto", precision)
     with Turn(device.kind) as turn:
-        if device.kind == "cpu" or not turn.come(at_once=True):
-            turn.leave()
+        if device.kind == "cpu" or not turn.acquire(at_once=True):
+            turn.release()
             device = choose_device("cpu", precision)
         return (yield from make(device))
 

@@ -17,7 +17,7 @@ from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.models.network import Network
-from finetune_core.training.batches import sample_keys, subset
+from finetune_core.training.batches import sample_keys, take_subset
 from finetune_core.training.checkpoints import (
     BEST,
     START,
@@ -40,11 +40,16 @@ from finetune_core.training.events import (
     RunStarted,
     WeightsAveraged,
 )
-from finetune_core.training.networks import best_network, describe_ancestor, member_folders
+from finetune_core.training.networks import describe_ancestor, load_best_network, member_folders
 from finetune_core.training.parents import Parent, check_unchanged, read_members
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
 from finetune_core.training.prepare import check_config, finding_rows, report_progress
-from finetune_core.training.stage_plan import describe, plan, total_parameters, trainable_parameters
+from finetune_core.training.stage_plan import (
+    describe_strategy,
+    plan_strategy,
+    total_parameters,
+    trainable_parameters,
+)
 
 _NO_CACHE = "no image goes through a network"
 
@@ -114,7 +119,7 @@ class _Members:
             FinetuneError: If one is gone, damaged, or does not fit the others.
         """
         parents = read_members(member_folders(config, run_dir))
-        networks = [best_network(parent.config, parent.folder)[0] for parent in parents]
+        networks = [load_best_network(parent.config, parent.folder)[0] for parent in parents]
         return cls(
             [Path(run).name for run in config.averaged.runs] if config.averaged else [],
             parents,
@@ -156,16 +161,16 @@ class _Members:
 
     def make_run_started(self, config: RunConfig, dataset: Dataset) -> RunStarted:
         strategies = [
-            plan(one.config, network.stages)
+            plan_strategy(one.config, network.stages)
             for one, network in zip(self.parents, self.networks, strict=True)
         ]
         first_network, device = self.networks[0], choose_device("cpu", FINAL_PRECISION)
         return RunStarted(
             backbone=config.backbone,
-            weights=config.starts_from,
+            weights=config.initial_weights,
             weights_hash=first_network.weights_hash,
             strategy=config.strategy,
-            stages=describe(strategies[0], first_network.stages),
+            stages=describe_strategy(strategies[0], first_network.stages),
             trainable_parameters=sum(
                 trainable_parameters(strategy, network.stages)
                 for strategy, network in zip(strategies, self.networks, strict=True)
@@ -211,7 +216,7 @@ class _Members:
         table = dataset.table
         training, keys = np.flatnonzero(table["split"] == TRAIN), sample_keys(table["id"])
         used = [
-            subset(
+            take_subset(
                 training,
                 table["label"].to_numpy(),
                 keys,

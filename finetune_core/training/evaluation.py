@@ -21,7 +21,7 @@ from finetune_core.training.exact_layers import use_exact_head
 from finetune_core.training.feeding import Forward, copy_to_processor, pad_batch
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
-from finetune_core.training.networks import best_network
+from finetune_core.training.networks import load_best_network
 from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.predictions import (
     FINAL_PRECISION,
@@ -31,7 +31,7 @@ from finetune_core.training.predictions import (
     save_predictions,
 )
 from finetune_core.training.prepare import EVENT_SECONDS, make_exact_job
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import count_epochs
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FinalEvaluation:
 
 
 @torch.no_grad()
-def logits_of(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarray:
+def compute_logits(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarray:
     """Return the logits of a network in eval mode, or of its tail: float32 ``[n, classes]``.
 
     They are computed in the device's precision.
@@ -104,7 +104,7 @@ def predict_splits(
             yield Progress(
                 phase, min(total, job.ranks.world * sum(len(rows) for rows, _ in own)), total
             )
-    gathered = job.ranks.meet((own, job.lost))
+    gathered = job.ranks.all_gather((own, job.lost))
     yield from lost.report(
         {row: reason for _, reasons in gathered for row, reason in reasons.items()}
     )
@@ -171,9 +171,9 @@ def evaluate_best(
     Raises:
         FinetuneError: If the checkpoint or too many of the images cannot be read.
     """
-    start_time, table, epochs = time.monotonic(), pd.DataFrame(), epochs_of(job.config)
+    start_time, table, epochs = time.monotonic(), pd.DataFrame(), count_epochs(job.config)
     # Now what rank 0 has written can be read.
-    job.ranks.meet(None)
+    job.ranks.all_gather(None)
     # A run without epochs has left no predictions.
     if epochs:
         table = load_predictions(run_dir, len(job.dataset.classes))
@@ -182,7 +182,7 @@ def evaluate_best(
     splits += [TEST] if len(job.rows[TEST]) else []
     if splits:
         yield Progress("evaluate", 0, sum(len(job.rows[split]) for split in splits))
-        network, _ = best_network(job.config, run_dir)
+        network, _ = load_best_network(job.config, run_dir)
         exact = yield from make_exact_job(job, network, splits)
         unreadable = np.setdiff1d(
             np.concatenate([job.rows[split] for split in splits]),
@@ -195,7 +195,7 @@ def evaluate_best(
             exact, *(yield from predict_splits(exact, splits, "evaluate", lost))
         )
         table = evaluated if VAL in splits else pd.concat([table, evaluated], ignore_index=True)
-        if job.ranks.leads:
+        if job.ranks.is_main_process:
             save_predictions(run_dir, table, FINAL_PRECISION)
     return evaluate_table(table, time.monotonic() - start_time)
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, NotRequired, Union
 from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from finetune_core.config.averaged import How
-from finetune_core.formatting import PHASE_WORDS
+from finetune_core.config.averaged import AveragingMethod
+from finetune_core.formatting import PHASE_TITLES
 
 LONGEST_LINE = 2**24  # bytes
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def _check_phase(phase: str) -> str:
-    if phase not in PHASE_WORDS:
+    if phase not in PHASE_TITLES:
         raise ValueError("is no phase of a run")
     return phase
 
@@ -299,7 +299,7 @@ class RunStarted(Event):
     numerics: Numerics | None = None
     lineage: Lineage = field(default_factory=list)
     head_kept: bool = False
-    averaged: How | None = None
+    averaged: AveragingMethod | None = None
     ranks: Positive = 1
     batchnorm: Literal["", "per_rank"] = ""
     class_counts: ClassCounts = field(default_factory=dict)
@@ -515,7 +515,7 @@ class WeightsAveraged(Event):
         device_bytes: As in EpochEnded.
     """
 
-    how: How
+    how: AveragingMethod
     parents: Annotated[list[Ancestor], Field(min_length=1, max_length=1000)]
     seconds: Seconds
     batchnorm_layers: Count = 0
@@ -627,6 +627,6 @@ def read_event(line: bytes) -> Row:
     return row
 
 
-def event_of(row: Row) -> Event:
+def make_event(row: Row) -> Event:
     """Return the event of an object that ``read_event`` has returned."""
     return _LINE.validate_python(row)

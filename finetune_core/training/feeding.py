@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune_core.training.batches import in_order, prefetch
+from finetune_core.training.batches import prefetch, split_batches
 from finetune_core.training.device import Device
 from finetune_core.training.out_of_memory import run_in_parts
-from finetune_core.transfers import Arrival, Transfers
+from finetune_core.transfers import PendingTensor, Transfers
 
 # Images. With more of them a processor gains nothing.
 _BATCH = 32
@@ -39,7 +39,7 @@ def forward_batch(device: Device) -> int:
     return _BATCH_ON_CUDA if device.kind == "cuda" else _BATCH
 
 
-def arriving(
+def load_batches(
     load: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]],
     batches: Sequence[np.ndarray],
     device: Device,
@@ -53,7 +53,7 @@ def arriving(
     """
     transfers = Transfers(device.torch_device)
 
-    def send(rows: np.ndarray) -> tuple[np.ndarray, Arrival]:
+    def send(rows: np.ndarray) -> tuple[np.ndarray, PendingTensor]:
         left, loaded = load(rows)
         return left, transfers.to_device(loaded)
 
@@ -61,7 +61,7 @@ def arriving(
     # cores.
     for _, (left, arrival) in prefetch(send, batches, ahead=2 if device.is_gpu else 1):
         yield left, arrival()
-        transfers.keep_up()
+        transfers.throttle()
 
 
 def pad_batch(inputs: torch.Tensor, size: int) -> torch.Tensor:
@@ -84,7 +84,7 @@ def pad_batch(inputs: torch.Tensor, size: int) -> torch.Tensor:
     return padded
 
 
-def outputs(
+def compute_outputs(
     forward: Forward, device: Device, rows: np.ndarray, feed: Feed, *, pad: bool = False
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Compute the network's output for rows, batch by batch.
@@ -102,8 +102,8 @@ def _compute_batches(
     forward: Forward, device: Device, rows: np.ndarray, feed: Feed, pad: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     position, size = 0, forward_batch(device)
-    for batch, loaded in arriving(
-        lambda batch_rows: (batch_rows, feed.load(batch_rows)), in_order(rows, size), device
+    for batch, loaded in load_batches(
+        lambda batch_rows: (batch_rows, feed.load(batch_rows)), split_batches(rows, size), device
     ):
 
         def part(
@@ -137,7 +137,7 @@ def copy_to_processor(
         return
     transfers, previous = Transfers(device.torch_device), None
     for positions, output in batches:
-        current = positions, transfers.to_processor(output)
+        current = positions, transfers.to_cpu(output)
         del output
         if previous:
             yield previous[0], previous[1]()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from finetune_core.data.dataset import sides
+from finetune_core.data.dataset import assign_units
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import TrainingError
 from finetune_core.models.network import Network
@@ -24,7 +24,7 @@ from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.prepare import report_progress
 from finetune_core.training.probe_memo import fit_once
 from finetune_core.training.prototypes import fit_prototypes
-from finetune_core.training.strategies import STRATEGIES, epochs_of
+from finetune_core.training.strategies import STRATEGIES, count_epochs
 
 _PARAMETERS = {"linear_probe": "C", "prototypes": "scale", "nearest_neighbours": "k"}
 _TOO_MANY_FEATURES = (
@@ -47,7 +47,7 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
     rows, features, labels = yield from _compute_features(job, head, lost)
     with explain_out_of_memory(_TOO_MANY_FEATURES):
         network, choice, logits = yield from _fit_by_strategy(
-            job, head, features, labels, sides(job.dataset.table.iloc[rows])
+            job, head, features, labels, assign_units(job.dataset.table.iloc[rows])
         )
     memory = measure_fit_footprint(job, features)
     yield HeadFitted(
@@ -79,7 +79,7 @@ def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, H
     start_time = time.monotonic()
     head = _get_linear_head(job)
     rows, features, labels = yield from _compute_features(job, head, lost)
-    sets = sides(job.dataset.table.iloc[rows])
+    sets = assign_units(job.dataset.table.iloc[rows])
     with explain_out_of_memory(_TOO_MANY_FEATURES):
         work = fit_once(features, labels, sets, head.out_features, seed)
         head_fit, choice = yield from report_progress("fit", work)
@@ -99,7 +99,7 @@ def _broadcast_fit(job: Job, head_fit: Linear) -> Linear:
     """Return rank 0's fit: processors round differently, and ranks must be equal."""
     if not job.ranks.several:
         return head_fit
-    weight, bias = job.ranks.decided((head_fit.weight.cpu(), head_fit.bias.cpu()))
+    weight, bias = job.ranks.broadcast((head_fit.weight.cpu(), head_fit.bias.cpu()))
     return Linear(weight, bias)
 
 
@@ -149,7 +149,7 @@ def _get_linear_head(job: Job) -> nn.Linear:
 
 
 def _make_head_error(job: Job) -> TrainingError:
-    alternative = "a random initial head" if epochs_of(job.config) else "feature extraction"
+    alternative = "a random initial head" if count_epochs(job.config) else "feature extraction"
     return TrainingError(
         f"The head of {job.config.backbone} is not one linear layer on one vector per image, so no "
         f"classifier can be fitted in its place. Choose {alternative} instead."

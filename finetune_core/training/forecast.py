@@ -7,7 +7,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
-from finetune_core.models.catalogue import input_info
+from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.training.device import device_for_run
 from finetune_core.training.feeding import forward_batch
 from finetune_core.training.placement import bytes_when_idle
@@ -17,17 +17,17 @@ from finetune_core.training.stage_plan import (
     Strategy,
     count_factored,
     cut_index,
-    plan,
-    stages_of,
+    describe_stages,
+    plan_strategy,
     trainable_parameters,
 )
 from finetune_core.training.strategies import (
     BASELINE,
     STRATEGIES,
-    epochs_of,
-    fits_initial_head,
+    count_epochs,
+    has_fitted_initial_head,
 )
-from finetune_core.training.trunk import chosen_views, why_uncached
+from finetune_core.training.trunk import choose_num_views, why_uncached
 
 # Building the network, opening the data, the last checkpoint.
 _FIXED_SECONDS = 0.8
@@ -68,13 +68,13 @@ def compute_forecast(
         found: How many of the activations are cached already.
         fit_seconds: Time to fit an initial head to the features of one image.
     """
-    stages = stages_of(config, len(dataset.classes))
-    strategy = plan(config, stages)
+    stages = describe_stages(config, len(dataset.classes))
+    strategy = plan_strategy(config, stages)
     train, val, test = (dataset.split_counts.get(split, 0) for split in (TRAIN, VAL, TEST))
     train = max(1, round(train * config.train_fraction))
     cached = not why_uncached(config, cut_index(strategy)) and speed.activation_bytes > 0
     trunk_again = 0.0 if cached else speed.trunk
-    epochs = epochs_of(config)
+    epochs = count_epochs(config)
     # A run in bf16 predicts test images only in its final evaluation. So does a run without epochs
     # with validation images.
     num_last = test if epochs else val + test
@@ -82,9 +82,9 @@ def compute_forecast(
         (val + test) * speed.exact if speed.exact else num_last * (speed.forward + trunk_again)
     )
     in_trunk = val + test - num_last if speed.exact else val + test
-    views = chosen_views(config, cut_index(strategy))
+    views = choose_num_views(config, cut_index(strategy))
     rows = train * (views or 1) + in_trunk
-    fits = bool(epochs) and fits_initial_head(config)
+    fits = bool(epochs) and has_fitted_initial_head(config)
     rows += train if fits and views else 0
     step = (
         speed.forward + (speed.step - speed.forward) * _compute_thawed_share(strategy, epochs)
@@ -98,7 +98,9 @@ def compute_forecast(
     once_seconds += train * (speed.forward + trunk_again + fit_seconds) if fits else 0.0
     trainable = trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
-    pixels = (train + val + test) * 3 * input_info(config).stored_side(config.image_size) ** 2
+    pixels = (
+        (train + val + test) * 3 * backbone_info_for(config).stored_side(config.image_size) ** 2
+    )
     weights = 4 * sum(stage.parameter_count for stage in stages)
     factored = 4 * count_factored(strategy, stages)
     memory_bytes, device_bytes = _estimate_memory(
@@ -151,7 +153,7 @@ def _compute_thawed_share(strategy: Strategy, epochs: int) -> float:
     return sum(epochs - stage.thaw_epoch + 1 for stage in training) / (epochs * len(training))
 
 
-def expected(
+def forecast_run(
     config: RunConfig, dataset: Dataset, book: SpeedBook, found: int = 0
 ) -> Forecast | None:
     """Forecast the run's time and memory from what was measured on this machine.
@@ -163,11 +165,11 @@ def expected(
     speed, reading = book.speed(config), book.decode_seconds(dataset, config.image_size)
     if speed is None or not speed.step_bytes or reading is None:
         return None
-    probe = book.speed(config.model_copy(update=config.for_strategy(BASELINE)))
+    probe = book.speed(config.model_copy(update=config.strategy_changes(BASELINE)))
     return compute_forecast(config, dataset, speed, reading, found, probe.step if probe else 0.0)
 
 
-def comparable(config: RunConfig, num_images: int = 0) -> list[RunConfig]:
+def list_comparable_configs(config: RunConfig, num_images: int = 0) -> list[RunConfig]:
     """Return the config once with each strategy that could run.
 
     Custom is among them where it is the config's own.
@@ -181,11 +183,11 @@ def comparable(config: RunConfig, num_images: int = 0) -> list[RunConfig]:
         if name == config.strategy:
             configs.append(config)
         elif name != "custom":
-            other = config.model_copy(update=config.for_strategy(name))
+            other = config.model_copy(update=config.strategy_changes(name))
             if num_images:
                 other = fill_auto(other, num_images)
             # It may need more epochs than there are.
             with suppress(ConfigError):
-                plan(other, stages_of(other))
+                plan_strategy(other, describe_stages(other))
                 configs.append(other)
     return configs

@@ -24,7 +24,9 @@ def has_trained_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn
     )
 
 
-def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: int) -> None:
+def apply_strategy(
+    strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: int
+) -> None:
     """Put the model into training mode as the strategy plans this epoch.
 
     A stage that trains has gradients. A frozen stage is in eval mode, so that neither BatchNorm

@@ -20,7 +20,9 @@ def find_uncached_anywhere(ranks: Ranks, missing: np.ndarray) -> np.ndarray:
     Args:
         missing: Rows that this rank has not cached, boolean ``[n]``.
     """
-    return _unpack_flags(np.bitwise_and.reduce(ranks.meet(np.packbits(missing))), len(missing))
+    return _unpack_flags(
+        np.bitwise_and.reduce(ranks.all_gather(np.packbits(missing))), len(missing)
+    )
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,13 @@ def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     """
     if not ranks.spans_machines:
         return True
-    CACHE.look_again(name)
+    CACHE.refresh(name)
     table = CACHE.table(name)
     # One lookup for everything: another thread may add rows to the table meanwhile.
     lookup = table.lookup(keys)
     layout = lookup.blocks[0].layout if lookup.blocks else None
     stock = _CachedRows(np.packbits(lookup.missing), layout) if ranks.local_rank == 0 else None
-    stocks_by_rank = ranks.meet(stock)
+    stocks_by_rank = ranks.all_gather(stock)
     stocks = {rank: stock for rank, stock in enumerate(stocks_by_rank) if stock}
     layouts = {stock.layout for stock in stocks.values() if stock.layout}
     if len(layouts) != 1:
@@ -132,7 +134,7 @@ class _Exchange:
 
         If one of them cannot, all have stopped in the same round.
         """
-        self._has_ended = self._has_ended or not all(self._ranks.meet(can_continue))
+        self._has_ended = self._has_ended or not all(self._ranks.all_gather(can_continue))
         return not self._has_ended
 
     def receive_rows(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -178,7 +180,7 @@ class _Exchange:
         }
         if not wanted:
             return {}
-        rows = self._layout.laid(self._lookup.batch(given))
+        rows = self._layout.to_stored(self._lookup.batch(given))
         return {
             rank: rows if some.all() else rows[torch.from_numpy(some)]
             for rank, some in wanted.items()

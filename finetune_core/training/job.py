@@ -15,23 +15,23 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.models.network import Network
 from finetune_core.training.batches import (
     TOO_LARGE_A_BATCH,
-    in_order,
     make_balanced_batches,
     make_epoch_batches,
+    split_batches,
 )
 from finetune_core.training.checkpoints import changing_tensors
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport, Lineage
-from finetune_core.training.feeding import arriving, forward_batch
+from finetune_core.training.feeding import forward_batch, load_batches
 from finetune_core.training.lora import LowRank, make_low_rank
 from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.ranks import ALONE, Ranks
 from finetune_core.training.stage_plan import Strategy, trained_parameters
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import count_epochs
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
-from finetune_core.transfers import sent
+from finetune_core.transfers import copy_to_device
 
 Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]
 
@@ -89,7 +89,7 @@ class Job:
     def targets(self, rows: np.ndarray) -> torch.Tensor:
         """Return the labels of the rows, int64 ``[n]``, on the device."""
         return self._device_labels.index_select(
-            0, sent(torch.from_numpy(rows), self._device_labels.device)
+            0, copy_to_device(torch.from_numpy(rows), self._device_labels.device)
         )
 
     @cached_property
@@ -160,7 +160,7 @@ class Job:
         Yields:
             Row numbers, and the input of ``forward`` on the device.
         """
-        batches = in_order(self.rows[split], self.evaluation_batch)
+        batches = split_batches(self.rows[split], self.evaluation_batch)
         return self._on_device(
             batches[self.ranks.rank :: self.ranks.world],
             lambda rows: self.source.readable(rows, None),
@@ -178,7 +178,7 @@ class Job:
     @property
     def evaluation_batch(self) -> int:
         """Number of images that are evaluated at a time."""
-        if self.config.micro_batch or not epochs_of(self.config):
+        if self.config.micro_batch or not count_epochs(self.config):
             return self.config.micro_batch or forward_batch(self.device)
         return max(forward_batch(self.device), self.config.batch_size)
 
@@ -193,7 +193,7 @@ class Job:
         load: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]],
         version: int | None,
     ) -> Inputs:
-        for rows, loaded in arriving(load, batches, self.device):
+        for rows, loaded in load_batches(load, batches, self.device):
             with explain_out_of_memory(TOO_LARGE_A_BATCH):
                 inputs = self.device.take(self.source.finish(loaded, rows, version))
             yield rows, inputs

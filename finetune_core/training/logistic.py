@@ -33,9 +33,9 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
-from finetune_core.data.threads import usable_cores
+from finetune_core.data.threads import count_usable_cores
 from finetune_core.errors import DataError
-from finetune_core.training.batches import compute_alone
+from finetune_core.training.batches import disable_helper_threads
 from finetune_core.training.events import Candidate
 from finetune_core.training.folds import FOLDS, Fold, stratified_folds
 from finetune_core.work import Step, Work, finish
@@ -108,11 +108,11 @@ class Scale:
         std = variance.mean().sqrt()
         return cls(mean, torch.where(std > 0, std, torch.ones_like(std)))
 
-    def applied(self, features: torch.Tensor) -> torch.Tensor:
+    def transform(self, features: torch.Tensor) -> torch.Tensor:
         """Standardise features ``[n, features]``."""
         return (features - self.mean) / self.std
 
-    def folded_into(self, head: Linear) -> Linear:
+    def fold_into(self, head: Linear) -> Linear:
         """Fold the standardisation into a classifier, which then takes features as they are."""
         weight = head.weight / self.std
         return Linear(weight, head.bias - weight @ self.mean)
@@ -153,11 +153,11 @@ def linear_probe(
     """
     choice = yield from _choose_penalty(features, labels, sets, classes, seed)
     scale = Scale.of(features)
-    head = yield from _refit(scale.applied(features), labels, classes, choice)
-    return scale.folded_into(head), choice
+    head = yield from _refit(scale.transform(features), labels, classes, choice)
+    return scale.fold_into(head), choice
 
 
-def fitted(
+def fit_logistic(
     features: torch.Tensor,
     labels: torch.Tensor,
     classes: int,
@@ -230,9 +230,9 @@ class _Fold:
         inside, outside = (torch.from_numpy(rows).to(labels.device) for rows in (fit, out))
         scale = Scale.of(features[inside])
         return cls(
-            scale.applied(features[inside]),
+            scale.transform(features[inside]),
             labels[inside],
-            scale.applied(features[outside]),
+            scale.transform(features[outside]),
             labels[outside],
         )
 
@@ -250,7 +250,7 @@ def _choose_penalty(
     return Choice(chosen, candidates, len(subset), len(folds), start)
 
 
-def held_out_right(
+def cross_validate_probe(
     features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
 ) -> Work[np.ndarray]:
     """Return which images a linear probe classifies correctly while they are held out.
@@ -273,7 +273,7 @@ def held_out_right(
     Raises:
         DataError: If there are too few images to cross-validate.
     """
-    parts = probe_folds(labels.cpu().numpy(), sets, seed)
+    parts = split_probe_folds(labels.cpu().numpy(), sets, seed)
     trials, _ = yield from _search_penalties(
         [_Fold.split(features, labels, fit, out) for fit, out in parts], classes
     )
@@ -289,8 +289,8 @@ def held_out_right(
     return is_correct
 
 
-def probe_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
-    """Return the folds of ``held_out_right``.
+def split_probe_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
+    """Return the folds of ``cross_validate_probe``.
 
     Raises:
         DataError: If there are too few images for two.
@@ -369,15 +369,15 @@ def _make_pool(fits: int, device: torch.device) -> ThreadPoolExecutor:
     Products as small as these take longer when several threads share each, and very long when other
     programs compute as well.
     """
-    threads = min(usable_cores(), fits) if device.type == "cpu" else 1
-    return ThreadPoolExecutor(threads, thread_name_prefix="fit", initializer=compute_alone)
+    threads = min(count_usable_cores(), fits) if device.type == "cpu" else 1
+    return ThreadPoolExecutor(threads, thread_name_prefix="fit", initializer=disable_helper_threads)
 
 
 def _refit(
     features: torch.Tensor, labels: torch.Tensor, classes: int, choice: Choice
 ) -> Work[Linear]:
     """Fit all images with the chosen penalty."""
-    fit = fitted(features, labels, classes, choice.value, choice.start)
+    fit = fit_logistic(features, labels, classes, choice.value, choice.start)
     if len(labels) > MOST_CHOSEN_ON:
         return (yield from fit)
     yield Step(0, None, "fit")
@@ -386,7 +386,7 @@ def _refit(
 
 
 def _fit_fold(classes: int, c: float, fold: _Fold, start: Linear | None) -> Linear:
-    return finish(fitted(fold.features, fold.labels, classes, c, start, _CHOOSING))
+    return finish(fit_logistic(fold.features, fold.labels, classes, c, start, _CHOOSING))
 
 
 def _score(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> _Trial:

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from finetune_core.config import RunConfig
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
-from finetune_core.files import is_there
+from finetune_core.files import path_exists
 from finetune_core.randomness import step_seed
 from finetune_core.training.averaging import average_weights
 from finetune_core.training.checkpoints import (
@@ -59,8 +59,8 @@ from finetune_core.training.footprint import (
     measure_footprint,
     record_saved_storages,
 )
-from finetune_core.training.forecast import expected
-from finetune_core.training.freezing import apply, has_trained_batchnorm
+from finetune_core.training.forecast import forecast_run
+from finetune_core.training.freezing import apply_strategy, has_trained_batchnorm
 from finetune_core.training.job import Job, make_step_rule
 from finetune_core.training.loss_scale import LossScale, make_loss_scale
 from finetune_core.training.lost import LostImages
@@ -84,12 +84,12 @@ from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import (
-    describe,
+    describe_strategy,
     frozen_tensors,
     total_parameters,
     trainable_parameters,
 )
-from finetune_core.training.strategies import epochs_of, fits_initial_head
+from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
 from finetune_core.training.training_state import (
     TrainingState,
     restore_training_state,
@@ -146,15 +146,15 @@ def fit(
             yield from build_ensemble(config, run_dir, roots)
             return
         job = yield from prepare(config, roots, run_dir, ranks)
-        if not epochs_of(config):
+        if not count_epochs(config):
             yield from _train_without_epochs(job, run_dir, start_time, roots)
             return
         state.metrics = RunningMetrics.zeros(len(job.dataset.classes))
         yield _make_run_started(job)
         lost = LostImages(job)
-        restores = resume and is_there(checkpoint_path(run_dir, LAST))
-        if not restores and fits_initial_head(config, head_kept=job.head_kept):
-            initialized = yield from fit_probe(job, lost, config.first_seed)
+        restores = resume and path_exists(checkpoint_path(run_dir, LAST))
+        if not restores and has_fitted_initial_head(config, head_kept=job.head_kept):
+            initialized = yield from fit_probe(job, lost, config.init_seed)
             _save_head(job, run_dir)
             yield initialized
         trainer = _make_trainer(job, run_dir, lost)
@@ -246,7 +246,7 @@ class _Trainer:
     footprints: list[Footprint] = field(default_factory=list)
 
     def save(self, state: TrainingState) -> CheckpointSaved:
-        if self.job.ranks.leads:
+        if self.job.ranks.is_main_process:
             save_training_state(
                 self.job, self.optimizer, self.average, self.scale, state, self.run_dir
             )
@@ -343,14 +343,14 @@ def _train_epoch(trainer: _Trainer, state: TrainingState) -> Iterator[Event]:
     ``state`` advances with each step. No event is yielded while a step has not been read back.
     """
     job, epoch = trainer.job, state.epoch
-    apply(job.strategy, job.network.stages, job.network.model, epoch)
+    apply_strategy(job.strategy, job.network.stages, job.network.model, epoch)
     batches, read_interval = job.training_batches(epoch), seconds_between_reads(job.device)
     pending = _PendingSteps(time.monotonic() - state.train_seconds, state.elapsed)
     for step, (rows, inputs) in enumerate(
         job.training_inputs(batches[state.step :], epoch), start=state.step + 1
     ):
         own_rows = rows[: len(rows) - job.num_partners(batches[step - 1])]
-        gathered = job.ranks.meet((own_rows, job.lost))
+        gathered = job.ranks.all_gather((own_rows, job.lost))
         lost = {row: reason for _, reasons in gathered for row, reason in reasons.items()}
         if lost.keys() - trainer.lost.known.keys():
             yield from _report_steps(trainer, state, pending)
@@ -360,7 +360,7 @@ def _train_epoch(trainer: _Trainer, state: TrainingState) -> Iterator[Event]:
         if not any(map(len, shares)):
             continue
         pending.steps.append(_take_step(trainer, epoch, step, len(batches), shares, rows, inputs))
-        if not read_interval or job.ranks.decided(
+        if not read_interval or job.ranks.broadcast(
             state.elapsed - pending.last_read_seconds >= read_interval
         ):
             yield from _report_steps(trainer, state, pending)
@@ -519,7 +519,7 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
         val_metrics.add(labels, predicted, loss)
         # Write to disk first, report later: a person who stops the run at one of these events finds
         # everything that the event reports.
-        if job.ranks.leads:
+        if job.ranks.is_main_process:
             add_predictions(
                 run_dir,
                 epoch,
@@ -535,7 +535,7 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
             loss,
             EarlyStopping.from_config(job.config).value(val_metrics),
         ):
-            if job.ranks.leads:
+            if job.ranks.is_main_process:
                 save_predictions(
                     run_dir, make_prediction_table(job, rows, logits), job.device.precision
                 )
@@ -578,7 +578,7 @@ def _check_equal_weights(job: Job) -> None:
         for tensor in job.changing_tensors().values()
         if tensor.is_floating_point()
     ]
-    if len(set(job.ranks.meet(torch.stack(floats).cpu().numpy().tobytes()))) > 1:
+    if len(set(job.ranks.all_gather(torch.stack(floats).cpu().numpy().tobytes()))) > 1:
         raise TrainingError(
             "The processes of this run have come to different weights: their processors or "
             "libraries do not compute alike. Resume the run on equal machines."
@@ -597,10 +597,10 @@ def _make_run_started(job: Job) -> RunStarted:
     config, stages, dataset = job.config, job.network.stages, job.dataset
     return RunStarted(
         backbone=config.backbone,
-        weights=config.starts_from,
+        weights=config.initial_weights,
         weights_hash=job.network.weights_hash,
         strategy=config.strategy,
-        stages=describe(job.strategy, stages),
+        stages=describe_strategy(job.strategy, stages),
         trainable_parameters=trainable_parameters(job.strategy, stages),
         total_parameters=total_parameters(job.strategy, stages),
         classes=list(dataset.classes),
@@ -608,8 +608,8 @@ def _make_run_started(job: Job) -> RunStarted:
         class_counts=_count_classes(job),
         fingerprint=dataset.fingerprint,
         findings=finding_rows(dataset),
-        epochs=epochs_of(config),
-        steps_per_epoch=len(job.training_batches(1)) if epochs_of(config) else 0,
+        epochs=count_epochs(config),
+        steps_per_epoch=len(job.training_batches(1)) if count_epochs(config) else 0,
         device=job.device.kind,
         device_label=job.device.label,
         precision=job.device.precision,
@@ -645,7 +645,7 @@ def _count_classes(job: Job) -> ClassCounts:
 
 
 def _forecast(job: Job) -> Expected | None:
-    forecast = expected(job.config, job.dataset, SpeedBook(), job.report.found)
+    forecast = forecast_run(job.config, job.dataset, SpeedBook(), job.report.found)
     # Timings are of a single device.
     if forecast is None or job.ranks.several:
         return None
@@ -659,14 +659,14 @@ def _forecast(job: Job) -> Expected | None:
 
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
-    if job.ranks.leads:
+    if job.ranks.is_main_process:
         save_checkpoint(run_dir, BEST, job.changing_tensors(), _make_checkpoint_info(job, epoch))
     return CheckpointSaved(BEST, epoch)
 
 
 def _save_head(job: Job, run_dir: Path) -> None:
     """Save the head fitted before the first step, for a script that repeats the run."""
-    if job.ranks.leads:
+    if job.ranks.is_main_process:
         save_checkpoint(run_dir, HEAD, head_tensors(job.network), _make_checkpoint_info(job, 0))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from finetune_core.errors import TrainingError
-from finetune_core.formatting import number, percent, things
+from finetune_core.formatting import format_number, format_percent, pluralize
 from finetune_core.training.events import Event, ImagesLost
 from finetune_core.training.job import Job
 
@@ -35,7 +35,7 @@ class LostImages:
         total, limit = sum(len(rows) for rows in self.job.rows.values()), self.job.config.skip_limit
         if len(self.known) > limit * total:
             raise TrainingError(
-                f"{things(len(self.known), 'image')} of {number(total)} can no longer be read, "
-                f"more than {percent(limit)}: {examples[0].rstrip('.')}. Put them back and resume "
-                "the run, or start a new one without them."
+                f"{pluralize(len(self.known), 'image')} of {format_number(total)} can no longer "
+                f"be read, more than {format_percent(limit)}: {examples[0].rstrip('.')}. Put them "
+                "back and resume the run, or start a new one without them."
             )

@@ -17,13 +17,13 @@ from finetune_core.training.device import choose_device
 from finetune_core.training.device_turn import run_in_turn
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.fitting import fit_probe
-from finetune_core.training.freezing import apply
+from finetune_core.training.freezing import apply_strategy
 from finetune_core.training.job import Inputs, Job, make_step_rule
 from finetune_core.training.loss_scale import make_loss_scale
 from finetune_core.training.lost import LostImages
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
-from finetune_core.training.strategies import epochs_of, fits_initial_head
+from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
 from finetune_core.work import Step, Work
 
 _LOWEST, _HIGHEST = 1e-7, 10.0
@@ -66,7 +66,7 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
     """
     # Fail at once, not after waiting for the device.
     check_config(config)
-    if not epochs_of(config):
+    if not count_epochs(config):
         raise ConfigError(
             {"strategy": "is fitted without steps, so that there is no learning rate to find"}
         )
@@ -96,8 +96,8 @@ def _run_test(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
 def _prepare_job(config: RunConfig, roots: Sequence[Path]) -> Generator[Event, None, Job]:
     """Prepare the run up to its first step."""
     job = yield from prepare(config, roots)
-    if fits_initial_head(config, head_kept=job.head_kept):
-        yield from fit_probe(job, LostImages(job), config.first_seed)
+    if has_fitted_initial_head(config, head_kept=job.head_kept):
+        yield from fit_probe(job, LostImages(job), config.init_seed)
     return job
 
 
@@ -116,7 +116,7 @@ def suggest_rate(rates: list[float], losses: list[float]) -> float | None:
 
 def _raise_rate(job: Job) -> Work[tuple[list[float], list[float]]]:
     config, rule, scale = job.config, make_step_rule(job), make_loss_scale(job.device)
-    apply(job.strategy, job.network.stages, job.network.model, config.epochs)
+    apply_strategy(job.strategy, job.network.stages, job.network.model, config.epochs)
     optimizer = make_optimizer(
         config, job.strategy, job.network.stages, job.network.model, job.low_rank
     )

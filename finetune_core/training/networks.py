@@ -15,12 +15,23 @@ import torch
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.data.splits import VAL
 from finetune_core.errors import ConfigError, FinetuneError, RunError
-from finetune_core.files import copy_regular, is_link, regular_file
-from finetune_core.models.catalogue import input_info
-from finetune_core.models.ensemble import joined
-from finetune_core.models.network import Network, build_network, headed_state, network_of
-from finetune_core.models.timm_networks import find, is_timm_name, resized
-from finetune_core.models.weights import PRETRAINED, RANDOM, of_head, put_tensors, state_hash
+from finetune_core.files import copy_regular, is_link, stat_regular
+from finetune_core.models.catalogue import backbone_info_for
+from finetune_core.models.ensemble import build_ensemble
+from finetune_core.models.network import (
+    Network,
+    build_network,
+    build_network_from_state,
+    meta_state_dict,
+)
+from finetune_core.models.timm_networks import find, is_timm_name, resize_embeddings
+from finetune_core.models.weights import (
+    PRETRAINED,
+    RANDOM,
+    is_head_tensor,
+    load_state_tensors,
+    state_hash,
+)
 from finetune_core.training.checkpoints import (
     BEST,
     HEAD,
@@ -35,7 +46,7 @@ from finetune_core.training.checkpoints import (
 from finetune_core.training.events import Ancestor
 from finetune_core.training.nearest import add_empty_neighbours, count_features
 from finetune_core.training.predictions import PREDICTIONS_FILE, load_predictions
-from finetune_core.training.stage_plan import last_used, plan
+from finetune_core.training.stage_plan import find_last_stage, plan_strategy
 from finetune_core.training.strategies import STRATEGIES
 
 _MEMBERS = "members"  # folder of an ensemble's run
@@ -88,10 +99,12 @@ def build_start(config: RunConfig) -> Start:
             longer on this machine.
     """
     folder, earlier = _read_earlier_run(config)
-    network, info = best_network(earlier, folder)
+    network, info = load_best_network(earlier, folder)
     tensors = {name: tensor.detach().clone() for name, tensor in network.model.state_dict().items()}
     if config.image_size != earlier.image_size and is_timm_name(config.backbone):
-        tensors = resized(find(config.backbone), tensors, len(info.classes), config.image_size)
+        tensors = resize_embeddings(
+            find(config.backbone), tensors, len(info.classes), config.image_size
+        )
     lineage = read_info(folder, START).lineage if earlier.earlier_run else []
     return Start(
         tensors,
@@ -106,7 +119,7 @@ def build_start(config: RunConfig) -> Start:
     )
 
 
-def keep_earlier(config: RunConfig, run_dir: Path) -> None:
+def copy_earlier_runs(config: RunConfig, run_dir: Path) -> None:
     """Copy what a run needs of earlier runs into its folder.
 
     That is the network it starts from, or an ensemble's members. A run of averaged weights keeps
@@ -147,7 +160,7 @@ def member_folders(config: RunConfig, run_dir: Path) -> list[Path]:
 
 def _copy_member(run: Path, folder: Path) -> None:
     names = [CONFIG_FILE, checkpoint_path(run, BEST).name, PREDICTIONS_FILE]
-    if regular_file(checkpoint_path(run, START)):
+    if stat_regular(checkpoint_path(run, START)):
         names.append(checkpoint_path(run, START).name)
     folder.mkdir(parents=True)
     for name in names:
@@ -166,12 +179,12 @@ def load_start(config: RunConfig, run_dir: Path) -> Start:
         RunError: If it is missing or damaged.
     """
     info = read_info(run_dir, START)
-    needed = headed_state(config.backbone, len(info.classes), config.image_size)
+    needed = meta_state_dict(config.backbone, len(info.classes), config.image_size)
     tensors, info = load_tensors(run_dir, START, needed)
     return Start(tensors, info)
 
 
-def beginning_of(
+def build_initial_network(
     config: RunConfig, classes: Sequence[str], run_dir: Path | None = None
 ) -> InitialNetwork:
     """Build the initial network of a run: float32, on the processor, in eval mode.
@@ -182,12 +195,12 @@ def beginning_of(
     Raises:
         FinetuneError: If weights are missing or damaged.
     """
-    options = config.first_seed, config.image_size, last_used(config)
+    options = config.init_seed, config.image_size, find_last_stage(config)
     if not config.earlier_run:
-        network = build_network(config.backbone, config.starts_from, len(classes), *options)
-        return InitialNetwork(replace(network, info=input_info(config)))
+        network = build_network(config.backbone, config.initial_weights, len(classes), *options)
+        return InitialNetwork(replace(network, info=backbone_info_for(config)))
     start = load_start(config, run_dir) if run_dir else build_start(config)
-    network = network_of(config.backbone, start.tensors, len(classes), *options)
+    network = build_network_from_state(config.backbone, start.tensors, len(classes), *options)
     if network.weights_hash != start.info.weights_hash:
         raise RunError(
             f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those "
@@ -196,21 +209,21 @@ def beginning_of(
     head_kept = set(start.info.classes) == set(classes) and not STRATEGIES[config.strategy].fits
     if head_kept:
         order = torch.tensor([start.info.classes.index(name) for name in classes])
-        put_tensors(
+        load_state_tensors(
             network.model,
             {
                 name: tensor[order]
                 for name, tensor in start.tensors.items()
-                if of_head(name, network.heads)
+                if is_head_tensor(name, network.heads)
             },
         )
-    return InitialNetwork(replace(network, info=input_info(config)), start, head_kept)
+    return InitialNetwork(replace(network, info=backbone_info_for(config)), start, head_kept)
 
 
 def head_tensors(network: Network) -> dict[str, torch.Tensor]:
     """Return the tensors of a network's head by name: those that are in use, not copies."""
     state = network.model.state_dict()
-    return {name: tensor for name, tensor in state.items() if of_head(name, network.heads)}
+    return {name: tensor for name, tensor in state.items() if is_head_tensor(name, network.heads)}
 
 
 def load_initial_head(network: Network, run_dir: Path) -> dict[str, torch.Tensor]:
@@ -225,7 +238,7 @@ def load_initial_head(network: Network, run_dir: Path) -> dict[str, torch.Tensor
     return load_tensors(run_dir, HEAD, head_tensors(network))[0]
 
 
-def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointInfo]:
+def load_best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointInfo]:
     """Build the network of a run's best checkpoint: float32, on the processor, in eval mode.
 
     Raises:
@@ -235,8 +248,8 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
     """
     info = read_info(run_dir, BEST)
     if config.is_ensemble:
-        return joined(_load_members(config, run_dir, info)), info
-    network = beginning_of(config, info.classes, run_dir).network
+        return build_ensemble(_load_members(config, run_dir, info)), info
+    network = build_initial_network(config, info.classes, run_dir).network
     if network.weights_hash != info.weights_hash:
         place = (
             checkpoint_path(run_dir, START)
@@ -244,7 +257,7 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
             else f"The weights of {info.backbone} on this machine"
         )
         raise RunError(f"{place} are not those that {run_dir.name} was trained from.")
-    strategy = plan(config, network.stages)
+    strategy = plan_strategy(config, network.stages)
     if STRATEGIES[config.strategy].fits == "nearest_neighbours":
         width = count_features(network, len(info.classes))
         network = add_empty_neighbours(
@@ -268,7 +281,7 @@ def _load_members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> lis
             raise RunError(
                 f"{folder} is damaged: it is no network for the classes of {run_dir.name}."
             )
-        networks.append(best_network(member, folder)[0])
+        networks.append(load_best_network(member, folder)[0])
     return networks
 
 
@@ -281,7 +294,7 @@ def _count_neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
         RunError: If it claims none, or more than its file can hold. No memory is taken for those.
     """
     path = checkpoint_path(run_dir, BEST)
-    status = regular_file(path)
+    status = stat_regular(path)
     if not 0 < info.neighbours <= (status.st_size if status else 0) // (4 * width + 8):
         raise RunError(f"{path} is damaged: it holds no training images that could vote.")
     return info.neighbours
@@ -295,7 +308,7 @@ def read_trained_run(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
     """
     if is_link(folder):
         raise RunError(f"{folder} is a link, which is not followed")
-    if not regular_file(folder / CONFIG_FILE):
+    if not stat_regular(folder / CONFIG_FILE):
         raise RunError(f"there is no run in {folder}")
     config, info = make_config(read_config(folder / CONFIG_FILE)), read_info(folder, BEST)
     if info.backbone != config.backbone:
@@ -319,7 +332,7 @@ def _read_earlier_run(config: RunConfig) -> tuple[Path, RunConfig]:
                 "trained nothing: start from the backbone itself"
             }
         )
-    if last := last_used(earlier):
+    if last := find_last_stage(earlier):
         raise ConfigError(
             {
                 "from_run": f"{folder.name} ends after {last} and lacks what follows: start from "
@@ -347,7 +360,7 @@ def describe_ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) ->
         strategy=earlier.strategy,
         epoch=info.epoch,
         accuracy=_compute_val_accuracy(folder, len(info.classes)),
-        weights="run" if earlier.earlier_run else kinds.get(earlier.starts_from, "file"),  # type: ignore[typeddict-item]
+        weights="run" if earlier.earlier_run else kinds.get(earlier.initial_weights, "file"),  # type: ignore[typeddict-item]
     )
 
 

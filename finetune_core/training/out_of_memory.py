@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from finetune_core.errors import TrainingError, ran_out
+from finetune_core.errors import TrainingError, is_out_of_memory_in_network
 
 Result = TypeVar("Result")
 
@@ -17,7 +17,7 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory_in_network(error):
             raise
         raise TrainingError(f"There is not enough memory {advice}") from None
 
@@ -35,7 +35,7 @@ def run_halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
         try:
             return work(size), size
         except (MemoryError, RuntimeError) as error:
-            if not ran_out(error):
+            if not is_out_of_memory_in_network(error):
                 raise
         # Only after the error is gone, and with it the tensors that its traceback holds.
         size = -(-size // 2)

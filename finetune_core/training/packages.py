@@ -11,7 +11,7 @@ from contextlib import suppress
 import torch
 
 from finetune_core.files import temporary_folder
-from finetune_core.private import make_room, read_private, write_private
+from finetune_core.private import evict_oldest, read_private, write_private
 
 _NAMES = re.compile(r"[\w.-]+\.pt2", re.ASCII)
 _DIGEST_BYTES = 32
@@ -25,7 +25,7 @@ Compiled = Callable[[torch.Tensor], torch.Tensor]
 def write_package(name: str, content: bytes) -> None:
     """Store a package, unless other users could reach it or there is no space for it."""
     with suppress(OSError):
-        make_room(_NAMES, _ALL - len(content))
+        evict_oldest(_NAMES, _ALL - len(content))
         write_private(f"{name}.pt2", _digest(name, content) + content)
 
 

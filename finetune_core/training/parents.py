@@ -15,19 +15,19 @@ import pandas as pd
 import torch
 
 from finetune_core.config import RunConfig, make_config
-from finetune_core.config.averaged import Averaged, How
+from finetune_core.config.averaged import Averaging, AveragingMethod
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.same_classes import describe_class_difference
 from finetune_core.errors import ConfigError, FinetuneError, TrainingError
-from finetune_core.formatting import percent
-from finetune_core.models.catalogue import input_info
+from finetune_core.formatting import format_percent
+from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.models.network import has_linear_head
 from finetune_core.models.weights import RANDOM
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, load_checkpoint
 from finetune_core.training.networks import (
-    beginning_of,
-    best_network,
+    build_initial_network,
     head_tensors,
+    load_best_network,
     read_trained_run,
 )
 from finetune_core.training.predictions import (
@@ -35,8 +35,8 @@ from finetune_core.training.predictions import (
     load_predictions,
     predictions_precision,
 )
-from finetune_core.training.stage_plan import frozen_tensors, plan
-from finetune_core.training.strategies import STRATEGIES, fits_initial_head
+from finetune_core.training.stage_plan import frozen_tensors, plan_strategy
+from finetune_core.training.strategies import STRATEGIES, has_fitted_initial_head
 
 Problems = dict[Path, str]  # a run's folder -> why it cannot be averaged
 
@@ -72,14 +72,16 @@ class Parent:
         Raises:
             FinetuneError: If the weights that the run began with are missing or damaged.
         """
-        beginning = beginning_of(self.config, self.info.classes, self.folder)
+        beginning = build_initial_network(self.config, self.info.classes, self.folder)
         network = beginning.network
         frozen = frozenset(
             name
-            for stage, each in zip(network.stages, plan(self.config, network.stages), strict=True)
+            for stage, each in zip(
+                network.stages, plan_strategy(self.config, network.stages), strict=True
+            )
             for name in frozen_tensors(each, stage)
         )
-        fitted = fits_initial_head(self.config, head_kept=beginning.head_kept)
+        fitted = has_fitted_initial_head(self.config, head_kept=beginning.head_kept)
         return _InitialState(network.weights_hash, head_tensors(network), fitted, frozen)
 
     def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -89,7 +91,7 @@ class Parent:
             FinetuneError: If its checkpoint, or the weights that it began with, are missing or
                 damaged.
         """
-        network, _ = best_network(self.config, self.folder)
+        network, _ = load_best_network(self.config, self.folder)
         state = network.model.state_dict()
         # The network holds LoRA's merged weights. Only the checkpoint holds its factors.
         if any(name not in state for name in names):
@@ -108,7 +110,7 @@ class Parent:
         )
 
 
-def averaged_config(how: str, folders: Sequence[Path]) -> RunConfig:
+def make_averaged_config(how: str, folders: Sequence[Path]) -> RunConfig:
     """Return the settings of the run that averages these runs.
 
     These are the settings of one of them, in fp32, so that what is chosen is what is kept. The
@@ -118,8 +120,10 @@ def averaged_config(how: str, folders: Sequence[Path]) -> RunConfig:
         ConfigError: If there is no such way to average, or the runs cannot be averaged. It names
             each run and the reason.
     """
-    if how not in get_args(How):
-        raise ConfigError({"how": f"must be one of {', '.join(get_args(How))}, not {how!r}"})
+    if how not in get_args(AveragingMethod):
+        raise ConfigError(
+            {"how": f"must be one of {', '.join(get_args(AveragingMethod))}, not {how!r}"}
+        )
     parents, problems = _read_runs(folders)
     problems |= _find_differences(how, parents)
     if problems:
@@ -148,7 +152,7 @@ def why_not_averaged(how: str, folders: Sequence[Path]) -> list[str]:
     return _format_problems(problems | _find_differences(how, parents))
 
 
-def read_parents(averaged: Averaged) -> list[Parent]:
+def read_parents(averaged: Averaging) -> list[Parent]:
     """Read the runs that a config names, in its order, but not their tensors.
 
     Raises:
@@ -160,7 +164,7 @@ def read_parents(averaged: Averaged) -> list[Parent]:
     return parents
 
 
-def read_matching_parents(averaged: Averaged) -> list[Parent]:
+def read_matching_parents(averaged: Averaging) -> list[Parent]:
     """Read the runs that a config names and compare them with each other once more.
 
     They may have changed since the config was made.
@@ -247,7 +251,7 @@ def _why_unfit(how: str, parent: Parent) -> str:
         return "it keeps low-rank factors, and the mean of such products is none of that rank"
     if how != "wise":
         return ""
-    if config.starts_from == RANDOM:
+    if config.initial_weights == RANDOM:
         return "it started from random weights, so that there is nothing to go back to"
     if not has_linear_head(config.backbone, config.image_size):
         return (
@@ -287,7 +291,7 @@ def _why_different(one: Parent, first: Parent) -> str:
         return f"its initial head was {own}, that of {name} {others} (--initial-head)"
     head = first.initial_state.head
     if any(not torch.equal(tensor, head[key]) for key, tensor in one.initial_state.head.items()):
-        seeds = f"seed {one.config.first_seed}, not {first.config.first_seed}"
+        seeds = f"seed {one.config.init_seed}, not {first.config.init_seed}"
         return (
             f"its head began with other weights than that of {name} ({seeds}): train them again "
             "with one seed of the head (--head-seed)"
@@ -313,13 +317,13 @@ def _describe_subset_difference(config: RunConfig, first: RunConfig) -> str:
     """
     if config.train_fraction != first.train_fraction:
         return (
-            f"it trained on {percent(config.train_fraction)} of the training images, not on the "
-            f"{percent(first.train_fraction)}"
+            f"it trained on {format_percent(config.train_fraction)} of the training images, not "
+            f"on the {format_percent(first.train_fraction)}"
         )
     if config.train_fraction < 1 and config.seed != first.seed:
         return (
-            f"its seed {config.seed} drew other {percent(config.train_fraction)} of the training "
-            f"images (--train-fraction) than seed {first.seed}"
+            f"its seed {config.seed} drew other {format_percent(config.train_fraction)} of the "
+            f"training images (--train-fraction) than seed {first.seed}"
         )
     return ""
 
@@ -365,7 +369,7 @@ def _get_framing(parent: Parent) -> dict[str, int | str]:
 
     Their normalisation is not among them: it can be changed afterwards.
     """
-    config, info = parent.config, input_info(parent.config)
+    config, info = parent.config, backbone_info_for(parent.config)
     return {
         "image size": config.image_size,
         "centre crop": info.stored_side(config.image_size),

@@ -114,7 +114,7 @@ def read_back(
     numbers = torch.stack([each.numbers for each in pending]).tolist()
     predicted = torch.cat([each.predicted for each in pending]).cpu().numpy()
     ends = np.cumsum([len(each.predicted) for each in pending])
-    gathered = ranks.meet(np.split(predicted, ends[:-1]))
+    gathered = ranks.all_gather(np.split(predicted, ends[:-1]))
     for each, (loss, norm, skipped, scale), shares in zip(
         pending, numbers, zip(*gathered, strict=True), strict=True
     ):

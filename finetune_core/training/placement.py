@@ -53,7 +53,7 @@ def place_lookups(
     placed = []
     for lookup in lookups:
         known_rows = used[lookup.places[used, 0] >= 0]
-        num_bytes = lookup.bytes_of(known_rows)
+        num_bytes = lookup.count_bytes(known_rows)
         if 0 < num_bytes <= free_bytes:
             lookup, free_bytes = _move_lookup(lookup, device, known_rows), free_bytes - num_bytes
         placed.append(lookup)

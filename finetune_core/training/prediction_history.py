@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 
 from finetune_core.errors import RunError
-from finetune_core.files import is_there, problem_with, read_regular, write_bytes
+from finetune_core.files import describe_problem, path_exists, read_regular, write_bytes
 from finetune_core.training.batches import draw_uniform
 
 PREDICTION_HISTORY_FILE, _EARLIER_FILE = "prediction_history.json", "guesses.json"
@@ -114,7 +114,7 @@ def load_prediction_history(run_dir: Path, classes: int | None = None) -> Predic
         RunError: If the file is damaged.
     """
     path = run_dir / PREDICTION_HISTORY_FILE
-    if not is_there(path):
+    if not path_exists(path):
         path = run_dir / _EARLIER_FILE  # name in earlier versions
     try:
         history = _HISTORY.validate_json(read_regular(path, _LARGEST), strict=True)
@@ -131,11 +131,11 @@ def load_prediction_history(run_dir: Path, classes: int | None = None) -> Predic
     except FileNotFoundError:
         return PredictionHistory((), (), ())
     except (OSError, ValueError) as error:
-        raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
+        raise RunError(f"{run_dir}: {describe_problem(path, error)}.") from None
     return history
 
 
-def flips(history: PredictionHistory) -> list[Flip]:
+def find_flips(history: PredictionHistory) -> list[Flip]:
     """Return the images whose prediction has changed.
 
     The latest change comes first, then the most changes.

@@ -17,12 +17,12 @@ from pydantic import Field
 
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
-from finetune_core.files import open_regular, problem_with, regular_file, write_bytes
+from finetune_core.files import describe_problem, open_regular, stat_regular, write_bytes
 
 PREDICTIONS_FILE = "predictions.parquet"
 # Precision of a run's final predictions: what is evaluated is what ships.
 FINAL_PRECISION: Final = "fp32"
-# Nanoseconds, as ``predictions_changed`` returns.
+# Nanoseconds, as ``predictions_mtime`` returns.
 Moment = Annotated[int, Field(ge=0, lt=2**63)]
 _COLUMNS = ["id", "split", "label", "logits"]
 # Of the file, and of its decompressed content.
@@ -79,9 +79,9 @@ def remove_predictions(run_dir: Path) -> None:
     (run_dir / PREDICTIONS_FILE).unlink(missing_ok=True)
 
 
-def predictions_changed(run_dir: Path) -> int:
+def predictions_mtime(run_dir: Path) -> int:
     """Return when the run's predictions were written, in nanoseconds, or 0 if there are none."""
-    status = regular_file(run_dir / PREDICTIONS_FILE)
+    status = stat_regular(run_dir / PREDICTIONS_FILE)
     return status.st_mtime_ns if status else 0
 
 
@@ -91,14 +91,14 @@ def predictions_precision(run_dir: Path) -> str | None:
     It is None where the file does not say so: earlier versions did not.
     """
     try:
-        value = fact_of(run_dir / PREDICTIONS_FILE, _PRECISION)
+        value = read_fact(run_dir / PREDICTIONS_FILE, _PRECISION)
     except (OSError, ValueError):
         # Missing or damaged. Reading the table reports that.
         return None
     return next((precision for precision in _PRECISIONS if value == precision.encode()), None)
 
 
-def fact_of(path: Path, key: bytes) -> bytes:
+def read_fact(path: Path, key: bytes) -> bytes:
     """Return a file's metadata under a key of ``write_table``, without reading its rows.
 
     It is empty where the file has none.
@@ -161,7 +161,7 @@ def read_table(path: Path, splits: Collection[str], classes: int | None = None) 
         OverflowError,
         MemoryError,
     ) as error:
-        raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
+        raise RunError(f"{path.parent}: {describe_problem(path, error)}.") from None
 
 
 def _read_checked(

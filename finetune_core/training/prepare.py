@@ -22,9 +22,9 @@ from finetune_core.errors import ConfigError, DataError, FinetuneError, Training
 from finetune_core.files import is_file
 from finetune_core.models.catalogue import BackboneInfo, backbone_info
 from finetune_core.models.network import Network, check_image_size, has_linear_head
-from finetune_core.models.partition import CannotSplit, Segments
+from finetune_core.models.partition import Segments, SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM, download
-from finetune_core.training.batches import sample_keys, subset
+from finetune_core.training.batches import sample_keys, take_subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device, device_for_run
 from finetune_core.training.device_memory import reset_peak_memory
@@ -32,17 +32,17 @@ from finetune_core.training.events import CacheReport, Event, FindingRow, Images
 from finetune_core.training.feeding import forward_batch
 from finetune_core.training.gather import find_uncached_anywhere, gather_rows
 from finetune_core.training.job import Job
-from finetune_core.training.networks import InitialNetwork, beginning_of, check_earlier_run
+from finetune_core.training.networks import InitialNetwork, build_initial_network, check_earlier_run
 from finetune_core.training.parents import read_parents
 from finetune_core.training.placement import bytes_for_rows, place_lookups
 from finetune_core.training.ranks import ALONE, Ranks, check_gpus
-from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of
-from finetune_core.training.strategies import epochs_of, fits_initial_head
+from finetune_core.training.stage_plan import Strategy, cut_index, describe_stages, plan_strategy
+from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import (
     CachedTrunk,
     TrunkTables,
-    chosen_views,
+    choose_num_views,
     fill_trunk,
     find_missing,
     find_uncached,
@@ -51,7 +51,7 @@ from finetune_core.training.trunk import (
     why_eager,
     why_uncached,
 )
-from finetune_core.work import Work, in_phase
+from finetune_core.work import Work, with_phase
 
 EVENT_SECONDS = 0.2  # no one needs progress more often
 _EXAMPLES = 20
@@ -87,7 +87,7 @@ def check_config(
         check_field("device", choose_device, config.device, config.precision)
     check_field("backbone", backbone_info, config.backbone)
     if "backbone" not in problems:
-        check_field("strategy", lambda: plan(config, stages_of(config)))
+        check_field("strategy", lambda: plan_strategy(config, describe_stages(config)))
         check_field("image_size", check_image_size, config.backbone, config.image_size)
     if not {"backbone", "image_size"} & problems.keys():
         check_field("initial_head", _check_initial_head, config)
@@ -96,7 +96,7 @@ def check_config(
     if config.earlier_run:
         if run_dir is None and not config.averaged:
             check_field("from_run", check_earlier_run, config)
-    elif config.starts_from not in (PRETRAINED, RANDOM) and not is_file(config.weights):
+    elif config.initial_weights not in (PRETRAINED, RANDOM) and not is_file(config.weights):
         problems["weights"] = f"there is no file {config.weights}"
     if problems:
         raise ConfigError(problems)
@@ -108,7 +108,7 @@ def _check_initial_head(config: RunConfig) -> None:
     Raises:
         ConfigError: If the network's head is not linear.
     """
-    fits = epochs_of(config) and fits_initial_head(config)
+    fits = count_epochs(config) and has_fitted_initial_head(config)
     if fits and not has_linear_head(config.backbone, config.image_size):
         raise ConfigError(
             {
@@ -143,7 +143,7 @@ def check_shared(config: RunConfig, ranks: int, *, elsewhere: bool = False) -> N
     """
     if ranks == 1:
         return
-    if not epochs_of(config):
+    if not count_epochs(config):
         raise ConfigError(
             {
                 "devices": "this run takes no steps that devices could share: what it computes of "
@@ -161,8 +161,10 @@ def check_shared(config: RunConfig, ranks: int, *, elsewhere: bool = False) -> N
 
 def missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
     """Return the backbones whose pretrained weights these runs need and this machine lacks."""
-    names = dict.fromkeys(config.backbone for config in configs if config.starts_from == PRETRAINED)
-    return [info for info in map(backbone_info, names) if not info.ready]
+    names = dict.fromkeys(
+        config.backbone for config in configs if config.initial_weights == PRETRAINED
+    )
+    return [info for info in map(backbone_info, names) if not info.is_ready]
 
 
 def fetch_weights(missing: Sequence[BackboneInfo]) -> Work[None]:
@@ -175,7 +177,7 @@ def fetch_weights(missing: Sequence[BackboneInfo]) -> Work[None]:
         WeightsError: If there is no network, or the download differs from what was published.
     """
     for info in missing:
-        yield from in_phase("download", download(info))
+        yield from with_phase("download", download(info))
 
 
 def check_classes(dataset: Dataset) -> None:
@@ -215,17 +217,19 @@ def prepare(
         yield _make_images_skipped(dataset.unreadable)
     yield from _run_main_process_first(ranks, _download_weights(config))
     device = device_for_run(config)
-    beginning = beginning_of(config, dataset.classes, run_dir)
+    beginning = build_initial_network(config, dataset.classes, run_dir)
     network = beginning.network
     _check_equal(ranks, dataset.fingerprint, network.weights_hash, device)
-    prepared = _Prepared(config, dataset, beginning, plan(config, network.stages), device, ranks)
+    prepared = _Prepared(
+        config, dataset, beginning, plan_strategy(config, network.stages), device, ranks
+    )
     place(network, prepared.strategy, device)
     reset_peak_memory(device)
     reason = why_uncached(config, cut_index(prepared.strategy))
     if not reason:
         try:
             return (yield from _prepare_trunk(prepared, split_network(network)))
-        except CannotSplit as error:
+        except SplitError as error:
             reason = str(error)
     return (yield from _prepare_images(prepared, reason))
 
@@ -244,9 +248,9 @@ def _run_main_process_first(
     """
     if ranks.local_rank == 0:
         result = yield from work
-        ranks.meet(None)
+        ranks.all_gather(None)
         return result
-    ranks.meet(None)
+    ranks.all_gather(None)
     return (yield from work)
 
 
@@ -256,7 +260,7 @@ def _check_equal(ranks: Ranks, fingerprint: str, weights_hash: str, device: Devi
     Raises:
         TrainingError: If they have not.
     """
-    values = ranks.meet((fingerprint, weights_hash, device.kind, device.precision))
+    values = ranks.all_gather((fingerprint, weights_hash, device.kind, device.precision))
     for number, subject in enumerate(
         ("images, labels or splits", "pretrained weights", "kind of device", "precision")
     ):
@@ -279,7 +283,7 @@ def make_exact_job(
     Raises:
         DataError: If none of a split's images can be read.
     """
-    job.device.hold(network.model)
+    job.device.move_module(network.model)
     if isinstance(job.source, TrainingImages):
         return replace(
             job,
@@ -349,7 +353,7 @@ class _Prepared:
         usable = ~np.isin(np.arange(len(split)), [*failed, *self.unused])
         rows = {name: np.flatnonzero(usable & (split == name)) for name in self.splits}
         if TRAIN in rows:
-            rows[TRAIN] = subset(
+            rows[TRAIN] = take_subset(
                 rows[TRAIN], self.labels, self.keys, self.config.train_fraction, self.config.seed
             )
         for name in {TRAIN, VAL} & rows.keys():
@@ -394,7 +398,7 @@ def _prepare_images(prepared: _Prepared, reason: str) -> Generator[Event, None, 
     rows = np.sort(np.concatenate(list(prepared.rows({}).values())))
     pixels = yield from _decode(prepared, rows)
     seconds = time.monotonic() - start_time
-    views = chosen_views(prepared.config, cut_index(prepared.strategy)) or 0
+    views = choose_num_views(prepared.config, cut_index(prepared.strategy)) or 0
     report = CacheReport("off", reason, views=views)
     return prepared.job(
         prepared.rows(pixels.failed), prepared.images(pixels), report, seconds, pixels.decoded
@@ -499,14 +503,14 @@ def _compute_trunk(
         for one, share in zip(passes, shares, strict=True):
             lookup, elapsed = yield from fill(share)
             # The other ranks' rows are on their machines' disks now.
-            if ranks.several and all(ranks.meet(lookup is not None)):
+            if ranks.several and all(ranks.all_gather(lookup is not None)):
                 start_time = time.monotonic()
                 has_space = yield from report_progress(
                     "gather", gather_rows(ranks, tables.name(cut, one.view), one.keys[one.rows])
                 )
                 elapsed += time.monotonic() - start_time
                 lookup = (yield from fill(one))[0] if has_space else None
-            if not all(ranks.meet(lookup is not None)) or lookup is None:
+            if not all(ranks.all_gather(lookup is not None)) or lookup is None:
                 return None
             lookups.append(lookup)
             seconds += elapsed
@@ -560,11 +564,11 @@ def _plan_passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass
     # Test images are used once, in fp32: see ``make_exact_job``.
     if prepared.device.precision != "fp32":
         rows = {name: found for name, found in rows.items() if name != TEST}
-    views = chosen_views(config, cut_index(prepared.strategy))
+    views = choose_num_views(config, cut_index(prepared.strategy))
     if views is None or TRAIN not in rows:
         return [_Pass(np.sort(np.concatenate(list(rows.values()))), prepared.content, None, "")]
     # A head is fitted to images without augmentation.
-    fits = fits_initial_head(config, head_kept=prepared.beginning.head_kept)
+    fits = has_fitted_initial_head(config, head_kept=prepared.beginning.head_kept)
     kept = np.sort(np.concatenate([found for name, found in rows.items() if fits or name != TRAIN]))
     # An augmented version also depends on the sample's id, and so does its key.
     with np.errstate(over="ignore"):
@@ -591,12 +595,12 @@ def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, P
 
     pixels = yield from decode_rows(ranks.local_rows(wanted, forward_batch(prepared.device)))
     if ranks.several:
-        gathered = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
+        gathered = ranks.all_gather((pixels.failed, pixels.decoded, pixels.kept is not None))
         failed = {row: reason for each, _, _ in gathered for row, reason in each.items()}
         # Images that the other ranks have decoded are on the disk now.
         if all(kept for _, _, kept in gathered):
             pixels = yield from decode_rows(np.setdiff1d(wanted, list(failed)))
-        kept = all(ranks.meet(pixels.kept is not None))
+        kept = all(ranks.all_gather(pixels.kept is not None))
         count = sum(count for _, count, _ in gathered[: ranks.local_world])
         pixels = replace(pixels, kept=pixels.kept if kept else None, failed=failed, decoded=count)
     # Later in a run such images are lost, not skipped.

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from finetune_core.config import Augmentation
 from finetune_core.data.decode import PAD, read_scaled, read_square
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import augment, evaluated, normalised, sample_keys
+from finetune_core.training.batches import augment, center_crop, normalize, sample_keys
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def network_input(image: Path | bytes, info: BackboneInfo, image_size: int) -> N
     """
     decoded = read_square(image, info.resize(image_size))
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
-    tensor = normalised(evaluated(square, image_size), info.mean, info.std)[0]
+    tensor = normalize(center_crop(square, image_size), info.mean, info.std)[0]
     mean, std = torch.tensor(info.mean)[:, None, None], torch.tensor(info.std)[:, None, None]
     pixels = ((tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return NetworkInput(tensor, pixels.permute(1, 2, 0).numpy())

@@ -47,7 +47,7 @@ def fit_once(
     return fit
 
 
-def forget() -> None:
+def clear() -> None:
     """Clear the memo, so that every probe is fitted again."""
     with _lock:
         _probes.clear()

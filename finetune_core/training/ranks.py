@@ -27,10 +27,10 @@ import torch
 import torch.distributed as dist
 
 from finetune_core.data.rowcache import CACHE
-from finetune_core.data.threads import usable_cores
+from finetune_core.data.threads import count_usable_cores
 from finetune_core.errors import ConfigError, TrainingError, is_out_of_memory
 from finetune_core.files import temporary_folder
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 
 Value = TypeVar("Value")
 
@@ -39,7 +39,7 @@ _TIMEOUT = timedelta(days=7)
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class LeaderEnded(Exception):
+class MainProcessEnded(Exception):
     """Signal that rank 0 has ended, for a reason it reports itself. The other ranks end, too."""
 
 
@@ -69,7 +69,7 @@ class Ranks:
         broke_off: Whether this rank has failed where it could not tell the others.
 
     Args:
-        place: The ``meeting_point`` of the ranks, if the process that started them has given each
+        place: The ``rendezvous_file`` of the ranks, if the process that started them has given each
             its device. None under torchrun, which says where the ranks find each other.
     """
 
@@ -95,7 +95,7 @@ class Ranks:
         return self.world > 1
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is rank 0, which writes to the run directory and reports."""
         return self.rank == 0
 
@@ -104,7 +104,7 @@ class Ranks:
         """Whether the ranks are on several machines."""
         return self.world > self.local_world
 
-    def meet(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """Gather one value from every rank, in rank order.
 
         Raises:
@@ -117,15 +117,15 @@ class Ranks:
             values = self._all_gather(value)
         self._has_ended = any(isinstance(other, _Failure) for other in values)
         if isinstance(values[0], _Failure):
-            raise LeaderEnded
+            raise MainProcessEnded
         for rank, other in enumerate(values):
             if isinstance(other, _Failure):
                 raise TrainingError(f"Rank {rank} of {self.world} could not go on: {other.reason}")
         return values
 
-    def decided(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Return rank 0's value on every rank."""
-        return self.meet(value)[0]
+        return self.all_gather(value)[0]
 
     def _all_gather(self, value: Any) -> list[Any]:
         values = [None] * self.world
@@ -184,7 +184,7 @@ class Ranks:
         return _select_batches(rows, batch, [self.local_rank], self.local_world)
 
     @contextmanager
-    def joined(self) -> Iterator[None]:
+    def connect(self) -> Iterator[None]:
         """Connect this rank to the others within the block.
 
         A rank that leaves the block, for any reason, ends the other ranks and waits for them.
@@ -196,7 +196,7 @@ class Ranks:
             yield
             return
         if not self._meeting_point:
-            see_one_device(self.local_rank, self.local_world)
+            select_device(self.local_rank, self.local_world)
         CACHE.shared = True
         with _translate_connection_errors():
             self._connect()
@@ -314,7 +314,7 @@ class GradientSum:
 
 
 @contextmanager
-def meeting_point() -> Iterator[Path]:
+def rendezvous_file() -> Iterator[Path]:
     """Yield a file through which the ranks of this machine find each other within the block.
 
     No other user can open it. On Linux it has no name in the file system, so that a process that is
@@ -328,7 +328,7 @@ def meeting_point() -> Iterator[Path]:
             yield folder / "meeting-point"
 
 
-def launched() -> Ranks:
+def read_torchrun_ranks() -> Ranks:
     """Return this process's rank as torchrun started it, or ``ALONE`` without torchrun."""
     if not dist.is_torchelastic_launched():
         return ALONE
@@ -348,7 +348,7 @@ def _loopback_interface() -> str:
     )
 
 
-def see_one_device(local_rank: int, local_world: int) -> None:
+def select_device(local_rank: int, local_world: int) -> None:
     """Leave this process one GPU, which is then the only one for all its threads.
 
     Call before CUDA is initialised.
@@ -372,19 +372,19 @@ def check_gpus(devices: int) -> None:
     if 0 < len(_visible_gpus()) < devices:
         raise ConfigError(
             {
-                "devices": f"this machine has {things(len(_visible_gpus()), 'GPU')}, not "
+                "devices": f"this machine has {pluralize(len(_visible_gpus()), 'GPU')}, not "
                 f"{devices}: start fewer processes, or set {_VISIBLE} to nothing, to train on the "
                 "processor"
             }
         )
 
 
-def most_devices() -> int:
+def max_devices() -> int:
     """Return on how many devices of this machine one run can train.
 
     These are its GPUs, or without GPUs the processor cores that this process may use.
     """
-    return len(_visible_gpus()) or usable_cores()
+    return len(_visible_gpus()) or count_usable_cores()
 
 
 def _visible_gpus() -> list[str]:

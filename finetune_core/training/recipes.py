@@ -123,7 +123,7 @@ def fill_auto(config: RunConfig, num_images: int) -> RunConfig:
 
 
 def _choose_head(config: RunConfig) -> InitialHead:
-    if config.strategy not in _PACES_FROM_PROBE or config.starts_from == RANDOM:
+    if config.strategy not in _PACES_FROM_PROBE or config.initial_weights == RANDOM:
         return "random"
     # Other checks report a network that cannot be read.
     with suppress(FinetuneError):

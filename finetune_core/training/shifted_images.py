@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter
 from torch.nn.functional import cross_entropy
 from typing_extensions import TypedDict
 
-from finetune_core.data.dataset import look_through
+from finetune_core.data.dataset import index_data
 from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.pixels import decode_pixels
 from finetune_core.data.same_classes import describe_class_difference
@@ -26,11 +26,11 @@ from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.models.partition import Segments
-from finetune_core.training.answers import answers
+from finetune_core.training.answers import compute_outputs
 from finetune_core.training.evaluation import compute_logits_in_parts
 from finetune_core.training.events import Classes, Event
 from finetune_core.training.job import Job
-from finetune_core.training.predictions import fact_of, read_table
+from finetune_core.training.predictions import read_fact, read_table
 from finetune_core.training.prepare import report_progress
 from finetune_core.training.stage_plan import cut_index
 from finetune_core.training.trunk import CachedTrunk, split_network
@@ -128,7 +128,7 @@ def _read_facts(path: Path) -> _Facts:
         OSError: If the file is missing.
         ValueError: If the file is damaged.
     """
-    content = fact_of(path, SHIFT_FACTS)
+    content = read_fact(path, SHIFT_FACTS)
     if len(content) > _LONGEST_FACTS:
         raise ValueError("what it says of its data set is too long")
     return _FACTS.validate_json(content)
@@ -144,7 +144,7 @@ def _decode_sample(
     """
     if roots:
         check_roots(data, roots)
-    listed = yield from report_progress("index", look_through(data, roots))
+    listed = yield from report_progress("index", index_data(data, roots))
     readable_rows = listed.rows.loc[listed.rows["problem"] == "", ["id", "content"]]
     rows = table.merge(readable_rows, on="id")
     if rows.empty:
@@ -164,7 +164,7 @@ def _decode_sample(
 
     with torch.no_grad():
         inputs = yield from report_progress(
-            "average", answers(pixels, readable, info, size, answer, "average")
+            "average", compute_outputs(pixels, readable, info, size, answer, "average")
         )
     labels = torch.from_numpy(rows["label"].to_numpy(np.int64)[readable])
     return ShiftedImages(data, torch.from_numpy(inputs), labels)

@@ -16,7 +16,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
-from finetune_core.files import Stamp, read_regular, stamp, write_bytes
+from finetune_core.files import Stamp, file_stamp, read_regular, write_bytes
 from finetune_core.training.device import device_for_run
 
 _KNOWN_SPEEDS = 200
@@ -93,7 +93,7 @@ class SpeedBook:
         found = _read(self._file)["decode"].get(f"{dataset.fingerprint}-{image_size}")
         return found if _is_measured(found) else None
 
-    def knows(self, config: RunConfig, dataset: Dataset) -> bool:
+    def has_all_speeds(self, config: RunConfig, dataset: Dataset) -> bool:
         """Return whether all numbers of a forecast were measured."""
         speed = self.speed(config)
         return (
@@ -142,7 +142,7 @@ class SpeedBook:
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
     """Return ``speeds``, ``decode`` and ``compilations``, each by its key. Do not change them."""
-    return _parse(file, stamp(file))
+    return _parse(file, file_stamp(file))
 
 
 @lru_cache(maxsize=4)

@@ -53,7 +53,7 @@ class StagePlan:
 Strategy = tuple[StagePlan, ...]
 
 
-def last_used(config: RunConfig) -> str | None:
+def find_last_stage(config: RunConfig) -> str | None:
     """Return the stage that a config's network ends after, or None for all stages.
 
     A fitted head is one linear layer. Where the backbone's own head is not, the network ends before
@@ -72,17 +72,17 @@ def last_used(config: RunConfig) -> str | None:
     return config.features_from
 
 
-def stages_of(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
+def describe_stages(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
     """Return the stages of a config's network without building its weights.
 
     Raises:
-        ConfigError: As ``last_used``, and if the network cannot end where it is to.
-        WeightsError: As ``last_used``.
+        ConfigError: As ``find_last_stage``, and if the network cannot end where it is to.
+        WeightsError: As ``find_last_stage``.
     """
-    return network_stages(config.backbone, classes, config.image_size, last_used(config))
+    return network_stages(config.backbone, classes, config.image_size, find_last_stage(config))
 
 
-def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
+def plan_strategy(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
     """Plan the config's strategy for these stages.
 
     Raises:
@@ -207,7 +207,7 @@ def _count_trained(plan: StagePlan, stage: Stage) -> int:
     return factors + sum(stage.sizes[name] for name in trained_parameters(plan, stage))
 
 
-def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[StageRow]:
+def describe_strategy(strategy: Strategy, stages: Sequence[Stage]) -> list[StageRow]:
     """Return one plain row per stage, input to head.
 
     Each holds ``name, parameters, trains, trained, rate, thaw_epoch, part``.

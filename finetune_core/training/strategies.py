@@ -268,7 +268,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
 BASELINE: StrategyName = "linear_probe"  # has to be beaten by training in epochs
 
 
-def epochs_of(config: RunConfig) -> int:
+def count_epochs(config: RunConfig) -> int:
     """Return the largest number of epochs a run trains.
 
     It is 0 where the head is fitted instead, or other runs are averaged.
@@ -276,7 +276,7 @@ def epochs_of(config: RunConfig) -> int:
     return 0 if STRATEGIES[config.strategy].fits or config.averaged else config.epochs
 
 
-def fits_initial_head(config: RunConfig, *, head_kept: bool = False) -> bool:
+def has_fitted_initial_head(config: RunConfig, *, head_kept: bool = False) -> bool:
     """Return whether a run that trains in epochs begins with a fitted head.
 
     Args:
@@ -285,7 +285,7 @@ def fits_initial_head(config: RunConfig, *, head_kept: bool = False) -> bool:
     return config.initial_head == "probe" and config.strategy != "from_scratch" and not head_kept
 
 
-def run_kind(config: RunConfig) -> str:
+def describe_run_kind(config: RunConfig) -> str:
     """Return the title of a run's strategy, prefixed by how it averages other runs, if it does.
 
     An ensemble has that prefix alone, because its networks' strategies may differ.

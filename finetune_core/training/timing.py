@@ -12,26 +12,32 @@ import torch
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import Resize, read_square
-from finetune_core.data.pixels import stored_side
+from finetune_core.data.pixels import cached_side
 from finetune_core.data.splits import TRAIN
-from finetune_core.data.threads import in_threads
+from finetune_core.data.threads import map_in_threads
 from finetune_core.errors import ImageError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network
-from finetune_core.models.partition import CannotSplit
+from finetune_core.models.partition import SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import StepRule, place, train_step
 from finetune_core.training.device import Device, device_for_run
 from finetune_core.training.device_memory import measure_peak_bytes
 from finetune_core.training.device_turn import run_in_turn
 from finetune_core.training.footprint import record_saved_storages
-from finetune_core.training.freezing import apply
+from finetune_core.training.freezing import apply_strategy
 from finetune_core.training.lora import make_low_rank
 from finetune_core.training.loss_scale import make_loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.speed_book import Speed, SpeedBook, conditions
-from finetune_core.training.stage_plan import Strategy, cut_index, last_used, plan, stages_of
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.stage_plan import (
+    Strategy,
+    cut_index,
+    describe_stages,
+    find_last_stage,
+    plan_strategy,
+)
+from finetune_core.training.strategies import count_epochs
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
 
@@ -67,7 +73,7 @@ def calibrate(
         if side not in known_sides and (again or book.decode_seconds(dataset, side) is None):
             book.learn_decoding(dataset.fingerprint, side, _time_decoding(dataset, side))
         known_sides.add(side)
-        if again or not book.knows(config, dataset):
+        if again or not book.has_all_speeds(config, dataset):
             work = _make_work_key(config)
             if work not in speeds:
                 kind = device_for_run(config).kind
@@ -83,9 +89,9 @@ def _make_work_key(config: RunConfig) -> tuple[Any, ...]:
 
     Their learning rates may differ.
     """
-    strategy = plan(config, stages_of(config))
+    strategy = plan_strategy(config, describe_stages(config))
     passes = tuple((stage.frozen, stage.part, stage.batchnorm, stage.rank) for stage in strategy)
-    return (*conditions(config), epochs_of(config) > 0, config.features_from, passes)
+    return (*conditions(config), count_epochs(config) > 0, config.features_from, passes)
 
 
 def _measure_in_turn(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
@@ -96,14 +102,14 @@ def _measure_in_turn(config: RunConfig, classes: int, step: Step) -> Work[Speed]
 def _measure(config: RunConfig, classes: int) -> Speed:
     device = device_for_run(config)
     # Other weights take the same computation.
-    requested = PRETRAINED if config.earlier_run else config.starts_from
+    requested = PRETRAINED if config.earlier_run else config.initial_weights
     weights = (
-        requested if requested != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
+        requested if requested != PRETRAINED or backbone_info(config.backbone).is_ready else RANDOM
     )
     network = build_network(
-        config.backbone, weights, classes, config.seed, config.image_size, last_used(config)
+        config.backbone, weights, classes, config.seed, config.image_size, find_last_stage(config)
     )
-    strategy = plan(config, network.stages)
+    strategy = plan_strategy(config, network.stages)
     place(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)
     # A separate generator: a run in another thread may be using torch's.
@@ -144,7 +150,7 @@ def _split(network: Network, cut: int) -> tuple[torch.nn.Module, torch.nn.Module
     try:
         segments = split_network(network)
         return segments.part(None, cut), segments.part(cut, None)
-    except CannotSplit:
+    except SplitError:
         return None
 
 
@@ -162,7 +168,7 @@ def _measure_tail(
     forward_pass = _make_forward(tail.eval(), inputs, device)
     forward = _time_per_image(forward_pass, batch)
     forward_bytes = measure_peak_bytes(device, forward_pass) // batch
-    apply(strategy, network.stages, network.model, config.epochs)
+    apply_strategy(strategy, network.stages, network.model, config.epochs)
     rule = StepRule(low_rank=make_low_rank(network, strategy, config.seed))
     optimizer = make_optimizer(config, strategy, network.stages, network.model, rule.low_rank)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
@@ -175,7 +181,7 @@ def _measure_tail(
     with record_saved_storages(tail) as kept:
         step()
     step_bytes = sum(kept.values()) * config.batch_size // batch
-    passes = 1 if epochs_of(config) else _PASSES
+    passes = 1 if count_epochs(config) else _PASSES
     return Speed(
         trunk_seconds,
         passes * _time_per_image(step, batch),
@@ -219,12 +225,12 @@ def _time_decoding(dataset: Dataset, image_size: int) -> float:
 
     def read(path: Path) -> None:
         try:
-            read_square(path, Resize(stored_side(image_size)))
+            read_square(path, Resize(cached_side(image_size)))
         except ImageError:
             # The data set's page names the image.
             return
 
     start_time = time.perf_counter()
-    for _ in in_threads(read, sample):
+    for _ in map_in_threads(read, sample):
         pass
     return (time.perf_counter() - start_time) / len(sample)

@@ -9,7 +9,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.pixels import Pixels
 from finetune_core.data.rowcache import Lookup
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import augment, evaluated, normalised
+from finetune_core.training.batches import augment, center_crop, normalize
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Feed
 
@@ -21,7 +21,7 @@ def validation_feed(pixels: Pixels, info: BackboneInfo, image_size: int, device:
     """
 
     def make_inputs(squares: torch.Tensor) -> torch.Tensor:
-        return normalised(evaluated(squares, image_size), info.mean, info.std, device.layout)
+        return normalize(center_crop(squares, image_size), info.mean, info.std, device.layout)
 
     if device.is_gpu:
         return Feed(pixels.batch, lambda squares, rows: make_inputs(squares))
@@ -82,9 +82,9 @@ class TrainingImages:
     ) -> torch.Tensor:
         config, size = self.config, self.config.image_size
         if version is None:
-            images = evaluated(squares, size)
+            images = center_crop(squares, size)
         else:
             images = augment(
                 squares, config.augmentation, self.keys[rows], config.seed, version, size
             )
-        return normalised(images, self.info.mean, self.info.std, self.device.layout)
+        return normalize(images, self.info.mean, self.info.std, self.device.layout)

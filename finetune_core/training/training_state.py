@@ -15,7 +15,7 @@ import torch
 from pydantic import AliasChoices, Field, TypeAdapter
 
 from finetune_core.errors import RunError
-from finetune_core.files import problem_with
+from finetune_core.files import describe_problem
 from finetune_core.training.checkpoints import (
     LAST,
     CheckpointInfo,
@@ -236,7 +236,7 @@ def _read_position(job: Job, saved: dict[str, Any], path: Path) -> tuple[Trainin
         ):
             raise ValueError("what was counted is not of this run")
     except (ValueError, TypeError) as error:
-        raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
+        raise RunError(f"{path.parent}: {describe_problem(path, error)}.") from None
     return state, average_steps
 
 

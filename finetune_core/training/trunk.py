@@ -21,8 +21,8 @@ from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
-from finetune_core.training.feeding import Feed, forward_batch, outputs
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.feeding import Feed, compute_outputs, forward_batch
+from finetune_core.training.strategies import count_epochs
 from finetune_core.work import Work, with_subject
 
 _EPOCHS_PER_VIEW = 4
@@ -65,14 +65,14 @@ class CachedTrunk:
         return replace(self, plain=lookups[0], views=tuple(lookups[1:]))
 
 
-def chosen_views(config: RunConfig, cut: int) -> int | None:
+def choose_num_views(config: RunConfig, cut: int) -> int | None:
     """Return how many augmented versions of an image the run goes through.
 
     0 means a fresh version each epoch, None no augmentation. The number follows from the config
     alone: with or without the cache, and however much memory is free, a run trains on the same
     images.
     """
-    if config.augmentation == "none" or not epochs_of(config):
+    if config.augmentation == "none" or not count_epochs(config):
         return None
     if config.views is not None:
         return config.views
@@ -87,9 +87,9 @@ def why_uncached(config: RunConfig, cut: int) -> str:
         return "switched off for this run"
     if cut == 0:
         return "the first stage trains, so nothing is frozen before it"
-    if (config.mixup or config.cutmix) and epochs_of(config):
+    if (config.mixup or config.cutmix) and count_epochs(config):
         return "mixup and cutmix make new images in every step"
-    if chosen_views(config, cut) == 0:
+    if choose_num_views(config, cut) == 0:
         return "every epoch augments the images afresh"
     return ""
 
@@ -136,7 +136,7 @@ class TrunkTables:
     def missing(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
         """Return which keys have no row in the cache now, boolean ``[n]``."""
         name = self.name(cut, view)
-        CACHE.look_again(name)
+        CACHE.refresh(name)
         return CACHE.table(name).missing(keys)
 
     def seconds_per_row(self, cut: int) -> float | None:
@@ -225,7 +225,7 @@ def fill_trunk(
         start_time = time.monotonic()
         label = f"{tables.network.info.name} {start or 0}-{cut}"
         part = Part(segments.part(start, cut).eval(), label, lambda: tables.network.weights_hash)
-        batches = outputs(
+        batches = compute_outputs(
             compiler.forward(part),
             tables.device,
             rows,

@@ -14,7 +14,7 @@ from finetune_core.errors import FinetuneError
 
 if TYPE_CHECKING:
     # Importing it imports torch, and every page starts with this module.
-    from finetune_core.runs.store import Damaged, Run
+    from finetune_core.runs.store import DamagedRun, Run
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def owner() -> str:
     return str(claims.get("email") or claims.get("sub") or claims.get("name") or "")
 
 
-def can_change(run: "Run | Damaged") -> bool:
+def can_change(run: "Run | DamagedRun") -> bool:
     """Return whether this session may stop, rename or delete a run.
 
     On a server with sign-in, only the owner of a run may.

@@ -6,10 +6,10 @@ from typing import Any
 
 import streamlit as st
 
-from finetune_core.data.camera import NotStored
+from finetune_core.data.camera import StorageError
 from finetune_core.data.frames import Batch, read_batch
 from finetune_core.errors import FinetuneError
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 
 _HTML = """
 <p class="problem" role="alert" hidden></p>
@@ -82,7 +82,7 @@ def draw_camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], Non
             st.session_state[answered_key] = batch["id"][:100]
         try:
             on_frames(read_batch(batch))
-        except NotStored as error:
+        except StorageError as error:
             st.session_state[unstored_key], st.session_state[problem_key] = (
                 st.session_state.pop(answered_key),
                 str(error),
@@ -93,7 +93,7 @@ def draw_camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], Non
     with st.container():
         # Always there: otherwise the camera would be drawn anew.
         if text := st.session_state.get(problem_key):
-            st.error(plain(text), icon=":material/error:")
+            st.error(escape_markdown(text), icon=":material/error:")
     state = {
         "answered": st.session_state.get(answered_key, ""),
         "unstored": st.session_state.get(unstored_key, ""),

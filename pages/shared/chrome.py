@@ -49,7 +49,7 @@ def start_page(path: str, sentence: str) -> None:
                 target, label=text, icon=symbol, width="content", query_params=link_parameters()
             )
         if name := owner():
-            help_ = f"Signed in as {plain(name)}"
+            help_ = f"Signed in as {escape_markdown(name)}"
             st.button(
                 "Sign out",
                 type="tertiary",
@@ -65,7 +65,7 @@ def start_page(path: str, sentence: str) -> None:
     with st.container():
         # Always there: otherwise everything below would be drawn anew.
         if problem := get_settings_problem():
-            st.warning(plain(problem), icon=":material/link_off:")
+            st.warning(escape_markdown(problem), icon=":material/link_off:")
 
 
 def draw_next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:
@@ -96,6 +96,6 @@ def go(path: str, run: str | None = None, runs: Sequence[str] = ()) -> None:
     st.switch_page(path, query_params={**parameters, **link_parameters()})
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Escape text from a person or a folder, so that Streamlit's Markdown shows it literally."""
     return _MARKDOWN.sub(r"\\\1", text.replace("\n", " "))

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from finetune_core.config import setting_of
+from finetune_core.config import get_setting
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.run_accuracy import run_accuracy
-from finetune_core.formatting import size, things
-from finetune_core.runs.store import Damaged, Run
+from finetune_core.formatting import format_bytes, pluralize
+from finetune_core.runs.store import DamagedRun, Run
 from finetune_core.training.device import describe_machine
 from pages.shared.address import link_parameters
-from pages.shared.chrome import draw_next_step, go, plain
+from pages.shared.chrome import draw_next_step, escape_markdown, go
 from pages.shared.data.chosen import draw_recent, recent_data
 from pages.shared.runs.backend import describe_status, store
 from pages.shared.runs.damaged import draw_damaged_runs
-from pages.shared.runs.first_run import first_comparison
+from pages.shared.runs.first_run import draw_first_comparison
 from pages.shared.runs.labels import run_title
 
 
@@ -23,7 +23,7 @@ def draw_home() -> None:
     """Draw everything below the page's title."""
     runs, damaged = store().all()
     with st.container(border=True):
-        offers_data = first_comparison(runs)
+        offers_data = draw_first_comparison(runs)
     if offers_data:
         draw_next_step("pages/dataset.py", "Choose your data", primary=False)
     _draw_recent_runs(runs, damaged)
@@ -34,18 +34,18 @@ def draw_home() -> None:
 def _draw_machine() -> None:
     """Say in one line what the machine trains with."""
     machine = describe_machine()
-    device = setting_of("device").choices[machine.device.kind]
+    device = get_setting("device").choices[machine.device.kind]
     st.markdown(
-        f":material/memory: {plain(device)} · {machine.device.precision} · "
-        f"{size(machine.free_memory)} of {size(machine.memory)} memory free",
-        help=f"{plain(machine.device.label)}; {machine.cores} CPU cores. "
+        f":material/memory: {escape_markdown(device)} · {machine.device.precision} · "
+        f"{format_bytes(machine.free_memory)} of {format_bytes(machine.memory)} memory free",
+        help=f"{escape_markdown(machine.device.label)}; {machine.cores} CPU cores. "
         f"{machine.device.precision} is the number format of the arithmetic: bf16 takes half the "
         "memory of fp32, and is used only where the hardware has it; fp16, with a loss scale, on "
         "NVIDIA GPUs without bf16.",
     )
 
 
-def _draw_recent_runs(runs: Sequence[Run], damaged: Sequence[Damaged]) -> None:
+def _draw_recent_runs(runs: Sequence[Run], damaged: Sequence[DamagedRun]) -> None:
     """Draw the latest runs, with their accuracies beside reference points."""
     if runs:
         st.header("Latest runs", anchor=False)
@@ -53,13 +53,15 @@ def _draw_recent_runs(runs: Sequence[Run], damaged: Sequence[Damaged]) -> None:
         with st.container(horizontal=True, vertical_alignment="center", border=True):
             word, color, icon = describe_status(run)
             st.badge(word, color=color, icon=icon)
-            st.markdown(plain(run_title(run)) + _describe_result(run, runs), width="stretch")
+            st.markdown(
+                escape_markdown(run_title(run)) + _describe_result(run, runs), width="stretch"
+            )
             if st.button("Open", key=f"open-{run.run_id}"):
                 go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
     if runs:
         st.page_link(
             "pages/runs.py",
-            label=f"All {things(len(runs), 'run')}",
+            label=f"All {pluralize(len(runs), 'run')}",
             icon=":material/table_rows:",
             query_params=link_parameters(),
         )
@@ -71,7 +73,9 @@ def _describe_result(run: Run, runs: Sequence[Run]) -> str:
     if not (accuracy := run_accuracy(run)):
         return ""
     beside = reference_points(run, runs).in_words()
-    return f" · **{accuracy.in_words()}**" + (f" :gray[· {plain(beside)}]" if beside else "")
+    return f" · **{accuracy.in_words()}**" + (
+        f" :gray[· {escape_markdown(beside)}]" if beside else ""
+    )
 
 
 def _draw_recent_data_sets() -> None:

@@ -9,13 +9,13 @@ from types import MappingProxyType
 import streamlit as st
 from streamlit.runtime import get_instance
 
-from finetune_core.data.decode import read_scaled, thumbnail
-from finetune_core.data.threads import in_threads
+from finetune_core.data.decode import encode_thumbnail, read_scaled
+from finetune_core.data.threads import map_in_threads
 from finetune_core.errors import DataError, FinetuneError, ImageError
-from finetune_core.evaluation.run_images import data_image
-from finetune_core.formatting import number
+from finetune_core.evaluation.run_images import resolve_image
+from finetune_core.formatting import format_number
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import key_for_data, readable_roots
 
 _SIDE = 160
@@ -54,22 +54,22 @@ class Picture:
 
 
 def make_run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
-    """Return the picture of one of a run's images; see ``data_picture``."""
-    return data_picture(run.config.data, sample, caption, alt)
+    """Return the picture of one of a run's images; see ``make_data_picture``."""
+    return make_data_picture(run.config.data, sample, caption, alt)
 
 
-def data_picture(data: str, sample: str, caption: str, alt: str) -> Picture:
+def make_data_picture(data: str, sample: str, caption: str, alt: str) -> Picture:
     """Return the picture of an image of the data set that a run names.
 
     Images outside the folders that this server may read get a reason instead of a file.
     """
     try:
-        return Picture(data_image(data, sample, readable_roots()), caption, alt, sample)
+        return Picture(resolve_image(data, sample, readable_roots()), caption, alt, sample)
     except DataError as error:
         return Picture(error, caption, alt, sample)
 
 
-def gallery(
+def draw_gallery(
     count: int,
     picture: Callable[[int], Picture],
     key: str,
@@ -95,7 +95,7 @@ def gallery(
     for reason in dict.fromkeys(
         str(one.path) for one in pictures if not isinstance(one.path, Path)
     ):
-        st.warning(plain(reason), icon=":material/lock:")
+        st.warning(escape_markdown(reason), icon=":material/lock:")
     if can_open:
         st.html(_OPENED_BY_IMAGE)
     return _draw_grid(
@@ -115,7 +115,7 @@ def draw_picture_gallery(
     Args:
         width: least width of an image in pixels.
     """
-    opened = gallery(count, picture, key, per_page, can_open=True, width=width)
+    opened = draw_gallery(count, picture, key, per_page, can_open=True, width=width)
     if opened is not None:
         open_picture(next(item for item in map(picture, range(count)) if item.id == opened))
 
@@ -176,12 +176,16 @@ def choose_images(
         if chosen:
             num_hidden = len(chosen) - len(counted)
             left_out = (
-                f" {number(num_hidden)} more, hidden by the filter, left out." if num_hidden else ""
+                f" {format_number(num_hidden)} more, hidden by the filter, left out."
+                if num_hidden
+                else ""
             )
-            st.caption(f"{number(len(counted))} selected.{left_out}")
+            st.caption(f"{format_number(len(counted))} selected.{left_out}")
     if other_indices:
         more = (
-            f", {per_page} of {number(len(other_indices))}" if len(other_indices) > per_page else ""
+            f", {per_page} of {format_number(len(other_indices))}"
+            if len(other_indices) > per_page
+            else ""
         )
         st.caption(f"Selected on other pages{more}:")
         others = [picture(index) for index in other_indices[:per_page]]
@@ -194,7 +198,7 @@ def choose_images(
 
 def open_picture(item: Picture) -> None:
     """Open a dialog with a large image under its file name, and the image beside it."""
-    st.dialog(plain(Path(item.id).name), width="large")(_draw_opened)(item)
+    st.dialog(escape_markdown(Path(item.id).name), width="large")(_draw_opened)(item)
 
 
 def _draw_opened(item: Picture) -> None:
@@ -205,9 +209,9 @@ def _draw_opened(item: Picture) -> None:
                 try:
                     image = read_scaled(side.path, _OPENED_SIDE)
                 except FinetuneError as error:
-                    st.error(plain(str(error)), icon=":material/error:")
+                    st.error(escape_markdown(str(error)), icon=":material/error:")
                     continue
-                caption = plain(side.alt)
+                caption = escape_markdown(side.alt)
                 st.image(
                     image, caption=caption, alt=side.alt, width="stretch", output_format="JPEG"
                 )
@@ -263,7 +267,7 @@ def _draw_grid(
     max_columns = _MOST_PAIRS if has_pairs else _MOST_COLUMNS
     columns = next(count for count in range(max_columns, 0, -1) if per_page % count == 0)
     with st.grid(columns, min_column_width=_PAIR_WIDTH if has_pairs else width, gap="small"):
-        for item, thumbnails in in_threads(_make_thumbnails, visible):
+        for item, thumbnails in map_in_threads(_make_thumbnails, visible):
             with st.container(gap="xxsmall", border=has_pairs):
                 if _draw_cell(item, thumbnails, chosen is not None, key, can_open=can_open):
                     opened = item.id
@@ -272,7 +276,7 @@ def _draw_grid(
                         box = f"choose-{key}-{side.id}"
                         st.session_state[box] = side.id in chosen
                         st.checkbox(
-                            plain(side.caption),
+                            escape_markdown(side.caption),
                             key=box,
                             on_change=_toggle,
                             args=(chosen, side.id, box),
@@ -304,7 +308,7 @@ def _draw_cell(
 
 def _draw_open_button(item: Picture, key: str) -> bool:
     return st.button(
-        plain(Path(item.id).name),
+        escape_markdown(Path(item.id).name),
         key=f"open-{key}-{item.id}",
         type="tertiary",
         icon=":material/zoom_in:",
@@ -315,10 +319,13 @@ def _draw_open_button(item: Picture, key: str) -> bool:
 def _draw_side(item: Picture, image: bytes | str, *, captioned: bool) -> None:
     if isinstance(image, bytes):
         st.image(
-            image, caption=plain(item.caption) if captioned else None, alt=item.alt, width="stretch"
+            image,
+            caption=escape_markdown(item.caption) if captioned else None,
+            alt=item.alt,
+            width="stretch",
         )
     else:
-        st.caption(plain(image))
+        st.caption(escape_markdown(image))
 
 
 def _toggle(chosen: set[str], sample: str, box: str) -> None:
@@ -362,4 +369,4 @@ def serve_picture(picture: bytes, place: str) -> str:
 
 @lru_cache(maxsize=5000)
 def _cached_thumbnail(path: Path, _version: tuple[int, ...], side: int) -> bytes:
-    return thumbnail(path, side)
+    return encode_thumbnail(path, side)

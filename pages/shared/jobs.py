@@ -11,10 +11,10 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from finetune_core.errors import DataError, FinetuneError
-from finetune_core.formatting import PHASE_WORDS, time_left
+from finetune_core.formatting import PHASE_TITLES, format_time_left
 from finetune_core.jobs import Job, Jobs
 from finetune_core.work import Work
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 
 REFRESH = 0.5  # seconds
 _STEP = 0.2  # seconds
@@ -38,7 +38,7 @@ def begin(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = Tr
         kept: whether partial results remain useful after a stop.
     """
     watched = _watched_jobs()
-    for old in [other for other, job in watched.items() if not job.working][:-_MOST_KEPT]:
+    for old in [other for other, job in watched.items() if not job.is_running][:-_MOST_KEPT]:
         del watched[old]
     watched[key] = jobs().start(key, text, make, kept=kept)
 
@@ -63,10 +63,10 @@ def take_outcome(key: str) -> Any:
         watched[key] = job
     with st.container():
         for other, job in watched.items():
-            if job.working and other.partition(":")[0] == kind:
+            if job.is_running and other.partition(":")[0] == kind:
                 st.fragment(_watch_job, run_every=REFRESH)(other, job)
     job = watched.get(key)
-    return None if job is None or job.working else _get_result(job)
+    return None if job is None or job.is_running else _get_result(job)
 
 
 def show_outcome(key: str) -> Any:
@@ -74,7 +74,7 @@ def show_outcome(key: str) -> Any:
     try:
         return take_outcome(key)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return None
 
 
@@ -129,7 +129,7 @@ def wait_for(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool =
         Exception: any exception that the work raised.
     """
     job = _watched_jobs().get(key)
-    if job is None or not (job.working or job.stopping):
+    if job is None or not (job.is_running or job.is_stopping):
         begin(key, text, make, kept=kept)
         job = _watched_jobs()[key]
     place = st.empty()
@@ -138,7 +138,7 @@ def wait_for(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool =
     while not job.wait(_STEP):
         bar.progress(*_describe_progress(job))
     place.empty()
-    if not job.stopping:
+    if not job.is_stopping:
         forget(key)
     return _get_result(job)
 
@@ -177,7 +177,7 @@ def _get_result(job: Job) -> Any:
 
 
 def _watch_job(key: str, job: Job) -> None:
-    if not job.working:
+    if not job.is_running:
         st.rerun()
     _draw_bar(key, job)
 
@@ -187,14 +187,14 @@ def _draw_bar(key: str, job: Job) -> DeltaGenerator:
     with st.container(horizontal=True, vertical_alignment="center"):
         bar = st.progress(*_describe_progress(job))
         note = "What was done so far is kept." if job.kept else "Nothing of it is kept."
-        text = "Stopping…" if job.stopping else "Stop"
+        text = "Stopping…" if job.is_stopping else "Stop"
         st.button(
             text,
             icon=":material/stop:",
             key=f"stop-{key}",
             help=note,
             on_click=job.stop,
-            disabled=job.stopping,
+            disabled=job.is_stopping,
         )
     return bar
 
@@ -202,9 +202,9 @@ def _draw_bar(key: str, job: Job) -> DeltaGenerator:
 def _describe_progress(job: Job) -> tuple[float, str]:
     done, total, phase, subject = job.progress
     total = total or 0
-    text = f"{subject}: " * bool(subject) + PHASE_WORDS.get(phase, job.text)
+    text = f"{subject}: " * bool(subject) + PHASE_TITLES.get(phase, job.text)
     spent = time.monotonic() - job.since
-    time_text = f", {time_left(spent / done * (total - done))}" if done and spent > 2 else ""
+    time_text = f", {format_time_left(spent / done * (total - done))}" if done and spent > 2 else ""
     return min(
         1.0, done / max(1, total)
     ), f"{text}: {done:,} of {total:,}{time_text}" if total > 1 else f"{text} …"

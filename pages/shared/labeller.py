@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from finetune_core.errors import FinetuneError
 from finetune_core.labelling.answers import Answer
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 
 _HTML = """
 <div class="desk">
@@ -75,7 +75,7 @@ class _Sent(BaseModel):
     answers: tuple[_Numbered, ...]
 
 
-def labeller(
+def draw_labeller(
     key: str,
     queue: dict[str, Any],
     keep: Callable[[Sequence[Answer]], None],
@@ -108,7 +108,7 @@ def labeller(
 
     with st.container():  # always there, so that the component is not drawn anew
         if problem := state.get("problem"):
-            st.error(plain(problem), icon=":material/error:")
+            st.error(escape_markdown(problem), icon=":material/error:")
     known = {name: state.get(name, "") for name in ("token", "answered", "problem")}
     _LABELLER(
         key=key,

@@ -5,7 +5,7 @@ import urllib.request
 
 import pytest
 
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.saved_settings import save_settings
@@ -51,7 +51,7 @@ class Server:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("THAW_HOME", str(self.home))
             settings = save_settings({"settings": config.model_dump(mode="json"), "comparison": {}})
-            return f"{self.url}/{page}?data={remember(config.data)}&settings={settings}"
+            return f"{self.url}/{page}?data={remember_source(config.data)}&settings={settings}"
 
     def close(self):
         self.process.terminate()
@@ -85,7 +85,7 @@ def server(browser, _shared_server):
     """Return a shared server for tests that name their own runs and data."""
     yield _shared_server
     for run in _shared_server.store.runs():
-        if run.active:
+        if run.is_active:
             request_stop(run.run_dir)
 
 

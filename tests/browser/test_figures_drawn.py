@@ -8,23 +8,23 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from finetune_core.config import make_config
-from finetune_core.evaluation.advice.ranking import ranked
+from finetune_core.evaluation.advice.ranking import rank_candidates
 from finetune_core.evaluation.comparison.arms import Arm, Member
 from finetune_core.evaluation.comparison.costs import Cost, Depth
-from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageChange
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.evaluation.single_run.calibration import calibration
+from finetune_core.evaluation.single_run.calibration import compute_calibration
 from finetune_core.evaluation.single_run.corruptions import CORRUPTIONS
 from finetune_core.evaluation.single_run.curves import coverage_curve, one_vs_rest
 from finetune_core.evaluation.single_run.metrics import evaluate
 from finetune_core.figures import calibration as calibration_figures
 from finetune_core.figures import comparison, data, evaluation, layer_diagnostics
-from finetune_core.figures.advice import probes_by_stage
+from finetune_core.figures.advice import plot_probes_by_stage
 from finetune_core.inspection.learned import Probe
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run
-from tests.evaluation.advice.test_ranking import network
+from tests.evaluation.advice.test_ranking import make_probes
 
 STAGES = ("stem", "layer1", "layer2", "head")
 PROBES = [Probe("stem", 0.981, 0.003), Probe("layer1", 0.9975, 0.001), Probe("layer2", 1.0, 0.0)]
@@ -100,54 +100,59 @@ def figures(folder):
         }
     )
     moves = tuple(
-        StageMove(name, at > 1, 0.0004 * at, 1 - 0.002 * at, 0.3, 0.001 * at)
+        StageChange(name, at > 1, 0.0004 * at, 1 - 0.002 * at, 0.3, 0.001 * at)
         for at, name in enumerate(STAGES)
     )
     layers = {"one": Layers(moves, tuple(PROBES), 300, 128, 1.0)}
     coverage = coverage_curve(result)
-    probed = [network("a", *np.linspace(0.985, 0.995, 9)), network("b", *np.linspace(0.98, 1.0, 9))]
+    probed = [
+        make_probes("a", *np.linspace(0.985, 0.995, 9)),
+        make_probes("b", *np.linspace(0.98, 1.0, 9)),
+    ]
     return {
-        "accuracies": comparison.accuracies(compare, "test"),
-        "curves-loss": comparison.learning_curves("loss", "epoch", compare),
-        "curves-accuracy": comparison.learning_curves("accuracy", "epoch", compare),
-        "curves-seconds": comparison.learning_curves("accuracy", "seconds", compare),
+        "accuracies": comparison.plot_accuracies(compare, "test"),
+        "curves-loss": comparison.plot_learning_curves("loss", "epoch", compare),
+        "curves-accuracy": comparison.plot_learning_curves("accuracy", "epoch", compare),
+        "curves-seconds": comparison.plot_learning_curves("accuracy", "seconds", compare),
         **{
-            f"pareto-{measure}": comparison.pareto(measure, compare, "test")
-            for measure in comparison.offered_costs(compare)[0]
+            f"pareto-{measure}": comparison.plot_pareto_front(measure, compare, "test")
+            for measure in comparison.list_costs(compare)[0]
         },
-        "shifted": comparison.against_shifted(
+        "shifted": comparison.plot_shift(
             compare, [Interval(0.98, 0.96, 0.99)] * len(compare), "another camera"
         ),
-        "depth": comparison.by_depth(compare, "test"),
-        "data": comparison.by_data(compare, "test"),
-        "advice": probes_by_stage(ranked(probed), {one.backbone: one.stages for one in probed}),
-        "counts": data.class_counts({"train": [2, 1], "val": [1, 1]}, ["cat", "dog"]),
-        "probe-curve": data.probe_curve(PROBES, "layer2"),
-        "probe-profile": layer_diagnostics.probe_profile(PROBES, STAGES),
+        "depth": comparison.plot_depth(compare, "test"),
+        "data": comparison.plot_training_size(compare, "test"),
+        "advice": plot_probes_by_stage(
+            rank_candidates(probed), {one.backbone: one.stages for one in probed}
+        ),
+        "counts": data.plot_class_counts({"train": [2, 1], "val": [1, 1]}, ["cat", "dog"]),
+        "probe-curve": data.plot_probe_curve(PROBES, "layer2"),
+        "probe-profile": layer_diagnostics.plot_probe_profile(PROBES, STAGES),
         **{
-            f"moved-{one.field}": layer_diagnostics.by_stage(one, layers, {"one": 0})
+            f"moved-{one.field}": layer_diagnostics.plot_by_stage(one, layers, {"one": 0})
             for one in layer_diagnostics.MEASURES
         },
-        "confusion": evaluation.confusion_heatmap(
+        "confusion": evaluation.plot_confusion_matrix(
             result.confusion, result.classes, "true", chosen=(0, 1)
         ),
-        "bars": evaluation.probability_bars(["cat", "dog", "newt"], [0.9998, 0.0002, 0.0]),
-        "roc": evaluation.roc_curves(curves),
-        "recall-precision": evaluation.recall_precision_curves(curves),
-        "slices": evaluation.slice_dots(slices, 0.998, "Test accuracy"),
-        "robustness": evaluation.robustness_lines(
+        "bars": evaluation.plot_probabilities(["cat", "dog", "newt"], [0.9998, 0.0002, 0.0]),
+        "roc": evaluation.plot_roc_curves(curves),
+        "recall-precision": evaluation.plot_precision_recall_curves(curves),
+        "slices": evaluation.plot_slices(slices, 0.998, "Test accuracy"),
+        "robustness": evaluation.plot_robustness(
             worse, {name: one.title for name, one in CORRUPTIONS.items()}, "Test accuracy"
         ),
         **{
-            f"reliability-{binning}": calibration_figures.reliability_diagram(
+            f"reliability-{binning}": calibration_figures.plot_reliability_diagram(
                 {
-                    "as it is": calibration(logits, labels, binning).bins,
-                    "scaled": calibration(logits / 2, labels, binning).bins,
+                    "as it is": compute_calibration(logits, labels, binning).bins,
+                    "scaled": compute_calibration(logits / 2, labels, binning).bins,
                 }
             )
             for binning in ("width", "mass")
         },
-        "coverage": calibration_figures.coverage_figure(
+        "coverage": calibration_figures.plot_coverage(
             coverage, 0.9, float(coverage["accuracy"].iloc[0])
         ),
     }
@@ -228,10 +233,10 @@ def test_epochs_and_counts_are_whole(drawn, tmp_path):
     for epochs in (1, 3, 7, 40):
         folder = tmp_path / str(epochs)
         folder.mkdir()
-        named[f"epochs-{epochs}"] = comparison.learning_curves(
+        named[f"epochs-{epochs}"] = comparison.plot_learning_curves(
             "loss", "epoch", arms(folder, epochs=epochs)
         )
-        named[f"counts-{epochs}"] = data.class_counts({"train": [epochs, 1]}, ["cat", "dog"])
+        named[f"counts-{epochs}"] = data.plot_class_counts({"train": [epochs, 1]}, ["cat", "dog"])
     for name, axes in drawn(named, 1440).items():
         labels = [
             text for text, _ in axes["xaxis" if name.startswith("epochs") else "yaxis"]["labels"]
@@ -263,7 +268,7 @@ def test_numbers_can_be_read_on_every_cell_and_low_shares_are_like_the_page(
     # rows of 20: 1 in 20, 2 in 20 …
     confusion = np.diag(shares) + np.diag(20 - shares[:-1], 1) + np.diag([20 - 19], -18)
     names = [f"{n}" for n in range(19)]
-    heat = evaluation.confusion_heatmap(confusion, names, shown, dark=dark)
+    heat = evaluation.plot_confusion_matrix(confusion, names, shown, dark=dark)
     drawn({"heat": heat}, 1440)
     texts = page.locator("#heat .heatmap-label text, #heat .hm text").evaluate_all(TEXTS)
     stops, colours = zip(*heat.data[0].colorscale, strict=True)

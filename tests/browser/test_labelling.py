@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from finetune_core.data.edits import load_edits
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from finetune_core.labelling.answers import NONE_OF_THESE, SKIPPED
 from finetune_core.labelling.pool import add_folder
 from tests.deadline import wait_until
@@ -45,7 +45,7 @@ def data(server, tmp_path, monkeypatch):
 def label(server, page, data):
     """Open a page on the images to label."""
     page.add_init_script(f"({RECORD})()")
-    page.goto(f"{server.url}/dataset?data={remember(data)}")
+    page.goto(f"{server.url}/dataset?data={remember_source(data)}")
     show_images(page)
     return page
 

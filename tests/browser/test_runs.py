@@ -25,7 +25,7 @@ def server(start, tmp_path, monkeypatch):
         copied = copy_run(trained_run(strategy=strategy).run_dir, tmp_path / name)
         server.store.runs_dir.mkdir(exist_ok=True)
         run_dir = copied.rename(server.store.runs_dir / f"20200{month}01-000000-{name}")
-        server.store.describe(run_dir.name, name, "")
+        server.store.set_about(run_dir.name, name, "")
     return server
 
 
@@ -105,7 +105,7 @@ def test_a_table_that_refreshes_itself_keeps_order_selection_and_an_open_questio
     page.get_by_role("button", name="Delete").click()
     question = page.get_by_role("button", name="Move 2 runs to the trash")
     question.wait_for()
-    server.store.describe(ids[1], "bbb renamed", "")
+    server.store.set_about(ids[1], "bbb renamed", "")
     names(page, "", "aaa", "bbb renamed", "ccc")
     assert question.is_visible()
     question.click()
@@ -142,7 +142,7 @@ def test_a_run_is_chosen_by_a_label_that_no_longer_holds(server, ids, page):
     old = page.get_by_role("option").filter(has_text="ccc")
     old.wait_for()
     held.append(True)
-    server.store.describe(ids[0], "renamed", "")
+    server.store.set_about(ids[0], "renamed", "")
     request_stop(waiting.run_dir)
     # it is cancelled: the live panel draws the page anew, and with it every label
     list(execute(waiting))

@@ -9,7 +9,7 @@ import pytest
 from finetune_core.commands.compare import design_comparison
 from finetune_core.commands.train_all import train_all
 from finetune_core.errors import ConfigError
-from finetune_core.evaluation.comparison.disagree import disagreement
+from finetune_core.evaluation.comparison.disagree import find_disagreements
 from finetune_core.runs.store import RunStore, read_run
 from tests.answers import answer_rightly
 from tests.command_line import thaw, thaw_json, tiny_options
@@ -108,7 +108,7 @@ def test_the_report_holds_the_verdict_and_the_images_the_networks_disagree_about
     assert "Layer diagnostics" in page
     assert "blue <b>" not in page
     firsts = [RunStore(runs).run(run["run_id"]) for run in result["runs"] if run["seed"] == 0]
-    found = disagreement(*firsts)
+    found = find_disagreements(*firsts)
     apart = min(6, len(found.only_a) + len(found.only_b))
     assert page.count("data:image/jpeg;base64,") == 3 * apart
     assert page.count("<h2>Disagreements</h2>") == bool(apart)

@@ -98,7 +98,7 @@ def test_an_unknown_fit_is_refused_in_words(data):
 @pytest.fixture
 def small(monkeypatch):
     """Inspect deeply at 32 pixels, and without a map, which the command does not show."""
-    monkeypatch.setattr("finetune_core.models.catalogue.usual_image_size", lambda _: 32)
+    monkeypatch.setattr("finetune_core.models.catalogue.default_image_size", lambda _: 32)
     monkeypatch.setattr("finetune_core.inspection.deep.lay_out", None)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as some
 
 from finetune_core.commands.repeat import train_command
 from finetune_core.config import Edit, all_settings, make_config
-from finetune_core.config.changes import changed_settings, value_in_words
+from finetune_core.config.changes import format_setting_value, list_changed_settings
 from finetune_core.data.edits import save_edits
 from finetune_core.data.entry import save_split
 from finetune_core.errors import ConfigError
@@ -106,7 +106,7 @@ def test_what_no_option_can_say_is_repeated_from_the_runs_file(tmp_path):
 
 
 def test_changes_are_written_as_the_form_shows_them():
-    assert changed_settings(make_config({"data": "x"})) == []
+    assert list_changed_settings(make_config({"data": "x"})) == []
     values = {
         "data": "x",
         "optimizer": "sgd",
@@ -115,8 +115,8 @@ def test_changes_are_written_as_the_form_shows_them():
         "stage_rates": {"head": 1, "stem": 0.1},
     }
     text = {
-        one.label: value_in_words(one, value)
-        for one, value in changed_settings(make_config(values))
+        one.label: format_setting_value(one, value)
+        for one, value in list_changed_settings(make_config(values))
     }
     assert text == {
         "Strategy": "custom",
@@ -124,4 +124,4 @@ def test_changes_are_written_as_the_form_shows_them():
         "Optimizer": "SGD with momentum",
         "Learning rate": "1.5e-05",
     }
-    assert value_in_words(all_settings()["views"], None) == "chosen by Thaw"
+    assert format_setting_value(all_settings()["views"], None) == "chosen by Thaw"

@@ -13,7 +13,7 @@ from finetune_core.data.public import PUBLIC_SETS
 from finetune_core.evaluation.advice.advise import Advice
 from finetune_core.evaluation.advice.probes import NetworkProbes
 from finetune_core.evaluation.advice.ranking import Candidate
-from finetune_core.models.catalogue import found_backbones
+from finetune_core.models.catalogue import find_backbones
 from finetune_core.training.strategies import STRATEGIES
 from tests.command_line import thaw
 from tests.factories import shared_images, tiny_config, trained_run
@@ -81,7 +81,7 @@ def test_public_sets_with_their_licences(capture):
 def test_networks(capture):
     assert thaw("backbones", "vit_base_patch1").returncode == 0
     text = capture()
-    names = found_backbones("vit_base_patch1")
+    names = find_backbones("vit_base_patch1")
     assert any(len(name) > 45 for name in names)
     assert all(f" {name} " in text for name in names)
 

@@ -13,7 +13,7 @@ from finetune_core.commands.terminal import (
     stop_on_interrupt,
 )
 from finetune_core.errors import ConfigError, DataError
-from finetune_core.formatting import PHASE_WORDS
+from finetune_core.formatting import PHASE_TITLES
 from finetune_core.work import Step
 
 
@@ -29,8 +29,8 @@ def test_every_phase_of_work_has_a_bar_and_its_result_is_handed_on():
     assert show_work(bar, work(), "Counting") == "result"
     assert [(task.description, task.completed, task.total) for task in bar.tasks] == [
         ("Counting", 1, 2),
-        (PHASE_WORDS["export"], 0, None),
-        (PHASE_WORDS["probe"], 3, 3),
+        (PHASE_TITLES["export"], 0, None),
+        (PHASE_TITLES["probe"], 3, 3),
     ]
 
 
@@ -41,8 +41,8 @@ def test_work_that_waits_for_the_device_says_so_once(capsys):
 
     bar = progress_bar()
     show_work(bar, work())
-    assert capsys.readouterr().err.splitlines() == [f"{PHASE_WORDS['device']}."]
-    assert [task.description for task in bar.tasks if task.visible] == [PHASE_WORDS["rates"]]
+    assert capsys.readouterr().err.splitlines() == [f"{PHASE_TITLES['device']}."]
+    assert [task.description for task in bar.tasks if task.visible] == [PHASE_TITLES["rates"]]
 
 
 def test_keys_of_one_burst_count_as_one_even_after_the_run_has_stopped(monkeypatch):

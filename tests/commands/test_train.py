@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_core.config import Edit, following_names
+from finetune_core.config import Edit, auto_setting_names
 from finetune_core.data.edits import save_edits
 from tests.command_line import config_of, thaw, thaw_json, tiny_options
 from tests.factories import shared_images, tiny_config, trained_run
@@ -31,7 +31,7 @@ def test_options_become_settings(data):
 def test_the_recipe_chooses_what_no_option_sets(data, tmp_path):
     config, _ = config_of(data, "--epochs", 1, "--image-size", 32)
     assert (config.optimizer, config.schedule, config.epochs) == ("adamw", "cosine", 1)
-    assert set(following_names()) - set(config.auto) == {"epochs"}
+    assert set(auto_setting_names()) - set(config.auto) == {"epochs"}
     # A run repeats with its own numbers; what was left to the recipe stays left to it.
     (tmp_path / "config.json").write_text(config.model_dump_json())
     assert config_of("--config", tmp_path / "config.json")[0] == config

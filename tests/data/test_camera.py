@@ -14,20 +14,20 @@ from PIL import Image
 from finetune_core.data import frames
 from finetune_core.data.camera import (
     MOST_OF_CLASS,
-    NotStored,
-    checked_name,
-    delete,
-    deleted_frames,
-    frames_by_class,
-    groups,
-    manifest_of,
-    recordings,
+    StorageError,
+    choose_split,
+    count_deleted_frames,
+    delete_frames,
+    group_frames,
+    list_frames_by_class,
+    list_recordings,
+    manifest_path,
     recordings_folder,
-    restore,
-    settle_split,
-    store,
+    restore_frames,
+    store_frames,
+    validate_name,
 )
-from finetune_core.data.dataset import load_dataset, look_through
+from finetune_core.data.dataset import index_data, load_dataset
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.frames import Batch, read_batch
 from finetune_core.errors import DataError
@@ -61,7 +61,7 @@ def make_message(**changed):
 def press(name, class_name, pictures, recording="mugs", person=""):
     """Store the frames of one press of the button, in batches as the browser sends them."""
     for start in range(0, len(pictures), 6):
-        folder = store(
+        folder = store_frames(
             Batch("a1", name, start, tuple(pictures[start : start + 6]), recording, class_name),
             person,
         )
@@ -69,7 +69,7 @@ def press(name, class_name, pictures, recording="mugs", person=""):
 
 
 def split_of(folder):
-    manifest = finish(settle_split(folder))
+    manifest = finish(choose_split(folder))
     return load_dataset(manifest, **load_split(manifest)).table
 
 
@@ -123,15 +123,15 @@ ELSEWHERE = ["../up", "a/b", "a\\b", "/etc", "C:", ".hidden", "..", "", "  ", "a
 def test_name_that_leads_elsewhere_or_that_some_system_refuses_is_refused(name, home):
     for recording, class_name in (("mugs", name), (name, "cup")):
         with pytest.raises(DataError, match="needs another name"):
-            store(Batch("a1", "p1", 0, (jpeg(),), recording, class_name))
+            store_frames(Batch("a1", "p1", 0, (jpeg(),), recording, class_name))
     assert not (home / "data").exists()
 
 
 def test_names_that_differ_in_case_only_are_one_too_many():
-    assert checked_name(" Tasse groß ", "class", ["cup"]) == "Tasse groß"
-    assert checked_name("cup", "class", ["cup"]) == "cup"
+    assert validate_name(" Tasse groß ", "class", ["cup"]) == "Tasse groß"
+    assert validate_name("cup", "class", ["cup"]) == "cup"
     with pytest.raises(DataError, match="“cup” already"):
-        checked_name("Cup", "class", ["cup"])
+        validate_name("Cup", "class", ["cup"])
 
 
 def test_frames_become_an_image_folder_and_frames_sent_again_replace_themselves(
@@ -140,13 +140,13 @@ def test_frames_become_an_image_folder_and_frames_sent_again_replace_themselves(
     folder = press("p1", "cup", [jpeg(seed) for seed in range(8)])
     assert folder == home / "data" / "camera" / "mugs"
     assert press("p1", "cup", [jpeg(seed) for seed in range(8)]) == folder
-    assert frames_by_class(folder) == {"cup": [f"p1_{number:05d}.jpg" for number in range(8)]}
+    assert list_frames_by_class(folder) == {"cup": [f"p1_{number:05d}.jpg" for number in range(8)]}
     assert (folder / "cup" / "p1_00003.jpg").read_bytes() == jpeg(3)
     press("p2", "cup", [jpeg(9)])
-    table = pd.read_csv(manifest_of(folder))
-    assert table["path"].tolist() == [f"cup/{name}" for name in frames_by_class(folder)["cup"]]
+    table = pd.read_csv(manifest_path(folder))
+    assert table["path"].tolist() == [f"cup/{name}" for name in list_frames_by_class(folder)["cup"]]
     assert table["group"].tolist() == ["p1"] * 8 + ["p2"]
-    assert recordings() == ["mugs"]
+    assert list_recordings() == ["mugs"]
 
 
 def test_a_full_disk_loses_nothing_that_was_stored_and_takes_the_rest_later(home, monkeypatch):
@@ -162,11 +162,11 @@ def test_a_full_disk_loses_nothing_that_was_stored_and_takes_the_rest_later(home
 
     with monkeypatch.context() as patch:
         patch.setattr("finetune_core.data.camera.write_bytes", full)
-        with pytest.raises(NotStored, match="No space left on device"):
-            store(more)
-    assert len(finish(look_through(manifest_of(folder))).rows) == 6
-    store(more)
-    assert len(pd.read_csv(manifest_of(folder))) == 8
+        with pytest.raises(StorageError, match="No space left on device"):
+            store_frames(more)
+    assert len(finish(index_data(manifest_path(folder))).rows) == 6
+    store_frames(more)
+    assert len(pd.read_csv(manifest_path(folder))) == 8
 
 
 def test_manifest_follows_images_that_are_added_or_deleted_by_hand(home):
@@ -189,8 +189,8 @@ def test_two_sessions_that_record_the_same_data_set_lose_nothing_of_each_other(h
         list(pool.map(record, ("cup", "pen")))
     [folder] = recordings_folder().iterdir()
     both = {"cup": 24, "pen": 24}
-    assert {name: len(files) for name, files in frames_by_class(folder).items()} == both
-    assert pd.read_csv(manifest_of(folder))["label"].value_counts().to_dict() == both
+    assert {name: len(files) for name, files in list_frames_by_class(folder).items()} == both
+    assert pd.read_csv(manifest_path(folder))["label"].value_counts().to_dict() == both
 
 
 def test_a_class_takes_no_more_than_the_most(home, monkeypatch):
@@ -203,8 +203,8 @@ def test_a_class_takes_no_more_than_the_most(home, monkeypatch):
 
 def test_each_person_has_recordings_of_their_own(home):
     press("p1", "cup", [jpeg()], person="ann@example.org")
-    assert recordings("ann@example.org") == ["mugs"]
-    assert recordings("bob@example.org") == recordings() == []
+    assert list_recordings("ann@example.org") == ["mugs"]
+    assert list_recordings("bob@example.org") == list_recordings() == []
     other = press("p1", "cup", [jpeg(1)], person="bob@example.org")
     assert (
         recordings_folder("ann@example.org") / "mugs" / "cup" / "p1_00000.jpg"
@@ -215,19 +215,19 @@ def test_each_person_has_recordings_of_their_own(home):
 def test_what_was_deleted_last_comes_back(home):
     folder = press("p1", "cup", [jpeg(seed) for seed in range(4)])
     press("p2", "pen", [jpeg(seed) for seed in range(10, 13)])
-    delete(folder, ["cup/p1_00001.jpg", "../../../etc/passwd", "cup/nowhere.jpg"])
-    assert len(frames_by_class(folder)["cup"]) == 3
-    assert "cup/p1_00001.jpg" not in manifest_of(folder).read_text()
-    delete(folder, [f"pen/{file}" for file in frames_by_class(folder)["pen"]])
-    assert list(frames_by_class(folder)) == ["cup"]
-    assert deleted_frames(folder) == 3
-    restore(folder)
-    assert {name: len(files) for name, files in frames_by_class(folder).items()} == {
+    delete_frames(folder, ["cup/p1_00001.jpg", "../../../etc/passwd", "cup/nowhere.jpg"])
+    assert len(list_frames_by_class(folder)["cup"]) == 3
+    assert "cup/p1_00001.jpg" not in manifest_path(folder).read_text()
+    delete_frames(folder, [f"pen/{file}" for file in list_frames_by_class(folder)["pen"]])
+    assert list(list_frames_by_class(folder)) == ["cup"]
+    assert count_deleted_frames(folder) == 3
+    restore_frames(folder)
+    assert {name: len(files) for name, files in list_frames_by_class(folder).items()} == {
         "cup": 3,
         "pen": 3,
     }
-    assert manifest_of(folder).read_text().count("pen/") == 3
-    assert deleted_frames(folder) == 0
+    assert manifest_path(folder).read_text().count("pen/") == 3
+    assert count_deleted_frames(folder) == 0
 
 
 @pytest.mark.parametrize("made", [2, 3])
@@ -270,7 +270,7 @@ def test_an_object_that_is_held_still_can_be_trained_on_all_the_same(home):
     for class_number, name in enumerate(("cup", "pen")):
         folder = press(f"{name}0", name, [jpeg(class_number)] * 30)
     table = split_of(folder)
-    assert load_split(manifest_of(folder))["near_duplicates"] == "apart"
+    assert load_split(manifest_path(folder))["near_duplicates"] == "apart"
     assert set(table["split"]) == {"train", "val", "test"}
 
 
@@ -281,17 +281,17 @@ def test_presses_that_look_alike_stay_together_while_others_are_left(home):
                 f"{name}{number}", name, [jpeg(100 * class_number + seed + one) for one in range(3)]
             )
     table = split_of(folder)
-    assert load_split(manifest_of(folder))["near_duplicates"] == "together"
+    assert load_split(manifest_path(folder))["near_duplicates"] == "together"
     alike = table[table["group"].isin(["cup0", "cup1"])]
     assert alike["split"].nunique() == 1
 
 
 def test_settling_leaves_the_other_settings_of_the_split(home):
     folder = press("p1", "cup", [jpeg(seed) for seed in range(5)])
-    save_split(manifest_of(folder), load_split(manifest_of(folder)) | {"val_fraction": 0.3})
-    finish(settle_split(folder))
-    assert load_split(manifest_of(folder))["val_fraction"] == 0.3
+    save_split(manifest_path(folder), load_split(manifest_path(folder)) | {"val_fraction": 0.3})
+    finish(choose_split(folder))
+    assert load_split(manifest_path(folder))["val_fraction"] == 0.3
 
 
 def test_images_from_elsewhere_are_no_presses():
-    assert groups(["own.jpg", "p1_00000.jpg"]) == {"own.jpg": "", "p1_00000.jpg": "p1"}
+    assert group_frames(["own.jpg", "p1_00000.jpg"]) == {"own.jpg": "", "p1_00000.jpg": "p1"}

@@ -12,7 +12,7 @@ from finetune_core.data.entry import entry_folder
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import DataError
 from finetune_core.work import Step
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import image_folder, shared_images
 
 ODD_NAMES = ["with space", "it's", "otter 🦦", "naïve, 100%"]
@@ -79,7 +79,7 @@ def test_paths_of_rows_are_the_files():
 
 def test_indexing_tells_its_progress(tmp_path):
     image_folder(tmp_path, {"red": 4, "blue": 3})
-    steps, _ = drained(index_dataset(tmp_path, val_fraction=0.2, test_fraction=0.2, split_seed=0))
+    steps, _ = drain(index_dataset(tmp_path, val_fraction=0.2, test_fraction=0.2, split_seed=0))
     # looked at one by one, then compared
     assert steps == [*(Step(done, 7) for done in range(1, 8)), Step(7, 7)]
 
@@ -449,8 +449,8 @@ def test_excluding_everything_or_all_that_trains_is_refused(tmp_path):
 
 def test_a_data_set_as_a_manifest_names_groups_only_where_there_are_some(tmp_path):
     image_folder(tmp_path, {"red": 6, "blue": 6})
-    assert load_dataset(tmp_path).manifest().columns.tolist() == ["path", "label", "split"]
-    assert load_dataset(tmp_path, groups="{group}.png").manifest().columns.tolist() == [
+    assert load_dataset(tmp_path).to_manifest().columns.tolist() == ["path", "label", "split"]
+    assert load_dataset(tmp_path, groups="{group}.png").to_manifest().columns.tolist() == [
         "path",
         "label",
         "split",
@@ -476,4 +476,4 @@ def test_a_manifest_with_some_splits_leaves_the_others_to_thaw(tmp_path):
 @pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-that-name/x", "a\0b"])
 def test_names_that_nothing_can_have_are_refused(name):
     with pytest.raises(DataError, match="cannot be read"):
-        drained(resolve_data(name))
+        drain(resolve_data(name))

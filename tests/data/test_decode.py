@@ -11,11 +11,11 @@ from finetune_core.data import decode
 from finetune_core.data.decode import (
     ImageHeader,
     Resize,
+    encode_thumbnail,
     read_header,
     read_image,
     read_square,
     read_with_header,
-    thumbnail,
 )
 from finetune_core.errors import ImageError
 from tests.deadline import in_time
@@ -275,7 +275,7 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, kind):
         read_header,
         read_image,
         lambda file: read_square(file, Resize(8)),
-        lambda file: thumbnail(file, 8),
+        lambda file: encode_thumbnail(file, 8),
     ],
 )
 @pytest.mark.parametrize(
@@ -371,7 +371,9 @@ def test_a_square_of_any_image(size, fit):
 
 @pytest.mark.parametrize("size", [(200, 100), (8, 4), (38, 311), (1, 500), (64, 64)])
 def test_a_thumbnail_is_a_square_jpeg_with_the_whole_image_in_its_middle(size):
-    small = Image.open(io.BytesIO(thumbnail(encode_image(Image.new("RGB", size, (250, 0, 0))), 64)))
+    small = Image.open(
+        io.BytesIO(encode_thumbnail(encode_image(Image.new("RGB", size, (250, 0, 0))), 64))
+    )
     assert (small.format, small.size) == ("JPEG", (64, 64))
     pixels = np.asarray(small).astype(int)
     expected = [max(1, round(64 * length / max(size))) for length in size]
@@ -386,7 +388,9 @@ def test_a_thumbnail_is_a_square_jpeg_with_the_whole_image_in_its_middle(size):
 
 def test_what_is_beside_a_letterboxed_image_is_neither_white_nor_black():
     small = np.asarray(
-        Image.open(io.BytesIO(thumbnail(encode_image(Image.new("RGB", (38, 311), "red")), 160)))
+        Image.open(
+            io.BytesIO(encode_thumbnail(encode_image(Image.new("RGB", (38, 311), "red")), 160))
+        )
     )
     assert (small[:, :20] > 90).all()
     assert (small[:, :20] < 180).all()

@@ -18,7 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune_core.data.decode import FORMATS, ImageHeader, read_header, read_image, thumbnail
+from finetune_core.data.decode import (
+    FORMATS,
+    ImageHeader,
+    encode_thumbnail,
+    read_header,
+    read_image,
+)
 from finetune_core.errors import ImageError
 
 quick = settings(
@@ -136,7 +142,7 @@ READERS = (
     (read_header, is_good_header),
     (read_image, is_good_image),
     (partial(read_image, shorter_side=8), is_good_image),
-    (partial(thumbnail, side=32), is_good_thumbnail),
+    (partial(encode_thumbnail, side=32), is_good_thumbnail),
 )
 
 
@@ -265,11 +271,11 @@ def test_a_size_beyond_reason_is_refused_at_once(read, name):
 READ_ALL = """
 import sys
 from pathlib import Path
-from finetune_core.data.decode import read_header, read_image, thumbnail
+from finetune_core.data.decode import read_header, read_image, encode_thumbnail
 from finetune_core.errors import ImageError
 
 for file in sorted(Path(sys.argv[1]).iterdir()):
-    for read in (read_header, read_image, lambda file: thumbnail(file, 32)):
+    for read in (read_header, read_image, lambda file: encode_thumbnail(file, 32)):
         try:
             read(file)
         except ImageError:

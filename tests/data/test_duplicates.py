@@ -7,24 +7,24 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from finetune_core.data import duplicates
-from finetune_core.data.closeness import gray_squares
-from finetune_core.data.duplicates import merge_groups, near_sets
-from finetune_core.data.image_stats import look_at
-from finetune_core.data.sample import digits_folder
+from finetune_core.data.closeness import load_gray_squares
+from finetune_core.data.duplicates import find_near_duplicates, merge_groups
+from finetune_core.data.image_stats import measure_image
+from finetune_core.data.sample import write_digits_folder
 from finetune_core.work import Step
-from tests.drain import drained
+from tests.drain import drain
 
 
 def compared(files):
     """Return near-duplicate sets and closeness of image files."""
-    looks = [look_at(file) for file in files]
+    looks = [measure_image(file) for file in files]
     thumbs = pd.Series([look.thumb for look in looks], dtype="object")
     content = np.array([look.content for look in looks], dtype=np.uint64)
-    return drained(
-        near_sets(
+    return drain(
+        find_near_duplicates(
             thumbs,
             content,
-            lambda positions, side: gray_squares([files[at] for at in positions], side),
+            lambda positions, side: load_gray_squares([files[at] for at in positions], side),
         )
     )[1]
 
@@ -53,7 +53,7 @@ def find_sets_of_vectors(pixels, content=None):
         if content is None
         else np.array(content, dtype=np.uint64)
     )
-    return drained(near_sets(thumbs, content, make_squares(thumbs)))[1][0]
+    return drain(find_near_duplicates(thumbs, content, make_squares(thumbs)))[1][0]
 
 
 def draw_photo(seed, size=(192, 128)):
@@ -108,7 +108,7 @@ CHANGES = {
 def distinct(request, home_of_shared_fixtures, tmp_path_factory):
     """Files of distinct images."""
     if request.param == "digits":
-        files = sorted(digits_folder().glob("*/*.png"))[::2]
+        files = sorted(write_digits_folder().glob("*/*.png"))[::2]
     else:
         files = [tmp_path_factory.getbasetemp() / f"photo{seed}.png" for seed in range(60)]
         for seed, file in enumerate(files):
@@ -191,7 +191,9 @@ def test_likeness_is_passed_on():
 def test_progress_ends_with_all_images():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 432)).astype(np.uint8)
     thumbs = pd.Series([one.tobytes() for one in pixels])
-    steps, _ = drained(near_sets(thumbs, np.arange(9, dtype=np.uint64), make_squares(thumbs)))
+    steps, _ = drain(
+        find_near_duplicates(thumbs, np.arange(9, dtype=np.uint64), make_squares(thumbs))
+    )
     assert steps[-1] == Step(9, 9)
 
 
@@ -266,7 +268,7 @@ def test_few_dimensions_and_few_pairs_at_a_time_lose_no_set(monkeypatch, whole, 
     products = np.triu(vectors @ vectors.T, 1)
     pairs = np.argwhere(products >= 0.985)
     keep = partial(duplicates._ConnectingPairs, len(vectors))
-    found, _ = drained(
+    found, _ = drain(
         duplicates._find_similar_pairs(vectors.__getitem__, np.arange(len(vectors)), 0.985, keep)
     )[1]
     assert np.array_equal(
@@ -291,7 +293,7 @@ def test_all_pairs_that_are_close_are_found_in_order_with_their_products(monkeyp
         ]
     )
     assert 100 < len(expected) < len(rows) * (len(rows) - 1) / 2
-    pairs, likeness = drained(
+    pairs, likeness = drain(
         duplicates._find_similar_pairs(vectors.__getitem__, rows, 0.98, duplicates._ClosestPairs)
     )[1]
     assert np.array_equal(pairs, expected)
@@ -338,7 +340,7 @@ def test_what_is_connected_already_is_not_compared_again(monkeypatch):
         duplicates, "_select_pairs", lambda *given: compared.append(1) or products(*given)
     )
     keep = partial(duplicates._ConnectingPairs, len(vectors))
-    pairs, _ = drained(
+    pairs, _ = drain(
         duplicates._find_similar_pairs(vectors.__getitem__, np.arange(1000), 0.985, keep)
     )[1]
     assert len(set(duplicates._label_components(pairs, 1000))) == 1

@@ -7,14 +7,14 @@ from finetune_core.data import edits as edits_module
 from finetune_core.data.edits import (
     add_edits,
     apply_edits,
-    edit_in_words,
-    edits_in_words,
-    effective,
-    ignored,
+    collect_ignored_paths,
+    describe_edit,
+    describe_edits,
     load_edits,
-    relabelled_class,
+    relabel_class,
     remove_edits,
     save_edits,
+    select_effective_edits,
 )
 from finetune_core.data.entry import entry_folder
 from finetune_core.errors import DataError
@@ -204,11 +204,11 @@ def test_a_failure_while_writing_leaves_the_edits_that_were_there(tmp_path, monk
 
 def test_ignored_paths_are_gathered_by_kind():
     edits = [ignore("dark", "a"), ignore("dark", "b"), ignore("tiny", "a"), exclude("c")]
-    assert ignored(edits) == {"dark": {"a", "b"}, "tiny": {"a"}}
+    assert collect_ignored_paths(edits) == {"dark": {"a", "b"}, "tiny": {"a"}}
 
 
 def test_a_run_records_what_changes_the_training(edits):
-    assert effective(edits) == edits[:3]
+    assert select_effective_edits(edits) == edits[:3]
 
 
 def test_edits_are_said_in_words_one_by_one_and_together():
@@ -218,16 +218,16 @@ def test_edits_are_said_in_words_one_by_one_and_together():
         "1 image relabelled as cat": relabel("cat", "a"),
         "finding dismissed": ignore("dark", "a", "b"),
     }
-    assert [edit_in_words(edit) for edit in edits.values()] == list(edits)
+    assert [describe_edit(edit) for edit in edits.values()] == list(edits)
     all_edits = [*edits.values(), move("test", "f")]
     said = "3 images excluded, 2 images moved to another split, 1 image relabelled"
-    assert edits_in_words(all_edits) == said
-    assert edits_in_words([]) == edits_in_words([ignore("dark", "d")]) == ""
+    assert describe_edits(all_edits) == said
+    assert describe_edits([]) == describe_edits([ignore("dark", "d")]) == ""
 
 
 def rename_class(name, to, *before):
     table = apply_edits(TABLE, before)
-    return apply_to_table(*before, relabelled_class(table, name, to))
+    return apply_to_table(*before, relabel_class(table, name, to))
 
 
 def test_renamed_class_is_gone_or_merged_and_its_images_keep_their_split():
@@ -240,6 +240,6 @@ def test_renamed_class_is_gone_or_merged_and_its_images_keep_their_split():
 def test_name_that_no_class_can_have_and_a_class_that_is_gone_are_refused():
     for to in ("", "  ", "x", " x ", "a\nb", "n" * 1001):
         with pytest.raises(DataError, match="cannot be renamed"):
-            relabelled_class(TABLE, "x", to)
+            relabel_class(TABLE, "x", to)
     with pytest.raises(DataError, match="no class 'w'"):
-        relabelled_class(TABLE, "w", "new")
+        relabel_class(TABLE, "w", "new")

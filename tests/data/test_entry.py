@@ -7,7 +7,7 @@ import pytest
 
 from finetune_core.data.edits import load_edits
 from finetune_core.data.entry import entry_folder, load_split, read_table, save_split, write_table
-from finetune_core.data.recent import data_id, recent_sources, remember, source_of
+from finetune_core.data.recent import data_id, list_recent_sources, remember_source, resolve_source
 from finetune_core.errors import DataError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="files that only POSIX has")
@@ -52,12 +52,12 @@ def test_split_and_edits(put, tmp_path, load):
 
 
 def test_source(put, tmp_path):
-    remember(tmp_path)
-    assert source_of(data_id(tmp_path)) == str(tmp_path)
+    remember_source(tmp_path)
+    assert resolve_source(data_id(tmp_path)) == str(tmp_path)
     put("source.json")
     with pytest.raises(DataError, match="not known here"):
-        source_of(data_id(tmp_path))
-    assert recent_sources([tmp_path.parent], 10) == []
+        resolve_source(data_id(tmp_path))
+    assert list_recent_sources([tmp_path.parent], 10) == []
 
 
 def test_split_is_kept_with_its_data_set(tmp_path):

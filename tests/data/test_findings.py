@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finetune_core.config import Edit
-from finetune_core.data.checks import class_findings, copy_findings, some
+from finetune_core.data.checks import copy_findings, find_class_problems, join_names
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.edits import apply_edits
-from finetune_core.data.findings import KINDS, Finding, unanswered
+from finetune_core.data.findings import KINDS, Finding, select_open_findings
 from tests.factories import image_folder
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=25)
@@ -187,9 +187,9 @@ def test_planted_defect_is_found_said_and_removed_by_its_action(
     assert said["classes"] == list(finding.classes)
     if kind in GUESSED:
         assert severity != "error"
-        assert not finding.bulk
+        assert not finding.allows_bulk_action
     if kind in MEASURED:
-        assert finding.bulk
+        assert finding.allows_bulk_action
 
     edits = finding.edits(finding.paths)
     assert bool(edits) == bool(KINDS[kind].action)
@@ -223,10 +223,10 @@ def test_ignored_findings_are_answered_until_something_is_added():
         Edit(action="ignore", paths=("a",), kind="dark"),
         Edit(action="ignore", paths=("cat",), kind="few_images"),
     ]
-    assert unanswered([dark, few], edits) == []
-    assert unanswered([two, few], edits) == [two]
-    assert unanswered([dark, few], []) == [dark, few]
-    assert unanswered([Finding("bright", "warning", "Bright.", 1, ("a",))], edits) != []
+    assert select_open_findings([dark, few], edits) == []
+    assert select_open_findings([two, few], edits) == [two]
+    assert select_open_findings([dark, few], []) == [dark, few]
+    assert select_open_findings([Finding("bright", "warning", "Bright.", 1, ("a",))], edits) != []
 
 
 def rows(*given):
@@ -357,7 +357,8 @@ def find_similar_names(*names, sizes=None):
         {"id": [f"{n}" for n in range(len(labels))], "label": labels, "split": "train"}
     )
     finding = next(
-        (one for one in class_findings(table, classes) if one.kind == "similar_class_names"), None
+        (one for one in find_class_problems(table, classes) if one.kind == "similar_class_names"),
+        None,
     )
     return finding, pd.Series([classes[label] for label in labels], index=table["id"])
 
@@ -406,14 +407,14 @@ def test_what_most_images_are_like_is_the_nature_of_the_set(tmp_path):
     )
     finding = find_finding(load_dataset(tmp_path), "tiny")
     assert (finding.severity, finding.count) == ("info", 24)
-    assert not finding.bulk  # it would leave nothing
+    assert not finding.allows_bulk_action  # it would leave nothing
 
 
 def test_a_whole_set_of_long_images_is_warned_of_and_not_excluded_in_one_click(tmp_path):
     image_folder(tmp_path, {"red": 12, "blue": 12}, size=(200, 40))
     finding = find_finding(load_dataset(tmp_path), "extreme_aspect")
     assert (finding.severity, finding.count) == ("warning", 24)
-    assert not finding.bulk  # it would leave nothing
+    assert not finding.allows_bulk_action  # it would leave nothing
 
 
 def test_a_soft_set_has_no_blurred_images(tmp_path):
@@ -456,6 +457,6 @@ def test_gray_images_and_usual_endings_are_not_wrong_and_transparency_is_not_odd
 
 
 def test_names_are_cut_after_a_few():
-    assert some(["a"]) == "a"
-    assert some(["a", "b", "c"]) == "a, b, c"
-    assert some([str(n) for n in range(1203)]) == "0, 1, 2 and 1,200 more"
+    assert join_names(["a"]) == "a"
+    assert join_names(["a", "b", "c"]) == "a, b, c"
+    assert join_names([str(n) for n in range(1203)]) == "0, 1, 2 and 1,200 more"

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from benchmarks.near_duplicates import LINES, Camera, called, encoded, plant, write_parts
+from benchmarks.near_duplicates import (
+    LINES,
+    Camera,
+    encode_image,
+    find_near_pairs,
+    plant_copies,
+    write_parts,
+)
 from finetune_core.data.closeness import ChancePairs, fit_chance_pairs, is_same_image
 from finetune_core.data.dataset import load_dataset
 
@@ -33,8 +40,8 @@ def test_different_parts_are_no_near_duplicates(tmp_path, line):
 @pytest.mark.parametrize("line", MOVING[:1])
 def test_copies_among_parts_are_found_and_no_others(tmp_path, line):
     write_parts(tmp_path / "images", LINES[line], 70, 1, SIZE)
-    truth = {frozenset(pair) for pair in plant(tmp_path / "images", 8, 1).items()}
-    found = called(tmp_path / "images")
+    truth = {frozenset(pair) for pair in plant_copies(tmp_path / "images", 8, 1).items()}
+    found = find_near_pairs(tmp_path / "images")
     assert len(found & truth) >= 7
     assert len(found - truth) <= 1
 
@@ -58,9 +65,9 @@ def test_a_small_scratch_makes_it_another_part(tmp_path):
         blocks.resize((320, 240)).save(tmp_path / "part" / f"other{number}.png")
     for number in range(2):
         picture(number).save(tmp_path / "part" / f"{number}.png")
-    (tmp_path / "part" / "0-copy.jpg").write_bytes(encoded(picture(0), quality=60))
+    (tmp_path / "part" / "0-copy.jpg").write_bytes(encode_image(picture(0), quality=60))
     scratch(picture(1)).save(tmp_path / "part" / "1-scratched.png")
-    assert called(tmp_path) == {frozenset(("part/0.png", "part/0-copy.jpg"))}
+    assert find_near_pairs(tmp_path) == {frozenset(("part/0.png", "part/0-copy.jpg"))}
 
 
 def gray(image):

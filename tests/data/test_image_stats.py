@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
-from finetune_core.data.image_stats import THUMB_SIDE, look_at
+from finetune_core.data.image_stats import THUMB_SIDE, measure_image
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 
@@ -39,7 +39,7 @@ def look(tmp_path):
         content = image if isinstance(image, bytes) else encode_image(image, kind, **options)
         file = tmp_path / f"picture.{kind.lower()}"
         file.write_bytes(content)
-        return look_at(file)
+        return measure_image(file)
 
     return look_at_image
 
@@ -65,11 +65,11 @@ PROBLEMS = {
 @pytest.mark.parametrize(("put", "problem", "reason"), PROBLEMS.values(), ids=PROBLEMS)
 def test_what_is_no_image_has_a_problem_and_a_thumbnail(tmp_path, put, problem, reason):
     put(tmp_path / "a.png")
-    seen = look_at(tmp_path / "a.png")
+    seen = measure_image(tmp_path / "a.png")
     assert seen.problem == problem
     assert reason in seen.reason
     assert len(seen.thumb) == 432
-    assert look_at(tmp_path / ("a" * 300 + ".png")).problem == "unreadable"
+    assert measure_image(tmp_path / ("a" * 300 + ".png")).problem == "unreadable"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
@@ -195,7 +195,7 @@ def test_whatever_a_file_holds_there_is_a_look(tmp_path_factory, content, change
         content[position % len(content)] = value
     file = tmp_path_factory.getbasetemp() / "changed.img"
     file.write_bytes(content[: int(len(content) * share)])
-    seen = look_at(file)
+    seen = measure_image(file)
     assert seen.problem in ("", "empty_file", "unreadable", "damaged")
     assert (seen.problem == "") == (seen.reason == "")
     assert len(seen.thumb) == 432

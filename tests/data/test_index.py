@@ -9,17 +9,17 @@ from PIL import Image
 
 from finetune_core.data import image_stats, index
 from finetune_core.data.entry import entry_folder, read_table, write_table
-from finetune_core.data.image_stats import look_at
+from finetune_core.data.image_stats import measure_image
 from finetune_core.data.index import read_index
 from finetune_core.data.listing import list_data
 from finetune_core.files import open_regular
 from finetune_core.work import Step
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import image_folder
 
 
 def read_whole_index(data):
-    return drained(read_index(data, list_data(data)))[1]
+    return drain(read_index(data, list_data(data)))[1]
 
 
 def index_file(data):
@@ -33,9 +33,9 @@ def looked(monkeypatch):
 
     def count_calls(path):
         names.append(path.name)
-        return look_at(path)
+        return measure_image(path)
 
-    monkeypatch.setattr(index, "look_at", count_calls)
+    monkeypatch.setattr(index, "measure_image", count_calls)
     return names
 
 
@@ -49,8 +49,8 @@ def list_everything(root):
 
 
 def test_a_row_says_what_a_look_says(folder):
-    _, rows = drained(read_index(folder, list_data(folder), thumbs=True))
-    seen = look_at(folder / "red" / "000.png")
+    _, rows = drain(read_index(folder, list_data(folder), thumbs=True))
+    seen = measure_image(folder / "red" / "000.png")
     row = rows.set_index("id").loc["red/000.png"]
     assert len(rows) == 12
     assert (row["class"], row["problem"], row["content"], row["thumb"]) == (
@@ -122,7 +122,7 @@ def test_only_what_changed_is_looked_at(folder, looked, change, expected):
     assert rows[["id", "class", "bytes"]].equals(listed[["id", "class", "bytes"]])
     assert set(pd.read_parquet(index_file(folder))["id"]) == set(listed["id"])
     sizes = {row.id: (row.width, row.height) for row in rows.itertuples()}
-    seen = {path: look_at(folder / path) for path in listed["id"]}
+    seen = {path: measure_image(folder / path) for path in listed["id"]}
     assert sizes == {path: (look.width, look.height) for path, look in seen.items()}
     read_whole_index(folder)
     assert looked == expected
@@ -131,7 +131,7 @@ def test_only_what_changed_is_looked_at(folder, looked, change, expected):
 def test_thumbnails_are_read_only_where_they_are_asked_for(folder, looked):
     assert "thumb" not in read_whole_index(folder)
     kept = pd.read_parquet(index_file(folder)).set_index("id")["thumb"]
-    _, rows = drained(read_index(folder, list_data(folder), thumbs=True))
+    _, rows = drain(read_index(folder, list_data(folder), thumbs=True))
     assert rows["thumb"].tolist() == kept[rows["id"]].tolist()
     pd.testing.assert_frame_equal(rows.drop(columns="thumb"), read_whole_index(folder))
     assert len(looked) == 12
@@ -145,7 +145,9 @@ def test_what_is_seen_of_more_images_than_are_held_as_objects_is_in_their_order(
     image_folder(folder, {"aqua": 7, "green": 6})
     rows = read_whole_index(folder)
     assert rows["id"].tolist() == list_data(folder).files["id"].tolist()
-    assert rows["content"].tolist() == [look_at(folder / sample).content for sample in rows["id"]]
+    assert rows["content"].tolist() == [
+        measure_image(folder / sample).content for sample in rows["id"]
+    ]
 
 
 def drop_sharpness(content):
@@ -203,7 +205,7 @@ def test_what_an_interrupted_reading_saw_is_kept(folder, looked):
         next(reading)
     reading.close()
     looked.clear()
-    steps, rows = drained(read_index(folder, list_data(folder)))
+    steps, rows = drain(read_index(folder, list_data(folder)))
     assert len(looked) == 12 - 5
     assert steps[0] == Step(1, 7)
     assert (rows["near"] >= 0).all()
@@ -255,7 +257,9 @@ def test_hashes_keep_all_their_bits_on_disk_and_among_new_rows(folder):
         rows = read_whole_index(folder)
         assert rows["content"].dtype == np.uint64
         return [
-            row.id for row in rows.itertuples() if row.content != look_at(folder / row.id).content
+            row.id
+            for row in rows.itertuples()
+            if row.content != measure_image(folder / row.id).content
         ]
 
     assert (read_whole_index(folder)["content"] > 2**63).any()  # which is where int64 ends
@@ -300,7 +304,7 @@ def test_a_file_that_could_not_be_opened_is_tried_again(folder, looked, monkeypa
 def test_a_missing_file_makes_nobody_compare_all_images_again(folder, monkeypatch):
     (folder / "m.csv").write_text("path,label\nred/000.png,a\nred/001.png,a\nred/gone.png,a\n")
     assert read_whole_index(folder / "m.csv")["problem"].tolist() == ["", "", "missing_file"]
-    monkeypatch.setattr(index, "near_sets", lambda *_: pytest.fail("compared again"))
+    monkeypatch.setattr(index, "find_near_duplicates", lambda *_: pytest.fail("compared again"))
     assert len(read_whole_index(folder / "m.csv")) == 3
     monkeypatch.undo()
     shutil.copy(folder / "red" / "002.png", folder / "red" / "gone.png")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_core.config import Edit
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.listing import list_data
-from finetune_core.data.manifest import is_manifest, other_columns, read_manifest
+from finetune_core.data.manifest import is_manifest, read_manifest, read_other_columns
 from finetune_core.errors import DataError
 from tests.factories import image_folder
 
@@ -133,7 +133,7 @@ def test_a_table_of_far_too_many_columns_is_refused_before_it_is_read(write, nam
         file = write(separator.join(names) + "\n" + separator.join("a" * len(names)) + "\n", name)
     assert f"has {len(names):,} columns; a manifest has at most 1,000" in get_refusal(file)
     with pytest.raises(DataError, match="columns; a manifest has at most"):
-        other_columns(file)
+        read_other_columns(file)
 
 
 def test_ways_to_write_one_path_are_one_path(tmp_path):
@@ -192,8 +192,8 @@ def test_lists_and_records_beside_paths_and_labels_are_text(tmp_path, what):
     }
     pyarrow.parquet.write_table(pyarrow.table(table), file)
     assert [row[:2] for row in rows(file)] == [("a.png", "cat"), ("b.png", "dog")]
-    assert other_columns(file).index.tolist() == ["a.png", "b.png"]
-    assert other_columns(file)["boxes"].map(type).eq(str).all()
+    assert read_other_columns(file).index.tolist() == ["a.png", "b.png"]
+    assert read_other_columns(file)["boxes"].map(type).eq(str).all()
 
 
 @pytest.mark.parametrize("column", ["image", "label", "split"])
@@ -293,7 +293,7 @@ def test_a_data_set_written_out_as_a_manifest_is_the_same_data_set(tmp_path, nam
         Edit(action="exclude", paths=(gone,)),
     )
     first = load_dataset(tmp_path, groups="{group}.png", edits=edits)
-    manifest = first.manifest()
+    manifest = first.to_manifest()
     manifest.to_csv(tmp_path / name, index=False) if name.endswith("csv") else manifest.to_parquet(
         tmp_path / name
     )
@@ -378,7 +378,7 @@ def test_each_name_is_looked_at_once_however_often_a_manifest_gives_it(tmp_path,
     )
     table = read_manifest(file)
     assert (len(table), len(calls)) == (40, 40)
-    assert other_columns(file)["camera"].tolist() == [
+    assert read_other_columns(file)["camera"].tolist() == [
         str(number) for _ in range(2) for number in range(20)
     ]
     assert len(calls) == 80

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_core.data.mirrored import directional
+from finetune_core.data.mirrored import find_directional_classes
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from finetune_core.data.mirrored import directional
     ],
 )
 def test_directions_letters_and_digits_are_recognized_by_whole_words(classes, found):
-    assert directional(classes) == found
+    assert find_directional_classes(classes) == found

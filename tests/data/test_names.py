@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_core.data.names import is_noise, printable_name, safe_path
+from finetune_core.data.names import escape_name, is_noise, safe_path
 from finetune_core.errors import DataError
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=100)
@@ -80,9 +80,9 @@ def test_a_name_that_could_lead_elsewhere_is_refused(name, why):
 
 
 def test_a_shown_name_is_short_printable_and_on_one_line():
-    assert printable_name("cat 日本.jpg") == "cat 日本.jpg"
-    assert printable_name("a\nb\u202e\ud800") == "a\\nb\\u202e\\ud800"
-    assert printable_name("x" * 40 + "y" * 1000 + "z" * 40) == "x" * 40 + "…" + "z" * 40
+    assert escape_name("cat 日本.jpg") == "cat 日本.jpg"
+    assert escape_name("a\nb\u202e\ud800") == "a\\nb\\u202e\\ud800"
+    assert escape_name("x" * 40 + "y" * 1000 + "z" * 40) == "x" * 40 + "…" + "z" * 40
 
 
 LETTERS = st.characters() | st.characters(categories=["Cs", "Cc"]) | st.sampled_from("/\\.:aC")

@@ -3,12 +3,12 @@ import pytest
 import torch
 
 from finetune_core.data.decode import Resize, read_square
-from finetune_core.data.image_stats import look_at
-from finetune_core.data.pixels import decode_pixels, stored_side
+from finetune_core.data.image_stats import measure_image
+from finetune_core.data.pixels import cached_side, decode_pixels
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import ImageError
 from finetune_core.work import Step
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import image_folder
 
 LIMITS = {"memory": {}, "disk": {"MEMORY": "0"}, "nowhere": {"MEMORY": "0", "DISK": "0"}}
@@ -38,8 +38,8 @@ def paths(tmp_path):
 def decode(paths, side=16, wanted=None, fit="crop"):
     """Return (progress, pixels) of ``decode_pixels``, which only this function calls."""
     wanted = np.arange(len(paths)) if wanted is None else np.array(wanted)
-    keys = np.array([look_at(path).content for path in paths], dtype=np.uint64)
-    return drained(decode_pixels(paths, keys, wanted, Resize(side, fit=fit)))
+    keys = np.array([measure_image(path).content for path in paths], dtype=np.uint64)
+    return drain(decode_pixels(paths, keys, wanted, Resize(side, fit=fit)))
 
 
 def test_batch_holds_the_images_asked_for(paths, place):
@@ -101,8 +101,8 @@ def test_images_decoded_before_are_not_decoded_again_and_changed_ones_are(paths)
 
 
 def test_the_stored_side_leaves_room_for_the_centre_crop():
-    assert stored_side(224) == 256
-    assert all(stored_side(size) > size for size in range(32, 1025))
+    assert cached_side(224) == 256
+    assert all(cached_side(size) > size for size in range(32, 1025))
 
 
 def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from finetune_core.data.dataset import load_dataset
-from finetune_core.data.sample import digits_folder
+from finetune_core.data.sample import write_digits_folder
 
 pytestmark = pytest.mark.train
 CLASSES = [str(digit) for digit in range(10)]
@@ -123,7 +123,7 @@ class Planted:
 
 @pytest.fixture(scope="module")
 def planted(home_of_shared_fixtures, tmp_path_factory):
-    done = Planted(tmp_path_factory.mktemp("planted"), digits_folder())
+    done = Planted(tmp_path_factory.mktemp("planted"), write_digits_folder())
     for _ in range(8):
         done.corrupt()
         done.copied()

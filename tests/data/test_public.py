@@ -23,10 +23,10 @@ from torchvision import datasets
 
 from finetune_core.data import public
 from finetune_core.data.dataset import load_dataset
-from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_folder
+from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_set_folder
 from finetune_core.errors import DataError
 from finetune_core.work import Step
-from tests.drain import drained
+from tests.drain import drain
 
 PETS = {
     "Abyssinian": "Abyssinian",
@@ -321,8 +321,8 @@ WRITTEN = {
 def test_set_is_fetched_once_as_a_folder_to_train_on(name, published, home, monkeypatch, capfd):
     server = published(name)
     assert not is_fetched(name)
-    steps, folder = drained(fetch_public(name))
-    assert folder == public_folder(name) == home / "data" / name
+    steps, folder = drain(fetch_public(name))
+    assert folder == public_set_folder(name) == home / "data" / name
     assert is_fetched(name)
     assert os.listdir(home / "data") == [name]  # no staging folder beside it
 
@@ -352,14 +352,14 @@ def test_set_is_fetched_once_as_a_folder_to_train_on(name, published, home, monk
     assert dataset.given_splits == (name == "flowers102")  # which alone has all three
 
     monkeypatch.setattr(public, "_download", None)
-    assert drained(fetch_public(name)) == ([], folder)
+    assert drain(fetch_public(name)) == ([], folder)
 
 
 @pytest.mark.parametrize("name", PUBLIC_SETS)
 def test_no_network_is_said_with_a_way_out(name, home, monkeypatch):
     point_torchvision_at(name, PUBLISHED[name](), "http://127.0.0.1:9", monkeypatch)
     with pytest.raises(DataError, match="Connection refused") as caught:
-        drained(fetch_public(name))
+        drain(fetch_public(name))
     for words in (PUBLIC_SETS[name].title, "a folder or archive of your own", "the word digits"):
         assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -373,14 +373,14 @@ def test_what_was_not_published_is_refused(name, published, home):
     with pytest.raises(
         DataError, match=rf"{PUBLIC_SETS[name].title[:8]}.*not found or corrupted\)"
     ):
-        drained(fetch_public(name))
+        drain(fetch_public(name))
     assert_nothing_is_left(home)
 
 
 def test_a_file_the_server_does_not_have_is_said(published, home):
     published("cifar10").files = {}
     with pytest.raises(DataError, match="Not Found"):
-        drained(fetch_public("cifar10"))
+        drain(fetch_public("cifar10"))
     assert_nothing_is_left(home)
 
 
@@ -398,7 +398,7 @@ def test_a_server_that_talks_nonsense_is_said(home, monkeypatch):
             "cifar10", cifar(), f"http://127.0.0.1:{server.getsockname()[1]}", monkeypatch
         )
         with pytest.raises(DataError, match="could not be downloaded"):
-            drained(fetch_public("cifar10"))
+            drain(fetch_public("cifar10"))
     assert_nothing_is_left(home)
 
 
@@ -407,7 +407,7 @@ def test_a_server_that_falls_silent_is_given_up(published, home, monkeypatch):
     server = published("cifar10")
     server.gate = threading.Event()
     with pytest.raises(DataError, match=r"nothing has arrived for 0\.2 seconds"):
-        drained(fetch_public("cifar10"))
+        drain(fetch_public("cifar10"))
     server.gate.set()
     assert_nothing_is_left(home)
 
@@ -425,7 +425,7 @@ def test_a_slow_disk_is_not_taken_for_a_silent_server(published, monkeypatch):
         real(archive, target, *rest)
 
     monkeypatch.setattr(datasets.utils, "extract_archive", slow)
-    drained(fetch_public("eurosat"))
+    drain(fetch_public("eurosat"))
     assert is_fetched("eurosat")
 
 
@@ -434,7 +434,7 @@ def test_a_download_larger_than_known_is_never_more_than_all_of_it(published, mo
     monkeypatch.setitem(
         PUBLIC_SETS, "eurosat", dataclasses.replace(PUBLIC_SETS["eurosat"], download_bytes=100)
     )
-    steps, _ = drained(fetch_public("eurosat"))
+    steps, _ = drain(fetch_public("eurosat"))
     assert Step(100, 100) in steps
     assert all(step.done <= step.total for step in steps)
 
@@ -522,7 +522,7 @@ def test_a_disk_that_is_full_is_said(published, home, monkeypatch):
     with pytest.raises(
         DataError, match=r"Fashion-MNIST cannot be written to .*No space left on device"
     ):
-        drained(fetch_public("fashion_mnist"))
+        drain(fetch_public("fashion_mnist"))
     assert_nothing_is_left(home)
 
 
@@ -530,7 +530,7 @@ def test_a_home_that_cannot_be_written_is_said(home, monkeypatch):
     (home / "file").write_text("")
     monkeypatch.setenv("THAW_HOME", str(home / "file"))
     with pytest.raises(DataError, match="Set THAW_HOME"):
-        drained(fetch_public("cifar10"))
+        drain(fetch_public("cifar10"))
 
 
 def test_a_bug_stays_visible(home, monkeypatch):
@@ -539,7 +539,7 @@ def test_a_bug_stays_visible(home, monkeypatch):
 
     monkeypatch.setattr(public, "_download", broken)
     with pytest.raises(ZeroDivisionError):
-        drained(fetch_public("cifar10"))
+        drain(fetch_public("cifar10"))
     assert_nothing_is_left(home)
 
 
@@ -548,7 +548,7 @@ def test_another_process_that_was_first_wins(published, home):
     fetching = fetch_public("eurosat")
     next(fetching)
     (home / "data" / "eurosat" / "theirs").mkdir(parents=True)
-    _, folder = drained(fetching)
+    _, folder = drain(fetching)
     assert os.listdir(folder) == ["theirs"]
     assert os.listdir(home / "data") == ["eurosat"]
 

@@ -6,8 +6,14 @@ from finetune_core import paths
 from finetune_core.data.camera import recordings_folder
 from finetune_core.data.entry import entry_folder
 from finetune_core.data.public import PUBLIC_SETS
-from finetune_core.data.recent import check_private, data_id, recent_sources, remember, source_of
-from finetune_core.data.sample import SAMPLE_NAME, digits_folder
+from finetune_core.data.recent import (
+    check_private,
+    data_id,
+    list_recent_sources,
+    remember_source,
+    resolve_source,
+)
+from finetune_core.data.sample import SAMPLE_NAME, write_digits_folder
 from finetune_core.errors import DataError
 
 
@@ -21,10 +27,10 @@ def folders(tmp_path):
 
 def test_an_id_stands_for_its_folder_and_is_fit_for_an_address(folders):
     for folder in folders:
-        name = remember(folder)
+        name = remember_source(folder)
         assert name == data_id(folder)
         assert name.replace("-", "").replace("_", "").isascii()
-        assert source_of(name) == str(folder)
+        assert resolve_source(name) == str(folder)
 
 
 def test_what_was_brought_into_the_apps_folder_is_shown_to_its_owners_only(tmp_path):
@@ -33,7 +39,7 @@ def test_what_was_brought_into_the_apps_folder_is_shown_to_its_owners_only(tmp_p
     shared = [own / SAMPLE_NAME, own / next(iter(PUBLIC_SETS)), tmp_path]
     for folder in (upload / "red", unknown, recording, *shared):
         folder.mkdir(parents=True, exist_ok=True)
-    remember(upload, "ann")
+    remember_source(upload, "ann")
     (tmp_path / "link").symlink_to(upload)
     for folder in (upload, upload / "red", tmp_path / "link", recording):
         check_private(folder, "ann")
@@ -49,10 +55,10 @@ def test_what_was_brought_into_the_apps_folder_is_shown_to_its_owners_only(tmp_p
 
 @pytest.mark.train
 def test_the_sample_has_the_same_id_everywhere():
-    assert data_id(digits_folder()) == SAMPLE_NAME
-    assert source_of(SAMPLE_NAME) == str(digits_folder())
-    remember(digits_folder())
-    assert recent_sources([digits_folder().parent], 9) == []
+    assert data_id(write_digits_folder()) == SAMPLE_NAME
+    assert resolve_source(SAMPLE_NAME) == str(write_digits_folder())
+    remember_source(write_digits_folder())
+    assert list_recent_sources([write_digits_folder().parent], 9) == []
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,7 @@ def test_the_sample_has_the_same_id_everywhere():
 )
 def test_an_id_that_is_not_known_is_refused_in_words(asked):
     with pytest.raises(DataError, match="is not known here"):
-        source_of(asked)
+        resolve_source(asked)
 
 
 DAMAGES = [b"", b"[]", b"{}", b"{", b'{"path": 3, "people": []}', b'{"path": "/x", "people": 3}']
@@ -69,11 +75,11 @@ DAMAGES = [b"", b"[]", b"{}", b"{", b'{"path": 3, "people": []}', b'{"path": "/x
 
 @pytest.mark.parametrize("content", [*DAMAGES, b'{"path": "/etc", "people": []}', b"[" * 19_000])
 def test_a_damaged_or_foreign_note_is_no_data_set(folders, content):
-    name = remember(folders[0])
+    name = remember_source(folders[0])
     (entry_folder(folders[0]) / "source.json").write_bytes(content)
     with pytest.raises(DataError, match="is not known here"):
-        source_of(name)
-    assert recent_sources([folders[0].parent], 9) == []
+        resolve_source(name)
+    assert list_recent_sources([folders[0].parent], 9) == []
 
 
 def test_recent_ones_come_latest_first_and_those_gone_or_out_of_bounds_are_left_out(
@@ -81,27 +87,27 @@ def test_recent_ones_come_latest_first_and_those_gone_or_out_of_bounds_are_left_
 ):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     for age, folder in enumerate([elsewhere, *folders]):
-        remember(folder)
+        remember_source(folder)
         os.utime(entry_folder(folder) / "source.json", (age, age))
     roots = [folders[0].parent]
-    assert [one.path for one in recent_sources(roots, 9)] == [
+    assert [one.path for one in list_recent_sources(roots, 9)] == [
         str(folder) for folder in reversed(folders)
     ]
     folders[1].rmdir()
-    assert [one.path for one in recent_sources(roots, 9)] == [str(folders[2]), str(folders[0])]
+    assert [one.path for one in list_recent_sources(roots, 9)] == [str(folders[2]), str(folders[0])]
 
 
 def test_with_people_each_sees_what_they_have_opened(folders):
     roots = [folders[0].parent]
-    remember(folders[0], "ann")
-    remember(folders[1], "ben")
-    remember(folders[1], "ann")
-    remember(folders[2])
-    assert {one.path for one in recent_sources(roots, 9, "ann")} == {
+    remember_source(folders[0], "ann")
+    remember_source(folders[1], "ben")
+    remember_source(folders[1], "ann")
+    remember_source(folders[2])
+    assert {one.path for one in list_recent_sources(roots, 9, "ann")} == {
         str(folders[0]),
         str(folders[1]),
     }
-    assert {one.path for one in recent_sources(roots, 9, "ben")} == {str(folders[1])}
-    assert recent_sources(roots, 9, "") == []
-    assert len(recent_sources(roots, 9)) == 3
-    assert len(recent_sources(roots, 2)) == 2
+    assert {one.path for one in list_recent_sources(roots, 9, "ben")} == {str(folders[1])}
+    assert list_recent_sources(roots, 9, "") == []
+    assert len(list_recent_sources(roots, 9)) == 3
+    assert len(list_recent_sources(roots, 2)) == 2

@@ -109,11 +109,11 @@ def test_rows_on_a_device_are_those_of_all_blocks_each_once(cache):
     fill_table(cache, keys=KEYS[12:], rows=ROWS[12:])
     lookup = cache.table("t").lookup(np.concatenate([KEYS, KEYS]))
     positions = np.array([25, 3, 17, 5, 13])  # the first is a second time the fourth
-    assert lookup.bytes_of(positions) == 4 * lookup.row_bytes
+    assert lookup.count_bytes(positions) == 4 * lookup.row_bytes
     there = lookup.on(torch.device("cpu"), positions)
     assert torch.equal(there.batch(positions), ROWS[[5, 3, 17, 5, 13]])
     assert sorted(there.blocks[0].keys) == sorted(KEYS[[3, 5, 13, 17]])
-    assert not there.has(np.array([0]))
+    assert not there.has_rows(np.array([0]))
 
 
 def flip_a_bit(file):
@@ -200,7 +200,7 @@ def test_the_least_recently_used_table_makes_room_in_memory(cache, monkeypatch):
     fill_table(cache, "new")
     assert cache.table("used").missing(KEYS).all()
     assert not cache.table("old").missing(KEYS).any()
-    assert cache.held() <= 2.5 * size
+    assert cache.memory_bytes() <= 2.5 * size
     assert torch.equal(kept.batch(np.arange(20)), ROWS)
 
 
@@ -229,7 +229,7 @@ def test_a_table_that_grows_stays_within_the_budget(cache, monkeypatch):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", str(1.5 * size / 1e9))
     fill_table(cache)
     assert fill_table(cache, keys=KEYS + np.uint64(100)) == "disk"
-    assert cache.held() == size
+    assert cache.memory_bytes() == size
     both = cache.table("t").lookup(np.concatenate([KEYS[:2], KEYS[:2] + np.uint64(100)]))
     assert torch.equal(both.batch(np.arange(4)), ROWS[[0, 1, 0, 1]])
 
@@ -358,5 +358,5 @@ def test_no_positions_have_no_rows(cache):
     lookup = cache.table("t").lookup(KEYS)
     for held in (lookup, lookup.on(torch.device("cpu"), nothing)):
         assert held.batch(nothing).shape == (0, 3, 4, 4)
-        assert held.bytes_of(nothing) == 0
+        assert held.count_bytes(nothing) == 0
         assert held.row_bytes == 3 * 4 * 4 * 4

@@ -1,16 +1,16 @@
 import pytest
 
-from finetune_core.data.same_classes import same_classes
+from finetune_core.data.same_classes import match_classes
 
 
 def test_equal_names_are_the_same_class_whatever_the_order():
-    found = same_classes(("red", "green", "blue"), ["blue", "violet", "red"])
+    found = match_classes(("red", "green", "blue"), ["blue", "violet", "red"])
     assert found.labels == {"blue": 2, "red": 0}
     assert (found.respelled, found.unknown, found.missing) == ({}, ("violet",), ("green",))
 
 
 def test_case_and_spaces_do_not_count_where_no_other_can_be_meant():
-    found = same_classes(("light blue", "red"), ["Light  Blue", "RED "])
+    found = match_classes(("light blue", "red"), ["Light  Blue", "RED "])
     assert found.labels == {"Light  Blue": 0, "RED ": 1}
     assert found.respelled == {"Light  Blue": "light blue", "RED ": "red"}
 
@@ -26,5 +26,5 @@ def test_case_and_spaces_do_not_count_where_no_other_can_be_meant():
     ],
 )
 def test_what_could_mean_several_or_differs_in_more_is_unknown(own, theirs, labels, unknown):
-    found = same_classes(own, theirs)
+    found = match_classes(own, theirs)
     assert (found.labels, found.respelled, found.unknown) == (labels, {}, unknown)

@@ -7,13 +7,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from finetune_core.data import sample
-from finetune_core.data.sample import digits_folder
+from finetune_core.data.sample import write_digits_folder
 from finetune_core.errors import DataError
 
 
 @pytest.mark.train
 def test_the_digits_are_written_once_as_an_image_folder(home):
-    folder = digits_folder()
+    folder = write_digits_folder()
     assert folder == home / "data" / "digits"
     assert sorted(entry.name for entry in folder.iterdir()) == [str(digit) for digit in range(10)]
     files = sorted(folder.glob("*/*.png"), key=lambda file: file.name)
@@ -26,7 +26,7 @@ def test_the_digits_are_written_once_as_an_image_folder(home):
         small = np.asarray(image.resize((8, 8), Image.Resampling.BOX), float) * 16 / 255
         assert np.corrcoef(small.ravel(), digits.images[number].ravel())[0, 1] > 0.95
     files[0].unlink()
-    assert digits_folder() == folder
+    assert write_digits_folder() == folder
     assert not files[0].exists()  # not written a second time
 
 
@@ -37,7 +37,7 @@ def test_a_failure_leaves_nothing_behind(home, monkeypatch):
 
     monkeypatch.setattr(sample, "_write_digits", fail)
     with pytest.raises(DataError, match="disk full"):
-        digits_folder()
+        write_digits_folder()
     assert os.listdir(home / "data") == []
 
 
@@ -47,6 +47,6 @@ def test_another_process_that_was_first_wins(home, monkeypatch):
         (home / "data" / "digits" / "theirs").mkdir(parents=True)
 
     monkeypatch.setattr(sample, "_write_digits", slow)
-    folder = digits_folder()
+    folder = write_digits_folder()
     assert os.listdir(folder) == ["theirs"]
     assert os.listdir(folder.parent) == ["digits"]

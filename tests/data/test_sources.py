@@ -7,10 +7,10 @@ import pytest
 from finetune_core.data import sample
 from finetune_core.data.sources import (
     check_roots,
-    data_roots,
-    imported_folders,
+    list_data_roots,
+    list_imported_folders,
     resolve_data,
-    whole_path,
+    resolve_path,
 )
 from finetune_core.errors import DataError
 from finetune_core.work import finish
@@ -52,18 +52,18 @@ def test_an_archive_is_what_it_unpacks_to(home, tmp_path):
     folder = Path(resolve(archive))
     assert folder.parent == home / "data"
     assert len(list(folder.glob("*/*.png"))) == 4
-    assert imported_folders() == [folder]
+    assert list_imported_folders() == [folder]
 
 
 def test_the_home_folder_may_be_read_only_where_nobody_signs_in(home, monkeypatch):
     monkeypatch.delenv("THAW_DATA_ROOTS", raising=False)
-    assert data_roots(home_too=True) == (home / "data", Path.home())
-    assert data_roots(home_too=False) == (home / "data",)
+    assert list_data_roots(home_too=True) == (home / "data", Path.home())
+    assert list_data_roots(home_too=False) == (home / "data",)
 
 
 def test_named_roots_replace_the_home_folder(home, tmp_path, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path / "a"))
-    assert data_roots(home_too=True) == (home / "data", tmp_path / "a")
+    assert list_data_roots(home_too=True) == (home / "data", tmp_path / "a")
 
 
 @pytest.mark.parametrize("way", ["../elsewhere", "link", "sub/../../elsewhere"])
@@ -84,21 +84,21 @@ def test_path_in_quotes_or_as_a_file_url_is_that_path(tmp_path, written):
     folder = tmp_path / "my pets 100% #1 é"
     folder.mkdir()
     name = written.format(path=folder, url=quote(str(folder)))
-    assert whole_path(name) == folder
+    assert resolve_path(name) == folder
     assert resolve(name) == str(folder)
 
 
 @pytest.mark.parametrize("name", ["'", '"', "it's", "'a", "100%25", "a'b'"])
 def test_a_quote_or_a_percent_sign_in_a_plain_name_stays(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    assert whole_path(name) == tmp_path / name
+    assert resolve_path(name) == tmp_path / name
 
 
 def test_file_urls_of_other_machines_and_of_no_file_are_refused(tmp_path):
     with pytest.raises(DataError, match="another machine, nas"):
-        whole_path("file://nas/pets")
+        resolve_path("file://nas/pets")
     with pytest.raises(DataError, match="cannot be read"):
-        whole_path("file:///pets%00")
+        resolve_path("file:///pets%00")
     (tmp_path / "root").mkdir()
     with pytest.raises(DataError, match="THAW_DATA_ROOTS"):
-        check_roots(whole_path(f"file://{tmp_path}/root/%2e%2e/elsewhere"), [tmp_path / "root"])
+        check_roots(resolve_path(f"file://{tmp_path}/root/%2e%2e/elsewhere"), [tmp_path / "root"])

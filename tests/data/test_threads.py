@@ -5,7 +5,7 @@ import pytest
 from threadpoolctl import ThreadpoolController, threadpool_info
 
 from finetune_core.data import threads
-from finetune_core.data.threads import applied, in_threads, one_blas_thread
+from finetune_core.data.threads import limit_blas_threads, map_adaptively, map_in_threads
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 3), (12, 14), (64, 32)])
@@ -21,7 +21,7 @@ def test_files_are_read_in_two_threads_more_than_there_are_cores_for_this_proces
         return -item
 
     items = range(2 * threads)
-    assert list(in_threads(read, items)) == [(item, -item) for item in items]
+    assert list(map_in_threads(read, items)) == [(item, -item) for item in items]
     assert len(readers) == threads
 
 
@@ -44,13 +44,13 @@ def test_items_are_spread_over_threads_where_they_are_large_or_waited_for(
         clocks["thread_time"] += busy
         return -item
 
-    assert list(applied(work, range(3000))) == [(item, -item) for item in range(3000)]
+    assert list(map_adaptively(work, range(3000))) == [(item, -item) for item in range(3000)]
     assert (used == {threading.get_ident()}) == here
 
 
 def test_what_is_left_is_not_begun_once_nobody_takes_it():
     begun = []
-    taking = applied(begun.append, range(5000))
+    taking = map_adaptively(begun.append, range(5000))
     for _ in range(40):
         next(taking)
     taking.close()
@@ -66,7 +66,7 @@ def blas_threads():
 def test_whoever_is_the_last_to_need_one_blas_thread_gives_the_others_back():
     """Two uses overlap, as those of two sessions do, and neither contains the other."""
     with ThreadpoolController().limit(limits=2, user_api="blas"):
-        one, other = one_blas_thread(), one_blas_thread()
+        one, other = limit_blas_threads(), limit_blas_threads()
         one.__enter__()
         other.__enter__()
         assert blas_threads() == {1}

@@ -15,7 +15,7 @@ CLASSES = ("cat", "dog")
 
 
 @pytest.fixture
-def made_run(tmp_path):
+def make_run(tmp_path):
     """Return ``made_run(correct, …)``, which makes a finished run with these predictions.
 
     The run is right where ``correct`` is true.

@@ -8,8 +8,8 @@ from PIL import Image
 
 from finetune_core.data.dataset import load_dataset
 from finetune_core.evaluation.comparison.layer_diagnostics import measure_layers
-from finetune_core.evaluation.prediction.batch import images_below, predict_images
-from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
+from finetune_core.evaluation.prediction.batch import list_images, predict_images
+from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, make_encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.fp32 import evaluate_in_fp32
 from finetune_core.evaluation.single_run.robustness import measure_robustness
@@ -30,15 +30,13 @@ def run(tmp_path):
 
 def _prepare_batch(run):
     predictor = load_predictor(run)
-    return partial(predict_images, predictor, images_below(run.config.data)[:4])
+    return partial(predict_images, predictor, list_images(run.config.data)[:4])
 
 
 def _prepare_unlike(run):
-    looks = encoder(load_predictor(run))
+    looks = make_encoder(load_predictor(run))
     near = finish(compute_neighbourhood(run, looks))
-    return partial(
-        predict_images, looks.predictor, images_below(run.config.data)[:4], (looks, near)
-    )
+    return partial(predict_images, looks.predictor, list_images(run.config.data)[:4], (looks, near))
 
 
 def _write_other_images(run):
@@ -54,7 +52,9 @@ def _write_other_images(run):
 WORK = {
     "batch": _prepare_batch,
     "batch with neighbours": _prepare_unlike,
-    "neighbours": lambda run: partial(compute_neighbourhood, run, encoder(load_predictor(run))),
+    "neighbours": lambda run: partial(
+        compute_neighbourhood, run, make_encoder(load_predictor(run))
+    ),
     "robustness": lambda run: partial(measure_robustness, run, "val"),
     "shift": lambda run: partial(predict_shifted, [run], _write_other_images(run)),
     "fp32": lambda run: partial(evaluate_in_fp32, run),
@@ -67,7 +67,7 @@ WORK = {
 
 def is_free():
     with Turn("cuda") as turn:
-        return turn.come(at_once=True)
+        return turn.acquire(at_once=True)
 
 
 @pytest.mark.train

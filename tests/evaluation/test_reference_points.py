@@ -12,7 +12,7 @@ from finetune_core.evaluation.comparison.report import comparison_html
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.run_accuracy import best_run, run_accuracy
 from finetune_core.evaluation.single_run.run_evaluation import evaluate_run
-from finetune_core.formatting import percent
+from finetune_core.formatting import format_percent
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run, RunStore
 from tests.factories import copy_run, shared_images, tiny_config, trained_run
@@ -54,7 +54,7 @@ def test_the_majority_class_is_that_of_the_training_images(finished):
 def test_what_an_earlier_version_did_not_record_is_absent(finished):
     run = finished(started={"class_counts": {}})
     assert list_points(run) == {}
-    assert reference_points(run, []).in_sentence() == ""
+    assert reference_points(run, []).to_sentence() == ""
 
 
 def test_the_probe_is_one_on_the_same_features_of_the_same_images(finished):
@@ -95,7 +95,7 @@ def test_a_best_run_that_is_the_linear_probe_stands_once(finished):
 def test_words_name_the_images_and_how_the_best_was_trained(finished):
     run = finished(0.7, 0.7, backbone="resnet18")
     other = finished(0.8, 0.8, strategy="full", backbone="resnet50")
-    assert reference_points(run, [run, other]).in_sentence() == (
+    assert reference_points(run, [run, other]).to_sentence() == (
         "On the same test images: majority class 20.0 %, "
         "best by validation (full fine-tuning, resnet50) 80.0 %."
     )
@@ -122,14 +122,14 @@ def test_a_trained_run_records_what_the_majority_class_follows_from(tmp_path, ca
     result = evaluate_run(run, "test", None)
     found = json.loads(json.dumps(evaluation_json(result)))["reference_points"]
     assert found == known.to_json()
-    assert known.in_sentence() in result._repr_html_()
+    assert known.to_sentence() in result._repr_html_()
     print_evaluation(result)
     printed = " ".join(capsys.readouterr().out.split())
-    assert known.in_sentence() in printed
+    assert known.to_sentence() in printed
     stores = [RunStore(tmp_path).read(folder) for folder in (run_dir, probe_dir)]
     compared = compare_runs(stores)
     assert compared.to_json()["majority_class"] == pytest.approx(share)
-    footnote = f"Always answering with the most frequent class: {percent(share)}."
+    footnote = f"Always answering with the most frequent class: {format_percent(share)}."
     assert footnote in comparison_html(compared)
     assert compare_runs(stores, classes=["red"]).majority_class is None
     assert compare_runs(stores, "log_loss").majority_class is None

@@ -4,8 +4,8 @@ import pytest
 
 from finetune_core.errors import DataError
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.run_images import run_image
-from finetune_core.figures.report import whole_report
+from finetune_core.evaluation.run_images import resolve_run_image
+from finetune_core.figures.report import build_report
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def places(tmp_path):
 def test_an_image_in_an_allowed_folder_is_found(made_run, places):
     data, _ = places
     run = made_run([True, False], data=str(data))
-    assert run_image(run, "own.png", [data]).read_bytes() == b"own"
+    assert resolve_run_image(run, "own.png", [data]).read_bytes() == b"own"
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def test_an_id_that_leads_out_of_the_allowed_folders_is_refused(made_run, places
     data, elsewhere = places
     run, sample = made_run([True, False], data=str(data)), sample.format(elsewhere=elsewhere)
     with pytest.raises(DataError, match="outside the folders"):
-        run_image(run, sample, [data])
-    assert run_image(run, sample).read_bytes() == b"private", (
+        resolve_run_image(run, sample, [data])
+    assert resolve_run_image(run, sample).read_bytes() == b"private", (
         "on the command line, a person reads what they may"
     )
 
@@ -42,7 +42,9 @@ def test_an_id_that_leads_out_of_the_allowed_folders_is_refused(made_run, places
 def test_a_run_whose_data_lie_elsewhere_shows_nothing(made_run, places):
     data, elsewhere = places
     with pytest.raises(DataError, match="outside the folders"):
-        run_image(made_run([True, False], data=str(elsewhere)), str(data / "own.png"), [data])
+        resolve_run_image(
+            made_run([True, False], data=str(elsewhere)), str(data / "own.png"), [data]
+        )
 
 
 @pytest.mark.train
@@ -62,5 +64,5 @@ def test_a_report_holds_no_images_from_elsewhere(made_run, places, monkeypatch):
     monkeypatch.setattr("finetune_core.evaluation.comparison.pictured.explain", recording)
     comparison = compare_runs(runs)
     with pytest.raises(AssertionError, match="was read"):
-        whole_report(comparison)
-    assert whole_report(comparison, [data])
+        build_report(comparison)
+    assert build_report(comparison, [data])

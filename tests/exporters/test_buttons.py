@@ -54,8 +54,8 @@ def click(run):
 def test_a_click_makes_it_and_offers_the_zip(run, click):
     buttons = click("card").get("download_button")
     assert [button.proto.label for button in buttons] == ["Download ZIP"]
-    folder = formats.finished_export(run, "card")
-    with zipfile.ZipFile(io.BytesIO(formats.zipped(folder, "mine"))) as archive:
+    folder = formats.find_export(run, "card")
+    with zipfile.ZipFile(io.BytesIO(formats.zip_folder(folder, "mine"))) as archive:
         assert archive.namelist() == ["mine/README.md"]
 
 
@@ -64,7 +64,7 @@ def test_what_goes_wrong_is_said_on_the_page(click, monkeypatch):
         yield Step(0, None, "export")
         raise ExportError("Cannot *be* made.")
 
-    monkeypatch.setattr(formats, "exporting", fail)
+    monkeypatch.setattr(formats, "export_in_steps", fail)
     assert [error.value for error in click("script").error] == [r"Cannot \*be\* made\."]
 
 
@@ -84,10 +84,10 @@ def test_another_process_exports_or_says_what_is_wrong(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     steps = list(export_in_subprocess(run, "safetensors"))
     assert steps[-1] == Step(6, 6, "measure")
-    assert (formats.finished_export(run, "safetensors") / "model.safetensors").is_file()
+    assert (formats.find_export(run, "safetensors") / "model.safetensors").is_file()
     (run.run_dir / "best.safetensors").rename(run.run_dir / "hidden")
     try:
-        assert formats.finished_export(run, "safetensors") is None
+        assert formats.find_export(run, "safetensors") is None
         with pytest.raises(ExportError, match="has no 'best' checkpoint"):
             list(export_in_subprocess(run, "safetensors"))
     finally:
@@ -134,9 +134,9 @@ def test_an_export_ends_with_the_app_and_the_next_one_clears_up(run, monkeypatch
     child.wait(300)
     (left,) = (run.run_dir / "export").glob(".thaw-export-*")
     os.utime(left, (time.time() - 120,) * 2)
-    finish(formats.exporting(run, "card"))
+    finish(formats.export_in_steps(run, "card"))
     assert not list((run.run_dir / "export").glob(".thaw-*"))
-    assert formats.finished_export(run, "onnx") is None
+    assert formats.find_export(run, "onnx") is None
 
 
 def test_what_lies_beside_a_new_export_stays(run, tmp_path):

@@ -6,8 +6,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 
 from finetune_core.config import Edit
-from finetune_core.evaluation.single_run.evaluate import evaluation, scores
-from finetune_core.evaluation.single_run.scores import NAMES, range_text, value_text
+from finetune_core.evaluation.single_run.evaluate import evaluation, score_run
+from finetune_core.evaluation.single_run.scores import NAMES, format_range, format_value
 from finetune_core.exporters.formats import export_run
 from tests.exporters.conftest import SGD, colours, train_shared
 from tests.factories import tiny_config, train
@@ -34,10 +34,10 @@ def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(tmp_path):
     assert card.data.license is None
     for part in ("Data", "Recipe", "Results", "Limits", "Licence"):
         assert f"## {part}" in text
-    table = scores(run, result.split).table.set_index("name")
+    table = score_run(run, result.split).table.set_index("name")
     for name in ("f1_macro", "matthews_corrcoef", "cohen_kappa", "precision_macro", "ece"):
         row = table.loc[name]
-        value, span = value_text(name, row.value), range_text(name, row.low, row.high)
+        value, span = format_value(name, row.value), format_range(name, row.low, row.high)
         assert f"| {NAMES[name]} | {value} | {span} |" in text
     for part in (
         "95 % interval",

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from finetune_core.errors import ExportError
-from finetune_core.exporters.formats import export_path, export_run, finished_export, zipped
+from finetune_core.exporters.formats import export_path, export_run, find_export, zip_folder
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_an_export_through_a_link_is_refused_and_deletes_nothing(run_and_strange
     with pytest.raises(ExportError, match="is a link"):
         export_run(run, "card")
     assert is_untouched(theirs)
-    assert finished_export(run, "card") is None
+    assert find_export(run, "card") is None
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
@@ -65,7 +65,7 @@ def test_a_file_in_the_place_of_an_export_is_replaced(run_and_stranger):
     run, _ = run_and_stranger
     export_path(run, "card").parent.mkdir()
     export_path(run, "card").write_text("no folder")
-    assert finished_export(run, "card") is None
+    assert find_export(run, "card") is None
     assert export_run(run, "card").files == ("README.md",)
 
 
@@ -74,5 +74,5 @@ def test_files_that_links_in_an_export_lead_to_are_not_packed(run_and_stranger):
     made = export_run(run, "card")
     (made.folder / "notes.txt").symlink_to(theirs / "thesis.txt")
     (made.folder / "more").symlink_to(theirs)
-    with zipfile.ZipFile(io.BytesIO(zipped(finished_export(run, "card"), "card"))) as archive:
+    with zipfile.ZipFile(io.BytesIO(zip_folder(find_export(run, "card"), "card"))) as archive:
         assert archive.namelist() == ["card/README.md"]

@@ -8,7 +8,7 @@ from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
 from finetune_core.models.network import network_stages
 from finetune_core.training.checkpoints import load_tensors
-from finetune_core.training.networks import beginning_of
+from finetune_core.training.networks import build_initial_network
 from tests.exporters.conftest import SGD, colours, train_shared
 from tests.factories import TINY_BACKBONE, tiny_config, train
 
@@ -48,7 +48,9 @@ def test_a_run_that_starts_from_it_begins_with_what_was_learned(tmp_path):
     started = LORA | {"lora_rank": 2, "from_run": str(parent.run_dir)}
     started |= {"backbone": TINY_BACKBONE, "epochs": 1}
     child = train(tiny_config(colours(), **SGD | started), tmp_path)
-    start = beginning_of(child.config, child.started["classes"], child.run_dir).network.pretrained
+    start = build_initial_network(
+        child.config, child.started["classes"], child.run_dir
+    ).network.pretrained
     learned, ours = (load_predictor(one).network.model for one in (parent, child))
     tensors, _ = load_tensors(child.run_dir, "best")
     assert {len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A")} == {2}

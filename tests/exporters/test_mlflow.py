@@ -68,7 +68,7 @@ def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     reservation = create_run(run.config, tmp_path / "runs")
     reservation.lock.release()
-    RunStore(tmp_path / "runs").describe(reservation.run_dir.name, "it's", "a note")
+    RunStore(tmp_path / "runs").set_about(reservation.run_dir.name, "it's", "a note")
     lines = (run.run_dir / "events.jsonl").read_bytes().splitlines(keepends=True)
     first = next(number for number, line in enumerate(lines) if b'"EpochEnded"' in line) + 1
     (reservation.run_dir / "events.jsonl").write_bytes(b"".join(lines[:first]))

@@ -25,11 +25,11 @@ from finetune_core.errors import ExportError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.exporters import formats, measure
-from finetune_core.exporters.formats import FORMATS, export_run, exporting
+from finetune_core.exporters.formats import FORMATS, export_in_steps, export_run
 from finetune_core.exporters.graphs import BATCHES, TOLERANCE, compare
 from finetune_core.exporters.tensors import load_export
-from finetune_core.formatting import percent
-from finetune_core.runs.store import summary
+from finetune_core.formatting import format_percent
+from finetune_core.runs.store import summarize_run
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.preview import network_input
 from finetune_core.work import finish
@@ -159,7 +159,7 @@ def test_card_and_sidecar_state_the_files_accuracy_and_no_local_path(
     assert metrics["labels_as_in_the_run"] == tested.sum()
     assert metrics["measured_on"].startswith("model.")
     check_card(folder, bf16_run, None)
-    assert f"test accuracy {percent(accuracy)} on {tested.sum()} images" in text
+    assert f"test accuracy {format_percent(accuracy)} on {tested.sum()} images" in text
     assert "Evaluated with the exported file" in text
     assert str(colours().parent) not in sidecar + text
     assert result["run"]["settings"]["data"] == colours().name
@@ -252,7 +252,7 @@ def test_the_table_of_predictions_holds_what_predict_answers(bf16_run, inputs):
 
 def test_every_place_says_the_same_number(bf16_run, inputs):
     table, _ = inputs
-    row, end = summary(bf16_run), bf16_run.history.end
+    row, end = summarize_run(bf16_run), bf16_run.history.end
     right = np.stack(table["logits"]).argmax(1) == table["label"].to_numpy()
     for split in ("test", "val"):
         accuracies = [
@@ -268,19 +268,21 @@ def test_every_place_says_the_same_number(bf16_run, inputs):
 
 def test_a_file_that_answers_otherwise_is_stated_as_it_is(bf16_run, tmp_path, monkeypatch):
     """The card states the worth of the file where that names the first class for some images."""
-    original = measure.answers
+    original = measure.compute_outputs
 
     def spoil_answers(*arguments):
         logits = yield from original(*arguments)
         logits[logits.argmax(1) > 0] = [9, 0, 0]
         return logits
 
-    monkeypatch.setattr(measure, "answers", spoil_answers)
+    monkeypatch.setattr(measure, "compute_outputs", spoil_answers)
     folder = export_run(bf16_run, "safetensors", tmp_path / "out").folder
     result = json.loads((folder / "model.json").read_text())["metrics"]
     assert result["accuracy"] < result["run"]["accuracy"] == evaluation(bf16_run).accuracy
     assert result["labels_as_in_the_run"] < result["images"]
-    expected_text = f"test accuracy {percent(result['accuracy'])} on {result['images']} images"
+    expected_text = (
+        f"test accuracy {format_percent(result['accuracy'])} on {result['images']} images"
+    )
     assert expected_text in (folder / "README.md").read_text()
 
 
@@ -293,7 +295,7 @@ def test_without_the_images_the_runs_own_numbers_are_given_as_such(bf16_run, tmp
     elif why == "changed":
         shutil.copytree(colours(), data)
         (data / "red" / "003.png").unlink()
-    finish(exporting(run, "safetensors", tmp_path / "out", roots))
+    finish(export_in_steps(run, "safetensors", tmp_path / "out", roots))
     text = (tmp_path / "out" / "model.json").read_text()
     result = json.loads(text)["metrics"]
     assert result["measured_on"] is None
@@ -360,7 +362,7 @@ def test_an_earlier_export_in_the_runs_folder_is_replaced_and_no_other_folder_is
     (first.folder / "old").touch()
     assert export_run(run, "card").files == ("README.md",)
     assert {folder.name for folder in first.folder.parent.iterdir()} <= set(FORMATS)
-    assert formats.finished_export(run, "card") == first.folder
+    assert formats.find_export(run, "card") == first.folder
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(ExportError, match="is not empty"):
         export_run(run, "card", tmp_path)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune_core.config import setting_of
+from finetune_core.config import get_setting
 from finetune_core.errors import ExportError, RunError
 from finetune_core.exporters import script
 from finetune_core.exporters.formats import export_run
@@ -140,7 +140,7 @@ def test_a_run_that_has_lost_its_fitted_head_has_no_script(tmp_path):
 
 
 def test_a_setting_without_a_counterpart_is_named(run, monkeypatch):
-    seed = replace(setting_of("seed"), in_script="missing")
+    seed = replace(get_setting("seed"), in_script="missing")
     monkeypatch.setattr(script, "all_settings", lambda: {"seed": seed})
     with pytest.raises(ExportError, match="the setting seed has no counterpart"):
         export_run(run, "script")

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from finetune_core.errors import ExportError
-from finetune_core.exporters.formats import export_run, finished_export, zipped
+from finetune_core.exporters.formats import export_run, find_export, zip_folder
 from finetune_core.runs.record import create_run
 from finetune_core.runs.store import RunStore
 from tests.exporters.conftest import colours
@@ -93,7 +93,7 @@ def test_files_do_not_name_this_machine_and_travel_whole(folder):
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     assert not [file for file in files if socket.gethostname() in file.name]
     assert not [file for file in files if str(colours().parent).encode() in file.read_bytes()]
-    with zipfile.ZipFile(BytesIO(zipped(folder, "mine"))) as archive:
+    with zipfile.ZipFile(BytesIO(zip_folder(folder, "mine"))) as archive:
         assert archive.namelist() == [
             f"mine/{file.relative_to(folder).as_posix()}" for file in files
         ]
@@ -111,9 +111,9 @@ def test_a_run_that_goes_on_can_be_looked_at_and_is_out_of_date_after_its_next_e
     assert going_on.status == "running"
     made = export_run(going_on, "tensorboard")
     assert len(read(made.folder / "validation").Scalars("epoch/loss")) == 1
-    assert finished_export(going_on, "tensorboard") == made.folder
+    assert find_export(going_on, "tensorboard") == made.folder
     (reservation.run_dir / "events.jsonl").write_bytes(b"".join(lines))
-    assert finished_export(going_on, "tensorboard") is None
+    assert find_export(going_on, "tensorboard") is None
     reservation.lock.release()
 
 

@@ -1,16 +1,18 @@
 """Figure of the probes of several networks by stage."""
 
-from finetune_core.evaluation.advice.ranking import ranked
-from finetune_core.figures.advice import MOST, probes_by_stage
-from tests.evaluation.advice.test_ranking import network
+from finetune_core.evaluation.advice.ranking import rank_candidates
+from finetune_core.figures.advice import MOST, plot_probes_by_stage
+from tests.evaluation.advice.test_ranking import make_probes
 
 
 def plot(*networks):
-    return probes_by_stage(ranked(networks), {one.backbone: one.stages for one in networks})
+    return plot_probes_by_stage(
+        rank_candidates(networks), {one.backbone: one.stages for one in networks}
+    )
 
 
 def test_each_network_has_a_line_in_the_order_of_its_stages_with_intervals():
-    figure = plot(network("a", 0.5, 0.9, 0.7), network("<b>", 0.6, 0.8, 0.95))
+    figure = plot(make_probes("a", 0.5, 0.9, 0.7), make_probes("<b>", 0.6, 0.8, 0.95))
     assert [line.name for line in figure.data] == ["&lt;b&gt;", "a"]
     assert list(figure.data[1].y) == [0.5, 0.9, 0.7]
     assert all(
@@ -26,11 +28,11 @@ def test_each_network_has_a_line_in_the_order_of_its_stages_with_intervals():
 
 def test_stages_of_networks_that_have_other_ones_are_numbered():
     assert list(
-        plot(network("a", 0.5, 0.9), network("b", 0.6, 0.8, 0.7)).layout.xaxis.ticktext
+        plot(make_probes("a", 0.5, 0.9), make_probes("b", 0.6, 0.8, 0.7)).layout.xaxis.ticktext
     ) == ["1", "2", "3"]
 
 
 def test_of_many_networks_the_best_are_drawn_and_of_none_an_empty_figure():
-    figure = plot(*(network(f"n{at}", 0.9 - at / 100) for at in range(MOST + 2)))
+    figure = plot(*(make_probes(f"n{at}", 0.9 - at / 100) for at in range(MOST + 2)))
     assert [line.name for line in figure.data] == [f"n{at}" for at in range(MOST)]
-    assert not probes_by_stage((), {}).data
+    assert not plot_probes_by_stage((), {}).data

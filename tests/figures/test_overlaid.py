@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_core.figures.curves import overlaid_curves
+from finetune_core.figures.curves import plot_runs
 from finetune_core.figures.style import RUN_COLORS
 
 
@@ -18,7 +18,7 @@ def test_each_run_has_a_colour_and_training_is_dashed(kind):
         }
         for epoch in (1, 2, 3)
     ]
-    spec = overlaid_curves(kind, [("long", rows), ("short", rows[:1]), ("not begun", [])]).to_dict()
+    spec = plot_runs(kind, [("long", rows), ("short", rows[:1]), ("not begun", [])]).to_dict()
     lines = spec["layer"][0]["encoding"]
     assert lines["color"]["scale"] == {
         "domain": ["long", "short", "not begun"],

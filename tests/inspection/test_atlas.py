@@ -9,7 +9,7 @@ import pytest
 
 from finetune_core.inspection.atlas import lay_out
 from finetune_core.work import finish
-from tests.drain import drained
+from tests.drain import drain
 
 
 def draw_features(count):
@@ -35,7 +35,7 @@ def test_the_map_is_the_same_again_and_keeps_neighbours_together():
     random = np.random.default_rng(0)
     corners = random.normal(size=(4, 24)) * 10
     features = (corners.repeat(50, axis=0) + random.normal(size=(200, 24))).astype(np.float32)
-    steps, first = drained(lay_out(features))
+    steps, first = drain(lay_out(features))
     second = finish(lay_out(features))
     assert np.array_equal(first, second)
     assert all(step.phase == "map" and 0 <= step.done <= step.total for step in steps)

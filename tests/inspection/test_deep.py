@@ -13,15 +13,15 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from finetune_core.config import Edit
-from finetune_core.data.dataset import assemble, load_dataset, look_through
+from finetune_core.data.dataset import assemble_dataset, index_data, load_dataset
 from finetune_core.data.findings import KINDS
-from finetune_core.data.sample import digits_folder
-from finetune_core.formatting import PHASE_WORDS
+from finetune_core.data.sample import write_digits_folder
+from finetune_core.formatting import PHASE_TITLES
 from finetune_core.inspection import deep
 from finetune_core.inspection.deep import inspect_deeply
 from finetune_core.models.network import network_stages
 from finetune_core.work import finish
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import image_folder, shared_images
 
 LITE = "efficientnet_lite0"
@@ -48,7 +48,7 @@ def digits():
     random = np.random.default_rng(0)
     return {
         folder.name: random.permutation(sorted(folder.iterdir()))
-        for folder in sorted(digits_folder().iterdir())
+        for folder in sorted(write_digits_folder().iterdir())
     }
 
 
@@ -76,19 +76,19 @@ def some_digits(digits, tmp_path):
 @pytest.fixture(scope="module")
 def inspect_digits():
     """Return a function that inspects the whole sample with labels changed by ``{id: label}``."""
-    seen = finish(look_through(digits_folder()))
+    seen = finish(index_data(write_digits_folder()))
     rules = {"val_fraction": 0.15, "test_fraction": 0.15, "split_seed": 0, "groups": ""}
     rules["near_duplicates"] = "together"
 
     def inspect(wrong):
         edits = [Edit(action="relabel", paths=(path,), to=label) for path, label in wrong.items()]
-        dataset = assemble(digits_folder(), seen, **rules, edits=edits)
+        dataset = assemble_dataset(write_digits_folder(), seen, **rules, edits=edits)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(deep, "lay_out", skip_map)
             patch.setattr(deep, "two_sample_auc", lambda *_: (0.5, 1.0))
             return finish(inspect_deeply(dataset, LITE, 64))
 
-    dataset = assemble(digits_folder(), seen, **rules, edits=())
+    dataset = assemble_dataset(write_digits_folder(), seen, **rules, edits=())
     inspect.labels = dataset.table.set_index("id")["class"]
     return inspect
 
@@ -231,9 +231,9 @@ def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):
 
 def test_a_deep_inspection_of_digits(some_digits):
     dataset = load_dataset(some_digits)
-    steps, report = drained(inspect_deeply(dataset, LITE, 64))
+    steps, report = drain(inspect_deeply(dataset, LITE, 64))
     phases = [step.phase for step in steps]
-    assert set(phases) <= set(PHASE_WORDS)
+    assert set(phases) <= set(PHASE_TITLES)
     assert {"decode", "features"} <= set(phases)
     assert all(0 <= step.done <= step.total for step in steps)
     assert (report.backbone, report.image_size) == (LITE, 64)
@@ -323,8 +323,8 @@ def test_plain_pictures_are_inspected_too(tmp_path):
 
 
 def assert_sound(dataset):
-    steps, report = drained(inspect_deeply(dataset, LITE, 32))
-    assert {step.phase for step in steps} <= set(PHASE_WORDS)
+    steps, report = drain(inspect_deeply(dataset, LITE, 32))
+    assert {step.phase for step in steps} <= set(PHASE_TITLES)
     json.dumps([report.to_json(), *(one.to_json() for one in report.findings)], allow_nan=False)
     assert len(report.places) == len(dataset.table)
     assert np.isfinite(report.places[["x", "y"]]).all(axis=None)

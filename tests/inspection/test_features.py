@@ -12,13 +12,13 @@ from finetune_core.inspection import features
 from finetune_core.inspection.features import compute_features
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network
-from finetune_core.models.partition import CannotSplit
+from finetune_core.models.partition import SplitError
 from finetune_core.training import device_turn, feeding
 from finetune_core.training.device import choose_device
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import image_folder
 
 LITE = "efficientnet_lite0"
@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 def compute(folder, size=32):
     """Return (steps, features)."""
-    return drained(compute_features(load_dataset(folder), LITE, size))
+    return drain(compute_features(load_dataset(folder), LITE, size))
 
 
 def test_padded_images_are_seen_whole_and_kept_apart_from_cropped_ones(tmp_path):
@@ -49,7 +49,7 @@ def test_padded_images_are_seen_whole_and_kept_apart_from_cropped_ones(tmp_path)
     dataset = load_dataset(tmp_path)
     blue, red = (np.flatnonzero(dataset.table["class"] == name) for name in ("blue", "red"))
     for fit, hidden in (("crop", True), ("pad", False)):
-        _, found = drained(compute_features(dataset, LITE, 32, fit))
+        _, found = drain(compute_features(dataset, LITE, 32, fit))
         assert np.allclose(found.final[blue], found.final[red], atol=1e-4) == hidden
 
 
@@ -112,7 +112,7 @@ def test_features_are_the_means_of_what_each_stage_yields(folder):
 @pytest.mark.parametrize(("backbone", "size"), [("resnet18", 64), ("vit_b_16", 224)])
 def test_other_structures_have_one_vector_a_stage_too(backbone, size):
     network = build_network(backbone, "none", 3, seed=0)
-    pooled, stages = features.pooled_stages(network)
+    pooled, stages = features.pool_stages(network)
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
@@ -126,7 +126,7 @@ def test_other_structures_have_one_vector_a_stage_too(backbone, size):
 
 def test_features_before_the_head_are_what_the_head_gets():
     network = build_network("resnet18", "none", 3, seed=0)
-    pooled, _ = features.pooled_stages(network)
+    pooled, _ = features.pool_stages(network)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         last = pooled(images)[:, -pooled.widths[-1] :]
@@ -221,7 +221,7 @@ def test_images_that_cannot_be_decoded_any_more_are_missing(folder):
     dataset = load_dataset(folder)
     gone = dataset.table["id"].tolist().index("green/002.png")
     (folder / "green/002.png").unlink()
-    _, found = drained(compute_features(dataset, LITE, 32))
+    _, found = drain(compute_features(dataset, LITE, 32))
     assert found.rows.tolist() == [row for row in range(12) if row != gone]
     assert len(found.final) == 11
     for file in folder.rglob("*.png"):
@@ -233,7 +233,7 @@ def test_images_that_cannot_be_decoded_any_more_are_missing(folder):
 
 def test_network_that_cannot_take_the_size_or_be_cut_is_refused(folder, monkeypatch):
     def refuse(_network):
-        raise CannotSplit("its structure cannot be traced (TraceError)")
+        raise SplitError("its structure cannot be traced (TraceError)")
 
     dataset = load_dataset(folder)
     with pytest.raises(ConfigError, match="vit_b_16 cannot take images of 64"):
@@ -247,7 +247,7 @@ def test_network_that_cannot_take_the_size_or_be_cut_is_refused(folder, monkeypa
 @pytest.mark.train
 def test_swin_is_averaged_over_the_picture_where_rows_are_as_many_as_channels():
     network = build_network("swin_t", "none", 3, seed=1)
-    pooled, _ = features.pooled_stages(network)
+    pooled, _ = features.pool_stages(network)
     images = torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = split_network(network).part(None, 1).eval()(images)
@@ -263,7 +263,7 @@ def test_swin_is_averaged_over_the_picture_where_rows_are_as_many_as_channels():
 )
 def test_stages_are_the_cuts_of_a_cached_trunk(backbone, axes):
     network = build_network(backbone, "none", 3, seed=1)
-    pooled, stages = features.pooled_stages(network)
+    pooled, stages = features.pool_stages(network)
     segments = split_network(network)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -290,7 +290,7 @@ def test_the_pass_is_compiled_where_that_pays(folder, compiling, monkeypatch):
 
 
 def test_a_network_that_is_built_for_one_size_is_averaged_at_that_size():
-    pooled, stages = features.pooled_stages(build_network("timm/test_vit2", "none", 3, 0, 64))
+    pooled, stages = features.pool_stages(build_network("timm/test_vit2", "none", 3, 0, 64))
     assert pooled(torch.zeros(2, 3, 64, 64)).shape == (2, sum(pooled.widths))
     assert len(pooled.widths) == len(stages) == 9
 
@@ -308,7 +308,7 @@ def test_a_network_that_is_built_for_one_size_is_averaged_at_that_size():
 )
 def test_a_linear_probe_at_a_stage_sees_the_features_that_the_analysis_saw(name):
     whole = build_network(name, "none", 3, 0, 64)
-    pooled, stages = features.pooled_stages(whole)
+    pooled, stages = features.pool_stages(whole)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         by_stage = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
@@ -328,7 +328,7 @@ def test_a_linear_probe_at_a_stage_sees_the_features_that_the_analysis_saw(name)
     ],
 )
 def test_no_stage_is_seen_by_a_class_token_that_has_not_seen_the_image(name):
-    pooled, _ = features.pooled_stages(build_network(name, "none", 3, 0, 64))
+    pooled, _ = features.pool_stages(build_network(name, "none", 3, 0, 64))
     images = torch.rand(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         one, other = (pooled(image).split(pooled.widths, dim=1) for image in images)
@@ -337,7 +337,7 @@ def test_no_stage_is_seen_by_a_class_token_that_has_not_seen_the_image(name):
 
 def test_class_token_that_is_added_late_is_no_patch_before():
     network = build_network("timm/convit_tiny", "none", 3, 0, 64)
-    pooled, stages = features.pooled_stages(network)
+    pooled, stages = features.pool_stages(network)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     segments = split_network(network)
     names = [one.name for one in network.stages]

@@ -7,7 +7,7 @@ from finetune_core.config import make_config
 from finetune_core.inspection.learned import Probe
 from finetune_core.inspection.suggestion import find_strategy, suggest_cut
 from finetune_core.models.network import network_stages
-from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.training.stage_plan import cut_index, plan_strategy
 
 LITE = "efficientnet_lite0"
 
@@ -77,6 +77,6 @@ def test_every_suggestion_can_be_trained(backbone):
         name = find_strategy(suggestion.cut, backbone)
         cut = {"cut": suggestion.cut} if name == "custom" else {}
         settings = {"data": "any", "backbone": backbone, "strategy": name}
-        strategy = plan(make_config(settings | cut), stages)
+        strategy = plan_strategy(make_config(settings | cut), stages)
         assert names[cut_index(strategy)] == suggestion.cut == names[first]
         assert not strategy[-1].frozen

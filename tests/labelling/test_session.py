@@ -133,7 +133,7 @@ def test_a_random_tenth_is_asked_for_first_and_tests(data, tmp_path):
     probe = labelling.fit(labels)
     order = labelling.order(labels, probe)
     assert set(order[: aside.sum()]) == set(np.flatnonzero(aside))
-    names, _ = labelling.proposals(probe, order)
+    names, _ = labelling.propose_labels(probe, order)
     assert set(names[: aside.sum()]) == {None}  # the model must not influence these labels
     assert None not in names[aside.sum() :]
     path = labelling.pool["id"][order[0]]
@@ -177,7 +177,7 @@ def test_the_manifest_is_read_as_the_same_data_set(data, loose):
     add_folder(data, str(loose))
     labelling = prepare(data)
     add_edits(data, [make_edit(labelling.pool["id"][0], "red")])
-    labelling.manifest(load_edits(data)).to_csv(data / "manifest.csv", index=False)
+    labelling.to_manifest(load_edits(data)).to_csv(data / "manifest.csv", index=False)
     again = load_dataset(data / "manifest.csv")
     ours = load_dataset(data, edits=load_edits(data))
     assert again.fingerprint == ours.fingerprint

@@ -6,17 +6,17 @@ import zipfile
 import pytest
 
 from finetune_core.config import Edit
-from finetune_core.data.camera import MOST_OF_CLASS, store_unlabelled
+from finetune_core.data.camera import MOST_OF_CLASS, store_unlabelled_frames
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.entry import unlabelled_folder
 from finetune_core.data.frames import Batch
-from finetune_core.data.sources import data_roots
+from finetune_core.data.sources import list_data_roots
 from finetune_core.errors import DataError
 from finetune_core.labelling.pool import (
     Unlabelled,
     add_folder,
     add_images,
-    add_uploaded,
+    add_uploads,
     find_pool,
     load_unlabelled,
 )
@@ -50,7 +50,7 @@ def pack_zip(files):
 
 
 def roots():
-    return data_roots(home_too=False)
+    return list_data_roots(home_too=False)
 
 
 def list_waiting(data):
@@ -74,7 +74,7 @@ def test_uploaded_images_and_archives_are_added_at_once(data, loose):
     content = [file.read_bytes() for file in loose]
     uploads = [(f"{number}.png", io.BytesIO(content[number])) for number in (0, 1)]
     uploads.append(("more.zip", io.BytesIO(pack_zip(loose[2:]))))
-    assert len(finish(add_uploaded(data, uploads, roots=roots())).folders) == 2
+    assert len(finish(add_uploads(data, uploads, roots=roots())).folders) == 2
     assert len(list_waiting(data)) == len(loose)
 
 
@@ -84,7 +84,7 @@ def test_what_was_refused_leaves_what_came_before_it(data, loose):
         ("bad.zip", io.BytesIO(b"PK\x03\x04")),
     ]
     with pytest.raises(DataError, match=r"bad\.zip was not imported"):
-        finish(add_uploaded(data, uploads, roots=roots()))
+        finish(add_uploads(data, uploads, roots=roots()))
     assert len(list_waiting(data)) == len(loose)
 
 
@@ -97,7 +97,7 @@ def test_an_archive_outside_of_what_may_be_read_is_not_unpack_zip(data, tmp_path
 
 
 def test_another_data_set_cannot_take_what_was_brought_to_one(data, other, loose):
-    finish(add_uploaded(data, [("a.zip", io.BytesIO(pack_zip(loose)))], roots=roots()))
+    finish(add_uploads(data, [("a.zip", io.BytesIO(pack_zip(loose)))], roots=roots()))
     folder = load_unlabelled(data).folders[0]
     with pytest.raises(DataError, match="is a data set of its own"):
         add_folder(other, folder, roots=roots())
@@ -117,13 +117,13 @@ def test_recorded_frames_wait_for_a_label(data, loose):
     folder = unlabelled_folder(data) / "camera-1"
     content = tuple(file.read_bytes() for file in loose)
     for _ in range(2):  # frames that are sent again replace themselves
-        store_unlabelled(Batch("a", "p1", 0, content[:5], "", ""), folder)
-    store_unlabelled(Batch("b", "p1", 5, content[5:], "", ""), folder)
+        store_unlabelled_frames(Batch("a", "p1", 0, content[:5], "", ""), folder)
+    store_unlabelled_frames(Batch("b", "p1", 5, content[5:], "", ""), folder)
     add_folder(data, str(folder), roots=roots())
     assert len(list_waiting(data)) == len(loose)
     with pytest.raises(DataError, match="no press"):
-        store_unlabelled(Batch("c", "", 0, content, "", ""), folder)
+        store_unlabelled_frames(Batch("c", "", 0, content, "", ""), folder)
     for number in range(len(content), MOST_OF_CLASS):
         (folder / f"p2_{number:05d}.jpg").touch()
     with pytest.raises(DataError, match="Label these first"):
-        store_unlabelled(Batch("d", "p3", 0, content[:1], "", ""), folder)
+        store_unlabelled_frames(Batch("d", "p3", 0, content[:1], "", ""), folder)

@@ -36,12 +36,12 @@ def test_every_network_of_torchvision_has_an_entry():
         info = backbone_info(name)
         assert info.name == name
         assert info.source == "torchvision"
-        assert info.known_parameters > 500_000
+        assert info.known_parameter_count > 500_000
         assert len(info.mean) == len(info.std) == 3
         assert info.url.startswith("https://")
         assert info.file.name == info.url.rsplit("/", 1)[1]
         assert 50 < info.top1 < 100
-        assert info.research_only == ("SWAG" in (info.licence or ""))
+        assert info.is_non_commercial == ("SWAG" in (info.licence or ""))
 
 
 def test_every_network_that_timm_publishes_has_an_entry():
@@ -53,7 +53,7 @@ def test_every_network_that_timm_publishes_has_an_entry():
         assert info.url.endswith("/model.safetensors")
         assert len(info.mean) == len(info.std) == 3
         assert 24 <= info.image_size <= 1024
-        assert not info.ready
+        assert not info.is_ready
 
 
 def test_an_accuracy_is_given_only_where_the_source_states_it():
@@ -63,12 +63,12 @@ def test_an_accuracy_is_given_only_where_the_source_states_it():
 
 
 def test_licences_are_those_that_the_source_states():
-    assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").research_only
+    assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").is_non_commercial
     assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").licence == "cc-by-nc-4.0"
     assert backbone_info("timm/vit_small_patch16_dinov3.lvd1689m").licence == "dinov3-license"
-    assert not backbone_info("timm/resnet18.a1_in1k").research_only
+    assert not backbone_info("timm/resnet18.a1_in1k").is_non_commercial
     assert backbone_info("resnet18").licence is None
-    assert backbone_info("vit_h_14").research_only
+    assert backbone_info("vit_h_14").is_non_commercial
     assert [licence_name(backbone_info(name).licence) for name in ("vit_h_14", "resnet18")] == [
         "cc-by-nc-4.0",
         "not stated",
@@ -103,13 +103,13 @@ def test_parameters_said_are_those_of_the_network(name):
 
 def test_packaged_backbone_is_always_ready_and_has_its_own_normalisation(monkeypatch):
     info = backbone_info(PACKAGED)
-    assert info.ready
+    assert info.is_ready
     assert info.url is None
     assert info.mean == info.std == (0.5, 0.5, 0.5)
     assert backbone_info("resnet18").mean == (0.485, 0.456, 0.406)
     assert backbone_info("resnet18").std == (0.229, 0.224, 0.225)
     monkeypatch.setattr(catalogue, "_packaged_file", lambda package: None)
-    assert not backbone_info(PACKAGED).ready
+    assert not backbone_info(PACKAGED).is_ready
 
 
 def test_the_default_is_resnet18_only_where_its_weights_are():
@@ -117,7 +117,7 @@ def test_the_default_is_resnet18_only_where_its_weights_are():
     file = backbone_info("resnet18").file
     file.parent.mkdir(parents=True)
     file.write_bytes(b"weights")
-    assert backbone_info("resnet18").ready
+    assert backbone_info("resnet18").is_ready
     assert default_backbone() == "resnet18"
 
 

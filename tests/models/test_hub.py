@@ -23,10 +23,15 @@ from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
 from finetune_core.commands.compare import design_comparison
-from finetune_core.commands.train import asked_for
+from finetune_core.commands.train import build_config
 from finetune_core.errors import ConfigError, WeightsError
 from finetune_core.models import hub, timm_networks
-from finetune_core.models.catalogue import PACKAGED, backbone_info, build_recipe, ready_backbones
+from finetune_core.models.catalogue import (
+    PACKAGED,
+    backbone_info,
+    build_recipe,
+    list_ready_backbones,
+)
 from finetune_core.models.network import build_network, head_paths
 from finetune_core.models.timm_networks import is_timm_name
 from finetune_core.models.weights import PRETRAINED, download, fetch_description
@@ -148,14 +153,14 @@ def same_but_head(model, other):
 def test_a_network_of_timm_is_downloaded_into_the_hubs_cache_and_loaded(server, published, weights):
     server.files[f"{REPOSITORY}/model.safetensors"] = weights
     info = backbone_info(NAME)
-    assert not info.ready
+    assert not info.is_ready
     with pytest.raises(WeightsError, match="not on this machine"):
         build_network(NAME, PRETRAINED, 3, 0)
     steps = list(download(info))
     assert steps == sorted(steps)
     assert (steps[-1].done, steps[-1].total) == (len(weights), len(weights))
     network = build_network(NAME, PRETRAINED, 3, 0)
-    assert backbone_info(NAME).ready
+    assert backbone_info(NAME).is_ready
     assert same_but_head(network.model, published)
     assert network.model(torch.zeros(1, 3, 160, 160)).shape == (1, 3)
 
@@ -163,7 +168,7 @@ def test_a_network_of_timm_is_downloaded_into_the_hubs_cache_and_loaded(server, 
 def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, weights, tmp_path):
     file, described, missing = "model.safetensors", "somebody/described", "somebody/missing"
     assert hub.repositories_with(file, [REPOSITORY]) == set()
-    assert NAME not in ready_backbones()
+    assert NAME not in list_ready_backbones()
     server.files |= {f"{REPOSITORY}/{file}": weights, f"{described}/config.json": description()}
     finish(hub.fetch(REPOSITORY, file))
     finish(fetch_description(f"hf-hub:{described}"))
@@ -175,7 +180,7 @@ def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, we
         == {one for one in asked if hub.cached_path(one, file)}
     )
     assert hub.repositories_with("config.json", asked) == {described}
-    assert [name for name in ready_backbones() if is_timm_name(name)] == [NAME]
+    assert [name for name in list_ready_backbones() if is_timm_name(name)] == [NAME]
 
 
 def test_what_was_downloaded_is_used_without_a_connection(server, published, weights, monkeypatch):
@@ -247,7 +252,7 @@ def test_a_network_by_its_repository_is_built_as_its_description_says(server, pu
     info = backbone_info(name)
     assert (info.crop, info.interpolation) == (0.9, "bilinear")
     assert (info.mean, info.image_size, info.licence) == ((0.1, 0.2, 0.3), 160, "cc-by-nc-4.0")
-    assert info.research_only
+    assert info.is_non_commercial
     assert info.page == "https://huggingface.co/somebody/mine"
     finish(download(info))
     assert same_but_head(build_network(name, PRETRAINED, 3, 0).model, published)
@@ -296,7 +301,7 @@ def test_weights_that_a_kill_left_while_they_were_resized_are_swept(
     (left / "new").mkdir(parents=True)
     (left / "lock").touch()
     os.utime(left, (0, 0))
-    tensors = timm_networks.resized(
+    tensors = timm_networks.resize_embeddings(
         timm_networks.find("timm/test_vit.r160_in1k"), published.state_dict(), 1000, 96
     )
     assert tensors["pos_embed"].shape == (1, 36 + 1, 64)
@@ -490,7 +495,7 @@ def test_network_is_trained_at_its_own_size_unless_another_is_named(tmp_path, we
         ({"backbone": name, "image_size": 96}, 96),
         ({"backbone": "resnet18"}, 224),
     ):
-        config = asked_for(settings, folder, None, as_is=True)
+        config = build_config(settings, folder, None, as_is=True)
         assert config.image_size == size
     designs = design_comparison({"backbone": name}, folder, None, as_is=True)
     assert {config.image_size for config in designs} == {160}

@@ -155,7 +155,7 @@ def test_all_that_a_page_asks_of_a_network_that_is_selected_builds_it_once(monke
     monkeypatch.setattr(
         timm, "create_model", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs)
     )
-    networks._structure.cache_clear()
+    networks._load_structure.cache_clear()
     info = backbone_info(name)
     check_image_size(name, info.image_size)
     assert has_linear_head(name)

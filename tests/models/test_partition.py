@@ -4,7 +4,7 @@ from torch import nn
 
 from finetune_core.models import catalogue
 from finetune_core.models.network import build_network, network_stages
-from finetune_core.models.partition import CannotSplit, trace
+from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.stages import Stage, derive_stages
 from tests.timm_kinds import SIDE
 
@@ -70,13 +70,13 @@ LINEAR_STAGES = tuple(Stage(n, (n,), (f"{n}.weight", f"{n}.bias"), (), 12) for n
 
 
 def test_what_cannot_be_traced_says_so():
-    with pytest.raises(CannotSplit, match="cannot be traced"):
+    with pytest.raises(SplitError, match="cannot be traced"):
         trace(_Branching(), LINEAR_STAGES)
 
 
 def test_what_skips_over_the_cut_says_so():
     segments = trace(_Skipping(), LINEAR_STAGES)
-    with pytest.raises(CannotSplit, match="more than one value crosses"):
+    with pytest.raises(SplitError, match="more than one value crosses"):
         segments.part(None, 1)
 
 

@@ -6,13 +6,13 @@ The stages cover each network in forward order. The head is last and can be repl
 import pytest
 import timm
 
-from benchmarks.walk_timm import UNUSUAL, problems, smallest, train_apart, walk
+from benchmarks.walk_timm import UNUSUAL, find_problems, find_smallest, train_in_subprocess, walk
 from finetune_core.errors import ConfigError
 from finetune_core.models import timm_networks
 from finetune_core.models.catalogue import backbone_names, create_on_meta
 from finetune_core.models.meta import allocate_on_meta
 from finetune_core.models.network import head_paths, network_stages
-from finetune_core.models.timm_networks import classifies, known_parameters
+from finetune_core.models.timm_networks import can_classify, known_parameter_count
 
 # Architecture -> number of stages that are named blocks, or None. All families: see below.
 BLOCKS = {
@@ -52,7 +52,7 @@ def test_network_that_looks_at_its_images_cannot_be_cut_and_says_so():
 @pytest.mark.parametrize("module", timm.list_modules())
 def test_every_architecture_of_timm_has_stages_and_a_head(module):
     names = timm.list_models(module=module)
-    found = {name: problems(f"timm/{name}") for name in names}
+    found = {name: find_problems(f"timm/{name}") for name in names}
     # Image encoders of language models classify nothing.
     headless = "timm puts none on it"
     assert not {n: said for n, said in found.items() if said and not said[0].endswith(headless)}
@@ -60,15 +60,15 @@ def test_every_architecture_of_timm_has_stages_and_a_head(module):
 
 @pytest.mark.train
 def test_network_takes_full_fine_tuning_steps():
-    assert not train_apart("timm/test_vit", "bf16")
+    assert not train_in_subprocess("timm/test_vit", "bf16")
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("module", timm.list_modules())
 def test_smallest_network_of_every_family_takes_full_fine_tuning_steps(module, precision):
-    name = smallest(module)
-    assert name is None or not train_apart(f"timm/{name}", precision)
+    name = find_smallest(module)
+    assert name is None or not train_in_subprocess(f"timm/{name}", precision)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_networks_that_cannot_classify_are_not_offered():
 
 @pytest.mark.train
 def test_only_architectures_that_timm_puts_no_head_on_are_said_to_have_none():
-    headless = [name for name in timm.list_models() if not classifies(name)]
+    headless = [name for name in timm.list_models() if not can_classify(name)]
     assert headless
     for name in headless:
         with allocate_on_meta():
@@ -118,9 +118,9 @@ def test_only_architectures_that_timm_puts_no_head_on_are_said_to_have_none():
 
 @pytest.mark.train
 def test_parameters_that_are_listed_are_those_of_the_networks():
-    names = [name for name in timm.list_models() if classifies(name)]
-    counted = [name for name in names if known_parameters(f"timm/{name}")]
+    names = [name for name in timm.list_models() if can_classify(name)]
+    counted = [name for name in names if known_parameter_count(f"timm/{name}")]
     assert len(counted) > 50
     for name in counted[::120]:
         found = sum(tensor.numel() for tensor in create_on_meta(f"timm/{name}").parameters())
-        assert found == known_parameters(f"timm/{name}")
+        assert found == known_parameter_count(f"timm/{name}")

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from finetune_core.evaluation.prediction.predictor import Predictor
-from finetune_core.inspection.features import pooled_stages
+from finetune_core.inspection.features import pool_stages
 from finetune_core.models import catalogue
 from finetune_core.models.network import build_network
 from finetune_core.models.partition import trace
@@ -38,11 +38,11 @@ def nodes(graph):
 def prediction():
     network = build_network("mobilenet_v3_small", "none", 3, 0)
     predictor = Predictor(network, ("a", "b", "c"), CPU, 32)
-    return lambda: predictor.probabilities_of(torch.ones(2, 3, 32, 32))
+    return lambda: predictor.predict_proba_of_tensor(torch.ones(2, 3, 32, 32))
 
 
 def features():
-    pooled, _ = pooled_stages(build_network("squeezenet1_1", "none", 3, 0))
+    pooled, _ = pool_stages(build_network("squeezenet1_1", "none", 3, 0))
     return lambda: pooled(torch.ones(1, 3, 64, 64)).detach()
 
 

@@ -16,7 +16,13 @@ from torchvision.models import ResNet18_Weights
 from finetune_core.errors import WeightsError
 from finetune_core.models import catalogue, network, weights
 from finetune_core.models.catalogue import PACKAGED, backbone_info, create, packages
-from finetune_core.models.weights import PRETRAINED, download, load_weights, put_tensors, state_hash
+from finetune_core.models.weights import (
+    PRETRAINED,
+    download,
+    load_state_tensors,
+    load_weights,
+    state_hash,
+)
 from finetune_core.work import Step
 
 SMALL, SMALL_HEAD = "squeezenet1_1", ("classifier.1",)
@@ -25,11 +31,11 @@ SMALL, SMALL_HEAD = "squeezenet1_1", ("classifier.1",)
 def test_tensors_go_into_a_network_that_asks_for_the_version_of_its_layers():
     """Load a plain mapping without versions, which MNASNet refuses on its own."""
     one, other = create("mnasnet0_5"), create("mnasnet0_5")
-    put_tensors(other, dict(one.state_dict()))
+    load_state_tensors(other, dict(one.state_dict()))
     assert all(
         torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items()
     )
-    put_tensors(other, {"classifier.1.bias": torch.ones(1000)})
+    load_state_tensors(other, {"classifier.1.bias": torch.ones(1000)})
     assert torch.equal(other.state_dict()["classifier.1.bias"], torch.ones(1000))
 
 
@@ -80,9 +86,9 @@ def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
     torch.save(published, tmp_path / "published.pth")
     content = (tmp_path / "published.pth").read_bytes()
     info = serve_weights(named_by_hash(content), content, served, tmp_path)
-    assert not info.ready
+    assert not info.is_ready
     steps = list(download(info))
-    assert info.ready
+    assert info.is_ready
     assert steps[-1] == Step(len(content), len(content))
     assert len(steps) > 10
     assert steps == sorted(set(steps))
@@ -384,4 +390,4 @@ def test_random_weights_are_never_a_fallback(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(WeightsError, match="no weights for resnet34"):
         network.build_network("resnet34", PRETRAINED, 2, 0)
-    assert catalogue.backbone_info("resnet34").ready is False
+    assert catalogue.backbone_info("resnet34").is_ready is False

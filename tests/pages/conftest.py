@@ -12,7 +12,7 @@ from streamlit.runtime.scriptrunner.script_cache import ScriptCache
 from streamlit.testing.v1 import AppTest, local_script_runner
 
 from finetune_core import paths
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from finetune_core.runs.store import read_run
 from finetune_core.training.device import choose_device
 from finetune_core.work import Step
@@ -48,9 +48,9 @@ def _end_runs():
     worker = backend.worker()
 
     def stop_all():
-        for run_id in [run_id for queue in worker.queues() for run_id in reversed(queue)]:
+        for run_id in [run_id for queue in worker.list_queues() for run_id in reversed(queue)]:
             worker.stop(run_id)
-        return not worker.queues()
+        return not worker.list_queues()
 
     wait_until(stop_all, "a run goes on")
 
@@ -103,7 +103,7 @@ def runs(trained_once, tmp_path, monkeypatch):
 @pytest.fixture
 def data_id_of():
     """Return the id of a data set as in an address: ``data_id_of(folder)``."""
-    return remember
+    return remember_source
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_all_that_are_ready_are_probed_at_the_chosen_size_where_none_is_named(
         raise DataError("There are too few *training* images.")
         yield
 
-    monkeypatch.setattr(page, "ready_backbones", lambda: list(LITES))
+    monkeypatch.setattr(page, "list_ready_backbones", lambda: list(LITES))
     monkeypatch.setattr(page, "advise", note)
     at = configure(form_image_size=64)
     assert at.button(key="advice_ask").label == "Probe 2 networks"

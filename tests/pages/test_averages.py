@@ -4,7 +4,7 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.runs.store import RunStore
-from finetune_core.training.parents import averaged_config
+from finetune_core.training.parents import make_averaged_config
 from tests.deadline import wait_until
 from tests.factories import shared_images, train, trained_run
 from tests.pages.harness import open_page, place_run, press, unescaped_text
@@ -21,7 +21,7 @@ def runs(monkeypatch):
 
 
 def average(how, runs):
-    return train(averaged_config(how, [run.run_dir for run in runs]), paths.runs_dir())
+    return train(make_averaged_config(how, [run.run_dir for run in runs]), paths.runs_dir())
 
 
 def compared(runs):
@@ -34,7 +34,7 @@ def wait_for_new():
     """Return the averaged run once it has finished."""
     store = RunStore(paths.runs_dir())
     [made] = [run for run in store.runs() if run.config.averaged]
-    wait_until(lambda: not store.run(made.run_id).active)
+    wait_until(lambda: not store.run(made.run_id).is_active)
     assert store.run(made.run_id).status == "finished"
     return made
 

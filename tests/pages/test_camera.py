@@ -7,7 +7,12 @@ import pytest
 import streamlit as st
 
 from finetune_core import paths
-from finetune_core.data.camera import frames_by_class, manifest_of, recordings_folder, settle_split
+from finetune_core.data.camera import (
+    choose_split,
+    list_frames_by_class,
+    manifest_path,
+    recordings_folder,
+)
 from finetune_core.data.entry import load_split
 from finetune_core.training.strategies import BASELINE
 from finetune_core.work import finish
@@ -71,7 +76,7 @@ def test_frames_that_arrive_are_kept_and_the_component_hears_of_it(component):
     )
     at.run()
     assert component.data["answered"] == "a1"
-    assert frames_by_class(recordings_folder() / "objects") == {
+    assert list_frames_by_class(recordings_folder() / "objects") == {
         "cup": ["p1_00000.jpg", "p1_00001.jpg"]
     }
     assert "**cup** · 2 frames · 1 recording · 2 more needed" in page_text(at)
@@ -94,7 +99,7 @@ def test_what_the_disk_could_not_take_is_said_and_sent_again_until_it_is_stored(
     at.run()
     assert not at.error
     assert (component.data["answered"], component.data["unstored"]) == ("a1", "")
-    assert frames_by_class(recordings_folder() / "objects") == {"cup": ["p1_00000.jpg"]}
+    assert list_frames_by_class(recordings_folder() / "objects") == {"cup": ["p1_00000.jpg"]}
 
 
 def test_what_is_not_taken_is_said_and_answered_once(component):
@@ -128,9 +133,9 @@ def test_frames_are_deleted_one_by_one_or_all_of_a_class_and_come_back(component
     assert not (folder / frame).exists()
     assert "1 frame deleted." in page_text(at)
     click(at, "delete-class")
-    assert list(frames_by_class(folder)) == ["pen"]
+    assert list(list_frames_by_class(folder)) == ["pen"]
     click(at, "undo-delete")
-    assert len(frames_by_class(folder)["cup"]) == 11
+    assert len(list_frames_by_class(folder)["cup"]) == 11
 
 
 def test_one_class_is_not_enough_and_one_press_gives_no_honest_test(component):
@@ -147,9 +152,9 @@ def test_a_recording_leads_to_configure_and_to_a_comparison_with_fine_tuning(com
     at = opened(recording_class="cup")
     at.session_state["form_strategy"] = "full"
     click(at, "train-on-recording")
-    assert at.session_state["data_path"][1] == str(manifest_of(folder))
+    assert at.session_state["data_path"][1] == str(manifest_path(folder))
     assert at.session_state["form_strategy"] == BASELINE
-    assert load_split(manifest_of(folder))["near_duplicates"] == "together"
+    assert load_split(manifest_path(folder))["near_duplicates"] == "together"
     assert "objects\\.csv**: 24 images in 2 classes" in page_text(at)
     at = click(opened(recording_class="cup"), "compare-recording")
     assert set(at.session_state["compare_strategies"]) == FINE_TUNING
@@ -163,7 +168,7 @@ def test_where_people_sign_in_each_sees_their_own_recordings(component):
     component.sends = make_message(recording="objects")
     at.run()
     assert "**cup** · 1 frame ·" in page_text(at)
-    assert len(frames_by_class(recordings_folder() / "objects")["cup"]) == 12
+    assert len(list_frames_by_class(recordings_folder() / "objects")["cup"]) == 12
 
 
 def test_live_frames_are_answered_with_a_bar_for_each_class(component):
@@ -188,9 +193,9 @@ def test_a_run_on_a_recording_leads_to_the_live_camera_and_to_a_comparison(compo
     roots = (paths.data_dir(), tiny_weights().parent)
     monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join(map(str, roots)))
     folder = recorded()
-    finish(settle_split(folder))
+    finish(choose_split(folder))
     train(
-        tiny_config(manifest_of(folder), strategy=BASELINE, near_duplicates="together"),
+        tiny_config(manifest_path(folder), strategy=BASELINE, near_duplicates="together"),
         paths.runs_dir(),
     )
     click(opened("train"), "to-live")

@@ -7,12 +7,12 @@ import pytest
 import streamlit as st
 
 from finetune_core import paths
-from finetune_core.config import following_names
-from finetune_core.data.recent import remember
+from finetune_core.config import auto_setting_names
+from finetune_core.data.recent import remember_source
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.pair_text import describe_pair
 from finetune_core.evaluation.comparison.report import arm_verdict_text
-from finetune_core.runs.stop_request import requested_stop
+from finetune_core.runs.stop_request import read_stop_request
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
 from tests.answers import answer_rightly
@@ -90,7 +90,8 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
 def test_a_folded_section_computes_nothing_and_its_address_opens_it(four_runs, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "pages.shared.evaluation.costs.pareto", lambda *args: drawn.append(args) or go.Figure()
+        "pages.shared.evaluation.costs.plot_pareto_front",
+        lambda *args: drawn.append(args) or go.Figure(),
     )
     at = open_page("compare")
     boxes = [box.label for box in at.expander]
@@ -117,14 +118,14 @@ def test_the_page_follows_the_current_data_set(four_runs, readable, tmp_path, mo
     """Check that runs of another data set are compared only if the address names them."""
     folder = image_folder(tmp_path / "other", {"red": 8, "blue": 8})
     monkeypatch.setenv("THAW_DATA_ROOTS", f"{readable}:{tmp_path}")
-    at = open_page("compare", data=remember(readable))
+    at = open_page("compare", data=remember_source(readable))
     assert set(at.multiselect(key="runs_box").value) == {run.run_id for run in four_runs}
-    at.session_state["data_id"] = remember(str(folder))
+    at.session_state["data_id"] = remember_source(str(folder))
     at.run()
     assert at.multiselect(key="runs_box").value == []
     assert any("Choose two runs or more" in one.value for one in at.info)
     named = [run.run_id for run in four_runs[:2]]
-    again = open_page("compare", data=remember(str(folder)), runs=named)
+    again = open_page("compare", data=remember_source(str(folder)), runs=named)
     assert again.multiselect(key="runs_box").value == named
 
 
@@ -193,7 +194,7 @@ def test_one_strategy_alone_is_not_to_be_taken(four_runs):
 def open_form(data):
     """Open Compare before any training, with data chosen and the quickest settings."""
     form, state = tiny_form()
-    return open_page("compare", data=remember(data), form=form, state=state)
+    return open_page("compare", data=remember_source(data), form=form, state=state)
 
 
 def find_start_button(at):
@@ -221,11 +222,11 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(
     assert sorted((run.config.strategy, run.config.seed) for run in all_runs()) == [
         (strategy, seed) for strategy in ("feature_extraction", "last_block") for seed in (0, 1)
     ]
-    own = {"strategy", "seed", *following_names()}
+    own = {"strategy", "seed", *auto_setting_names()}
     others = {run.config.model_dump_json(exclude=own) for run in all_runs()}
     assert len(others) == 1
     assert sorted(at.query_params["runs"]) == sorted(run.run_id for run in all_runs())
-    wait_until(lambda: not any(run.active for run in all_runs()))
+    wait_until(lambda: not any(run.is_active for run in all_runs()))
     at.run()
     assert compare_runs(all_runs()).verdict.answer in unescaped_text(at)
 
@@ -277,7 +278,7 @@ def test_start_is_obeyed_before_anything_is_forecast(readable, monkeypatch, devi
     at.run()
     forecasts = []
     monkeypatch.setattr(
-        "pages.shared.configure.comparison_form.arm_seconds", lambda *args: forecasts.append(args)
+        "pages.shared.configure.comparison_form.forecast_arm", lambda *args: forecasts.append(args)
     )
     at.button(key="compare_start").click().run()
     assert forecasts == []
@@ -295,7 +296,7 @@ def test_the_box_of_chosen_runs_has_a_label_that_never_changes(four_runs):
 
 @pytest.mark.train
 def test_there_is_one_primary_button_with_the_form_open_and_closed(four_runs, readable):
-    query = {"data": remember(readable), "runs": [run.run_id for run in four_runs]}
+    query = {"data": remember_source(readable), "runs": [run.run_id for run in four_runs]}
     at = open_page("compare", **query)
     assert primary_labels(at) == ["Try a run on new images"]
     at.session_state["start_box-0"] = True
@@ -311,8 +312,8 @@ def test_stop_all_stops_only_runs_that_one_may_change(readable, device_is_taken)
     at = open_page("compare", user=ANN, runs=[hers, his])
     at.button(key="stop_all").click().run()
     wait_until(lambda: RunStore(paths.runs_dir()).run(hers).status == "cancelled")
-    assert RunStore(paths.runs_dir()).run(his).active
-    assert not requested_stop(paths.runs_dir() / his)
+    assert RunStore(paths.runs_dir()).run(his).is_active
+    assert not read_stop_request(paths.runs_dir() / his)
 
 
 def mark_as_trained_on_gpu(run_dir, device_bytes):

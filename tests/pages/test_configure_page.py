@@ -9,11 +9,16 @@ import pytest
 import streamlit as st
 
 from finetune_core import paths
-from finetune_core.config import following_names, make_config
+from finetune_core.config import auto_setting_names, make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.evaluation.comparison.arms import arm_titles
-from finetune_core.evaluation.run_accuracy import best_before, best_run, run_accuracy, way_to_train
+from finetune_core.evaluation.run_accuracy import (
+    best_run,
+    find_best_runs,
+    run_accuracy,
+    training_key,
+)
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import network_stages
 from finetune_core.runs.store import RunStore
@@ -202,7 +207,7 @@ def test_a_forecast_is_computed_once_and_none_where_the_strategy_does_not_fit(mo
             raise ConfigError({"cut": "there is no stage block5"})
         return "some time"
 
-    monkeypatch.setattr("pages.shared.configure.choices.expected", forecast)
+    monkeypatch.setattr("pages.shared.configure.choices.forecast_run", forecast)
     known = ChoiceContext(dataset=object(), timed=True, best={})
     config = make_config({"data": "any", "strategy": "custom", "cut": "block5"})
     for one in (config, config.model_copy(update={"backbone": "resnet18"})) * 2:
@@ -344,16 +349,16 @@ def test_what_was_reached_before_is_on_the_cards(folder, data_id_of):
 def test_only_finished_runs_on_the_same_data_count():
     run = trained_run()
     fingerprint = run.history.started["fingerprint"]
-    assert best_before([run], fingerprint) == {way_to_train(run.config): run}
-    assert best_before([run], "of other data") == {}
-    assert best_before([replace(run, status="stopped")], fingerprint) == {}
+    assert find_best_runs([run], fingerprint) == {training_key(run.config): run}
+    assert find_best_runs([run], "of other data") == {}
+    assert find_best_runs([replace(run, status="stopped")], fingerprint) == {}
 
 
 def test_an_empty_field_shows_what_the_recipe_chooses_and_what_is_typed_wins(data_id_of, folder):
     at = open_page("configure", data=data_id_of(folder))
     rate, epochs = at.text_input(key="form_learning_rate"), at.number_input(key="form_epochs")
     dataset = load_dataset(folder)
-    first = make_config({"data": str(folder), "auto": following_names()})
+    first = make_config({"data": str(folder), "auto": auto_setting_names()})
     chosen = fill_auto(first, dataset.split_counts["train"])
     assert (rate.value, epochs.value) == ("", None)
     assert (rate.placeholder, epochs.placeholder) == (
@@ -386,7 +391,7 @@ def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missin
     configure, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
-    assert not backbone_info("resnet18").ready
+    assert not backbone_info("resnet18").is_ready
     at = configure()
     press(at, "The tutorial's recipe")
     assert at.session_state["form_backbone"] == "efficientnet_lite0"

@@ -10,7 +10,7 @@ from PIL import Image
 from finetune_core.config import Edit
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.edits import load_edits, save_edits
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from tests.factories import NASTY, image_folder
 from tests.pages.harness import (
     address,
@@ -42,7 +42,9 @@ def folder(make_folder):
 
 def open_view(folder, view=None, page="dataset", review=""):
     """Open a page on a folder, with a view, and the details of a kind of finding."""
-    at = open_page(page, data=remember(str(folder)), state={"dataset_view": view} if view else None)
+    at = open_page(
+        page, data=remember_source(str(folder)), state={"dataset_view": view} if view else None
+    )
     if review:
         at.button(key=f"review-{review}").click().run()
     return at
@@ -193,7 +195,7 @@ def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, mak
     at = open_view(folder, "Images")
     tick(at, "red/000.png")
     for data, selected in ((other, False), (folder, True)):
-        at.session_state["data_id"] = remember(str(data))
+        at.session_state["data_id"] = remember_source(str(data))
         at.run()
         assert at.checkbox(key="choose-browse-red/000.png").value == selected
 
@@ -334,7 +336,7 @@ def test_what_is_mere_information_is_folded_and_last(folder):
         image.convert("RGBA").transpose(Image.Transpose.ROTATE_180).save(folder / "red/glass.png")
     at = open_view(folder)
     assert "review-transparent" not in widget_keys(at)
-    at.session_state[f"notes-{remember(str(folder))}"] = True
+    at.session_state[f"notes-{remember_source(str(folder))}"] = True
     at.run()
     assert "review-transparent" in widget_keys(at)
 
@@ -478,4 +480,4 @@ def test_a_long_analysis_goes_on_whatever_is_pressed_and_is_kept(
     gate.set()
     wait_until_finished(at)
     assert not {"Analyze with embeddings", "Stop"} & set(button_labels(at))
-    assert address(at)["data"] == remember(str(folder))
+    assert address(at)["data"] == remember_source(str(folder))

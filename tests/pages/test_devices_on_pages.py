@@ -7,7 +7,7 @@ import pytest
 from finetune_core import paths
 from finetune_core.runs.record import append_event, create_run
 from finetune_core.runs.store import read_run
-from finetune_core.training.events import event_of
+from finetune_core.training.events import make_event
 from tests.deadline import wait_until
 from tests.factories import tiny_config, trained_run
 from tests.pages.harness import address, button, open_page, press, tiny_form, unescaped_text
@@ -22,7 +22,7 @@ def four_devices(monkeypatch):
 
 
 def has(monkeypatch, devices):
-    monkeypatch.setattr("finetune_core.runs.executors.most_devices", lambda: devices)
+    monkeypatch.setattr("finetune_core.runs.executors.max_devices", lambda: devices)
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_as_many_as_before_where_there_are_so_many(
     has(monkeypatch, here)
     finished = trained_run(strategy="feature_extraction")
     reservation = create_run(tiny_config(folder, strategy="feature_extraction"), paths.runs_dir())
-    append_event(reservation.run_dir, replace(event_of(finished.history.started), ranks=3))
+    append_event(reservation.run_dir, replace(make_event(finished.history.started), ranks=3))
     reservation.lock.release()
     at = open_page("train", run=reservation.run_dir.name)
     assert "3 devices (gloo), each " in unescaped_text(at)

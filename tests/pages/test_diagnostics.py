@@ -7,8 +7,8 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
-from finetune_core.evaluation.comparison.disagree import disagreement
-from finetune_core.evaluation.comparison.layer_diagnostics import known_layers
+from finetune_core.evaluation.comparison.disagree import find_disagreements
+from finetune_core.evaluation.comparison.layer_diagnostics import load_layers
 from finetune_core.runs.store import RunStore
 from tests.answers import answer_rightly
 from tests.factories import NASTY, image_folder, tiny_config, train
@@ -60,7 +60,7 @@ def test_layers_are_measured_when_asked_for_and_stay_whatever_is_pressed_meanwhi
     assert at.button(key="measure-layers").disabled
     gate.set()
     wait_until_finished(at)
-    assert all(known_layers(run) for run in two)
+    assert all(load_layers(run) for run in two)
     for view in (at, drawn()):
         assert "Which stage to thaw next" in page_text(view)
         assert len(view.get("plotly_chart")) == 5
@@ -70,7 +70,7 @@ def test_layers_are_measured_when_asked_for_and_stay_whatever_is_pressed_meanwhi
 
 @pytest.mark.train
 def test_images_that_only_one_gets_right_are_shown_and_one_that_is_gone_is_named(two):
-    found = disagreement(*RunStore(paths.runs_dir()).runs())
+    found = find_disagreements(*RunStore(paths.runs_dir()).runs())
     [more] = [table for table in (found.only_a, found.only_b) if len(table)]
     at = drawn(disagree_box=True)
     assert sorted(read_metrics(at).values()) == sorted(["0", "0", "0", str(len(more))])

@@ -12,9 +12,9 @@ import pytest
 from finetune_core import paths
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.run_accuracy import run_accuracy
-from finetune_core.formatting import percent
+from finetune_core.formatting import format_percent
 from finetune_core.runs.store import RunStore
-from pages.shared.chrome import _UNDER_WHITE, PAGES, plain
+from pages.shared.chrome import _UNDER_WHITE, PAGES, escape_markdown
 from pages.shared.images import _OPENED_BY_IMAGE
 from pages.shared.runs.first_run import _answer
 from tests.deadline import wait_until
@@ -73,7 +73,7 @@ def test_page_opens_with_its_title_and_what_is_looked_for(page, state, request, 
     query = {"data": data_id_of(request.getfixturevalue("folder"))} if state == "data" else {}
     if state == "runs":
         for run in request.getfixturevalue("runs"):
-            RunStore(paths.runs_dir()).describe(run.run_id, HOSTILE, f"note {HOSTILE}")
+            RunStore(paths.runs_dir()).set_about(run.run_id, HOSTILE, f"note {HOSTILE}")
     at = open_page(page, **query)
     assert [title.value for title in at.title] == ["Thaw" if page == "home" else TITLES[page]]
     assert at.button, "nothing to press"
@@ -95,7 +95,7 @@ def becomes_no_markup(at):
 
 
 def test_names_of_runs_are_shown(runs):
-    RunStore(paths.runs_dir()).describe(runs[0].run_id, HOSTILE, f"note {HOSTILE}")
+    RunStore(paths.runs_dir()).set_about(runs[0].run_id, HOSTILE, f"note {HOSTILE}")
     for page in ("home", "train"):
         at = open_page(page, run=runs[0].run_id)
         assert "free money" in unescaped_text(at)
@@ -121,7 +121,9 @@ def test_the_first_press_compares_two_runs_on_the_sample_and_says_what_training_
     assert {run.config.strategy for run in store.runs()} == {"linear_probe", "last_block"}
     at.run()
     [header] = [one.value for one in at.header if "training the last block" in one.value]
-    accuracies = {run.config.strategy: percent(run_accuracy(run).value) for run in store.runs()}
+    accuracies = {
+        run.config.strategy: format_percent(run_accuracy(run).value) for run in store.runs()
+    }
     assert header.startswith(f"{accuracies['linear_probe']} → {accuracies['last_block']}: ")
     assert primary_labels(at) == ["Do this with your images"]
     first = {run.run_id for run in store.runs()}
@@ -137,7 +139,7 @@ def test_where_training_gained_nothing_home_says_what_compare_says():
     comparison = compare_runs(
         [trained_run(strategy=name) for name in ("linear_probe", "last_block")]
     )
-    assert _answer(comparison) == plain(comparison.verdict.lines[0])
+    assert _answer(comparison) == escape_markdown(comparison.verdict.lines[0])
     assert "gained" not in _answer(comparison)
 
 
@@ -273,14 +275,14 @@ import torch
 import pages.shared.home
 from finetune_core.models.catalogue import backbone_info, backbone_names
 from finetune_core.models.network import network_stages
-from finetune_core.training.batches import evaluated
+from finetune_core.training.batches import center_crop
 from finetune_core.training.folds import stratified_folds
 
 uses = [
     lambda: backbone_names(),
     lambda: backbone_info("resnet18"),
     lambda: network_stages("efficientnet_lite0", 96),
-    lambda: evaluated(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 4),
+    lambda: center_crop(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 4),
     lambda: stratified_folds(torch.arange(20).numpy() % 2, torch.arange(20).numpy()),
 ]
 threads = [threading.Thread(target=use) for use in uses]

@@ -4,9 +4,9 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.evaluation.single_run.evaluate import HELD_OUT
-from finetune_core.formatting import number
+from finetune_core.formatting import format_number
 from finetune_core.models.network import network_stages
-from finetune_core.runs.store import RunStore, summary
+from finetune_core.runs.store import RunStore, summarize_run
 from finetune_core.training.strategies import BASELINE
 from tests.deadline import wait_until
 from tests.factories import shared_images, trained_run
@@ -53,7 +53,7 @@ def test_a_comparison_of_runs_without_epochs_has_no_learning_curves():
     at = open_page("compare", runs=[run.run_id for run in runs])
     assert "Linear probe" in page_text(at)
     assert "Learning curves" not in [header.value for header in at.header]
-    assert summary(runs[0])["epochs"] == 0
+    assert summarize_run(runs[0])["epochs"] == 0
 
 
 @pytest.mark.train
@@ -93,7 +93,7 @@ def test_a_stage_to_take_features_from_is_offered_without_epochs_only(
     assert [tile["word"] for tile in drawn_stages[-1]][3:6] == ["frozen", "not used", "not used"]
     stages = network_stages("efficientnet_lite0", 2, features_from="block3")
     used = sum(stage.parameter_count for stage in stages)
-    assert f"of {number(used)} parameters" in page_text(at)
+    assert f"of {format_number(used)} parameters" in page_text(at)
     at.session_state["form_strategy"] = "last_block"
     at.run()
     assert "features_from" not in widget_keys(at, "selectbox")
@@ -141,7 +141,7 @@ def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one():
     ids = at.session_state["compared_runs"]
     assert ids[:2] == [run.run_id for run in runs]
     store = RunStore(paths.runs_dir())
-    wait_until(lambda: not any(run.active for run in store.runs()))
+    wait_until(lambda: not any(run.is_active for run in store.runs()))
     added = [store.run(run_id).config for run_id in ids[2:]]
     assert [(config.strategy, config.seed, config.data) for config in added] == [
         (BASELINE, 0, runs[0].config.data)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from finetune_core import paths
-from finetune_core.data.recent import data_id, recent_sources, remember
+from finetune_core.data.recent import data_id, list_recent_sources, remember_source
 from finetune_core.errors import DataError
 from finetune_core.work import finish
 from pages.shared.configure import settings
@@ -92,7 +92,7 @@ def uploads():
     for user in (ANN, BEN):
         name = user["email"].split("@")[0]
         made[name] = image_folder(paths.data_dir() / f"{name}-0123abcd", {"red": 14, "blue": 14})
-        remember(made[name], user["email"])
+        remember_source(made[name], user["email"])
     return made
 
 
@@ -143,7 +143,7 @@ def test_where_people_sign_in_an_address_opens_ones_own_upload_only(uploads):
         at = open_page(page, user=BEN, data=named)
         assert "not shown to people who sign in" in page_text(at)
         assert not images(at)
-    sources = recent_sources([paths.data_dir()], 9, ANN["email"])
+    sources = list_recent_sources([paths.data_dir()], 9, ANN["email"])
     people = {source.path: source.people for source in sources}
     assert people[str(uploads["ann"])] == (ANN["email"],)
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from finetune_core import paths
-from finetune_core.config import names_in
+from finetune_core.config import setting_names
 from finetune_core.config.metadata import SPLIT
 from finetune_core.runs.store import RunStore
 from finetune_core.saved_settings import save_settings
@@ -120,7 +120,7 @@ def address(gone_network, trained_folder, data_id_of):
 
     def kept(**changes):
         config = tiny_config("any", **{"backbone": gone_network} | changes)
-        settings = config.model_dump(mode="json", exclude={"data", "edits", *names_in(SPLIT)})
+        settings = config.model_dump(mode="json", exclude={"data", "edits", *setting_names(SPLIT)})
         comparison = {"backbones": [gone_network, "resnet18"], "cuts": ["block2"]}
         return {
             "settings": save_settings({"settings": settings, "comparison": comparison}),
@@ -169,7 +169,7 @@ def test_every_page_opens_says_what_is_missing_and_keeps_the_settings(
 @pytest.mark.train
 @pytest.mark.parametrize("gone_network", ["folder", "timm"], indirect=True)
 def test_what_was_measured_of_a_run_is_still_there(gone_network):
-    assert RunStore(paths.runs_dir()).damaged() == []
+    assert RunStore(paths.runs_dir()).list_damaged() == []
     for tab in ("Metrics", "Calibration", "Robustness"):
         at = open_page("evaluate", state=evaluate_state(tab))
         assert [one.label for one in at.metric][:1] == ["Test accuracy"]

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from finetune_core.errors import WeightsError
-from finetune_core.formatting import PHASE_WORDS
+from finetune_core.formatting import PHASE_TITLES
 from finetune_core.training import lr_finder
 from finetune_core.work import Step
 from pages.shared.jobs import jobs
@@ -73,7 +73,7 @@ def test_work_while_another_program_trains_waits_and_can_be_stopped(
     (job,) = jobs().all()
     wait_until(lambda: job.progress.phase == "device")
     at.run()
-    assert any(bar.proto.text.startswith(PHASE_WORDS["device"]) for bar in at.get("progress"))
+    assert any(bar.proto.text.startswith(PHASE_TITLES["device"]) for bar in at.get("progress"))
     button(at, "Stop").click().run()
     assert job.wait(300)
     press(at, "Find a learning rate")

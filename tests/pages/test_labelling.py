@@ -8,7 +8,7 @@ import streamlit as st
 
 from finetune_core.data import edits as edits_module
 from finetune_core.data.edits import load_edits
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from finetune_core.labelling import session
 from finetune_core.labelling.answers import NONE_OF_THESE, SKIPPED
 from finetune_core.labelling.pool import add_folder, load_unlabelled
@@ -55,7 +55,9 @@ def at(data, component):
 
 
 def opened(data, **kwargs):
-    return open_page("dataset", data=remember(str(data)), state={"dataset_view": "Label"}, **kwargs)
+    return open_page(
+        "dataset", data=remember_source(str(data)), state={"dataset_view": "Label"}, **kwargs
+    )
 
 
 def answers(*given, token="one"):

@@ -6,13 +6,13 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.data.dataset import load_dataset
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.experiment import forecast_in_words, forecast_of
-from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
+from finetune_core.evaluation.comparison.experiment import describe_forecast, forecast_experiment
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageChange
 from finetune_core.evaluation.comparison.next_experiment import (
     RULES,
-    evidence_of,
+    collect_evidence,
     next_experiment,
 )
 from finetune_core.evaluation.single_run.shift import predict_shifted
@@ -25,7 +25,7 @@ from tests.answers import answer_rightly
 from tests.deadline import wait_until
 from tests.factories import Shared, shared_images, trained_run
 from tests.pages.harness import button_labels, open_page, place_run, press, unescaped_text
-from tests.shifted import darkened
+from tests.shifted import darken_images
 
 FILL_IN = "Fill in on Configure"
 
@@ -54,7 +54,7 @@ def last_block():
 
 
 def test_a_baseline_that_is_missing_is_offered_once(last_block):
-    found = next_experiment(evidence_of(compare_runs([last_block])))
+    found = next_experiment(collect_evidence(compare_runs([last_block])))
     at = open_page("compare")
     text = unescaped_text(at)
     assert "Fit a linear probe as the baseline" in text
@@ -82,7 +82,7 @@ def distorted_runs(tmp_path):
     runs = [*probes, *tuned]
     tested = load_predictions(runs[0].run_dir)
     tested = tested.loc[tested["split"] == "test", "id"]
-    other = darkened(tested, shared_images(), tmp_path / "dark")
+    other = darken_images(tested, shared_images(), tmp_path / "dark")
     for run in runs:
         answer_rightly(run, run in tuned)
     fingerprint = finish(predict_shifted(runs, str(other)))
@@ -114,14 +114,14 @@ def test_where_training_lost_accuracy_on_shifted_images_lp_ft_starts_with_all_se
 def falling_layers(run):
     """Return layers whose probes show that the last frozen stage lost what an earlier one has."""
     names = [stage["name"] for stage in run.started["stages"]]
-    moves = tuple(StageMove(name, name == names[-1], 0.0, 1.0, None, 0.1) for name in names)
+    moves = tuple(StageChange(name, name == names[-1], 0.0, 1.0, None, 0.1) for name in names)
     probes = tuple(Probe(name, 0.9 if name == names[2] else 0.6, 0.01) for name in names[:-1])
     return Layers(moves, probes, 100, 100, 0.9)
 
 
 def test_what_is_inferred_says_so(probe, monkeypatch):
     monkeypatch.setattr(
-        "finetune_core.evaluation.comparison.next_experiment.known_layers", falling_layers
+        "finetune_core.evaluation.comparison.next_experiment.load_layers", falling_layers
     )
     at = open_page("compare")
     assert "Train from layer3 on" in unescaped_text(at)
@@ -141,16 +141,16 @@ def test_the_forecast_is_measured_when_asked_for_on_the_data_of_the_runs(
     no_profile, probe, last_block, wait_until_finished
 ):
     assert "while other data are chosen" in unescaped_text(open_page("compare"))
-    at = open_page("compare", state={"data_id": remember(str(shared_images()), None)})
+    at = open_page("compare", state={"data_id": remember_source(str(shared_images()), None)})
     assert "Forecast: " not in unescaped_text(at)
     press(at, "Forecast")
     wait_until_finished(at)
-    found = next_experiment(evidence_of(compare_runs([probe, last_block])))
+    found = next_experiment(collect_evidence(compare_runs([probe, last_block])))
     dataset = load_dataset(shared_images(), **last_block.config.split_settings)
-    takes = forecast_of(found, dataset, SpeedBook())
+    takes = forecast_experiment(found, dataset, SpeedBook())
     assert takes
-    assert f"Forecast: {forecast_in_words(takes)}" in unescaped_text(at)
-    alone = forecast_of(replace(found, configs=found.configs[:1]), dataset, SpeedBook())
+    assert f"Forecast: {describe_forecast(takes)}" in unescaped_text(at)
+    alone = forecast_experiment(replace(found, configs=found.configs[:1]), dataset, SpeedBook())
     assert len(found.configs) == 2
     assert takes.seconds > alone.seconds
 
@@ -163,7 +163,7 @@ def test_runs_that_have_not_converged_train_further_at_one_press(probe):
     assert "Not trained long enough: feature extraction." in unescaped_text(at)
     press(at, "Train 1 run further")
     store = RunStore(paths.runs_dir())
-    wait_until(lambda: not any(run.active for run in store.runs()))
+    wait_until(lambda: not any(run.is_active for run in store.runs()))
     (longer,) = [run for run in store.runs() if run.run_id not in (slow.run_id, probe.run_id)]
     assert (longer.status, len(longer.history.epochs)) == ("finished", 12)
     assert at.session_state["compared_runs"] == [longer.run_id, probe.run_id]

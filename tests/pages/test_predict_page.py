@@ -13,8 +13,8 @@ from PIL import Image
 from finetune_core.evaluation.prediction.neighbours import (
     Encoder,
     compute_neighbourhood,
-    encoder,
-    neighbours_changed,
+    make_encoder,
+    neighbours_mtime,
 )
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.work import finish
@@ -69,10 +69,10 @@ def test_neighbours_stand_beside_an_image_and_strangers_are_flagged(
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
     assert "## " in page_text(at), "an upload does not wait, and does not end what is computed"
     assert "Stop" in button_labels(at)
-    assert neighbours_changed(runs[0]) == 0
+    assert neighbours_mtime(runs[0]) == 0
     gate.set()
     wait_until_finished(at)
-    assert neighbours_changed(runs[0])
+    assert neighbours_mtime(runs[0])
     assert "Show nearest training images" not in button_labels(at)
     assert "Nearest training images" in page_text(at)
     assert len(at.get("image")) == 6
@@ -86,7 +86,7 @@ def test_neighbours_stand_beside_an_image_and_strangers_are_flagged(
 
 @pytest.mark.train
 def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
-    finish(compute_neighbourhood(runs[0], encoder(load_predictor(runs[0]))))
+    finish(compute_neighbourhood(runs[0], make_encoder(load_predictor(runs[0]))))
     computed = []
     for kind, name in ((Predictor, "probabilities"), (Encoder, "look")):
         real = getattr(kind, name)
@@ -202,7 +202,7 @@ def test_neighbours_that_become_known_meanwhile_do_not_end_the_classification(
     gate = hold_back("pages.shared.evaluation.prediction.predict_images")
 
     def another_session(at):
-        finish(compute_neighbourhood(runs[0], encoder(load_predictor(runs[0]))))
+        finish(compute_neighbourhood(runs[0], make_encoder(load_predictor(runs[0]))))
         at.run()
         gate.set()
 

@@ -3,9 +3,9 @@
 import pytest
 
 from finetune_core import paths
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from finetune_core.profiling import queued
-from finetune_core.runs.design import profiled_stage
+from finetune_core.runs.design import find_profiled_stage
 from finetune_core.runs.store import RunStore
 from pages.shared.jobs import jobs
 from pages.shared.runs.profile import LABEL
@@ -56,7 +56,7 @@ def quick(monkeypatch):
 
 def configure(data):
     form, state = tiny_form(epochs=3)
-    return open_page("configure", form=form, state=state | {"data_id": remember(data, None)})
+    return open_page("configure", form=form, state=state | {"data_id": remember_source(data, None)})
 
 
 def test_one_press_on_configure_profiles_and_compare_shows_it(few_images, quick):
@@ -67,7 +67,7 @@ def test_one_press_on_configure_profiles_and_compare_shows_it(few_images, quick)
     assert "All of its runs are finished." in button(at, LABEL).help
     found = runs()
     assert {run.status for run in found} == {"finished"}
-    shown = open_page("compare", state={"data_id": remember(few_images, None)})
+    shown = open_page("compare", state={"data_id": remember_source(few_images, None)})
     text = unescaped_text(shown)
     headers = [header.value for header in shown.header]
     assert headers.index("Profile") < headers.index("Test accuracy")
@@ -87,10 +87,10 @@ def test_one_press_on_configure_profiles_and_compare_shows_it(few_images, quick)
 def test_stopping_the_job_stops_its_runs_and_a_press_goes_on(few_images, quick):
     at = press(configure(few_images), LABEL)
     (job,) = jobs().all()
-    wait_until(lambda: any(profiled_stage(run.config) for run in runs()))
+    wait_until(lambda: any(find_profiled_stage(run.config) for run in runs()))
     job.stop()
     assert job.wait(300)
-    wait_until(lambda: not any(run.active for run in runs()))
+    wait_until(lambda: not any(run.is_active for run in runs()))
     left = len(runs())
     at = wait_for_job(press(at.run(), LABEL))
     assert {run.status for run in runs()} == {"finished"}
@@ -100,7 +100,7 @@ def test_stopping_the_job_stops_its_runs_and_a_press_goes_on(few_images, quick):
 def test_without_a_profile_compare_shows_none_and_offers_one():
     for name in ("linear_probe", "last_block"):
         place_run(trained_run(strategy=name), name)
-    state = {"data_id": remember(str(shared_images()), None)}
+    state = {"data_id": remember_source(str(shared_images()), None)}
     at = open_page("compare", state=state)
     text = unescaped_text(at)
     assert "Profile" not in [header.value for header in at.header]

@@ -8,7 +8,7 @@ import pytest
 from finetune_core import paths
 from finetune_core.runs.executors import InProcess, Machine
 from finetune_core.runs.record import append_event, create_run
-from finetune_core.training.events import Progress, RunPlaced, event_of
+from finetune_core.training.events import Progress, RunPlaced, make_event
 from pages.shared.configure.comparison_form import _describe_total
 from tests.factories import tiny_config, trained_run
 from tests.pages.harness import ANN, open_page, unescaped_text
@@ -44,7 +44,7 @@ def shared_machines(reserve, monkeypatch):
     ]
     for run_dir in run_dirs:
         append_event(run_dir, RunPlaced("far", "task", gpus=1, cores=8))
-    started = event_of(trained_run().history.started)
+    started = make_event(trained_run().history.started)
     append_event(run_dirs[0], replace(started, device_label="NVIDIA A2"))
     monkeypatch.setattr(
         "pages.shared.runs.machines.worker", lambda: SimpleNamespace(executor=Cluster())

@@ -38,7 +38,7 @@ def three_runs(runs):
 
 def test_the_table_tells_how_each_run_stands(three_runs):
     first, _, cancelled = three_runs
-    store().describe(first, "baseline", "", ["paper"])
+    store().set_about(first, "baseline", "", ["paper"])
     [table] = open_page("runs").dataframe
     rows = table.value.set_index("Run")
     assert list(rows.index) == sorted(three_runs, reverse=True)
@@ -98,7 +98,7 @@ def test_columns_that_are_equal_for_all_runs_are_said_once_and_those_that_differ
 
 def test_what_is_searched_for_is_shown_and_what_is_not_shown_is_not_selected(three_runs):
     _, second, _ = three_runs
-    store().describe(second, "", "the note of a careful person")
+    store().set_about(second, "", "the note of a careful person")
     at = select(open_page("runs"), *three_runs)
     assert "3 of 3 runs selected" in [one.value for one in at.caption]
     at.text_input(key="runs_search").set_value("CAREFUL efficientnet").run()
@@ -157,7 +157,7 @@ def test_waiting_runs_go_earlier_and_later_and_are_cancelled(folder, device_is_t
     assert at.button(key=f"Later-{ids[2]}").disabled
     at.button(key=f"Later-{ids[0]}").click().run()
     at.button(key=f"Earlier-{ids[2]}").click().run()
-    assert worker().queues() == [[first, ids[1], ids[2], ids[0]]]
+    assert worker().list_queues() == [[first, ids[1], ids[2], ids[0]]]
     at.button(key=f"cancel-{ids[1]}").click().run()
-    assert worker().queues() == [[first, ids[2], ids[0]]]
+    assert worker().list_queues() == [[first, ids[2], ids[0]]]
     assert store().run(ids[1]).status == "cancelled"

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from finetune_core.data.recent import recent_sources, remember
+from finetune_core.data.recent import list_recent_sources, remember_source
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.shift import compare_shift, corrupted_accuracies
-from finetune_core.evaluation.single_run.corruptions import Corrupted
+from finetune_core.evaluation.comparison.shift import compare_shift, compute_corrupted_accuracies
+from finetune_core.evaluation.single_run.corruptions import CorruptedSplit
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.evaluation.single_run.shift_files import known_shifts, lacking_shift
+from finetune_core.evaluation.single_run.shift_files import list_runs_without_shift, load_shifts
 from finetune_core.evaluation.single_run.shifted import evaluate_shifted
-from finetune_core.formatting import percent, points
+from finetune_core.formatting import format_percent, format_points
 from finetune_core.work import finish
 from tests.answers import answer_rightly
 from tests.earlier_robustness import write_accuracies
@@ -28,11 +28,11 @@ from tests.pages.harness import (
     press,
     unescaped_text,
 )
-from tests.shifted import darkened
+from tests.shifted import darken_images
 
 PINK = "pink <i>*x*"  # a class that no run has
 START = "Evaluate on these images"
-NOISE = Corrupted("test", "noise", 3)
+NOISE = CorruptedSplit("test", "noise", 3)
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def dark_images(runs, tmp_path):
     """Write darkened test images of two of the classes, and some of an unknown class."""
     tested, data = evaluation(runs[0], "test").predictions["id"], Path(runs[0].config.data)
     known = [sample for sample in tested if not sample.startswith(NASTY)]
-    folder = darkened(known, data, tmp_path / "dark *night*")
+    folder = darken_images(known, data, tmp_path / "dark *night*")
     red = [sample for sample in known if sample.startswith("red")]
-    return darkened(red[:2], data, folder, {"red": PINK})
+    return darken_images(red[:2], data, folder, {"red": PINK})
 
 
 def opened(run, **query):
@@ -74,15 +74,15 @@ def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(
     at.text_input(key="other_data").set_value(str(dark_images))
     press(at, START)
     wait_until_finished(at)
-    [shift], _ = known_shifts(run)
+    [shift], _ = load_shifts(run)
     found = evaluate_shifted(run, shift.fingerprint)
     drop, low, high = found.drop
     assert deltas(at)["Drop"] == (
-        f"{points(drop)} points",
-        f"95 % interval {points(low)} to {points(high)}",
+        f"{format_points(drop)} points",
+        f"95 % interval {format_points(low)} to {format_points(high)}",
     )
-    assert deltas(at)["Shifted accuracy"][0] == percent(found.accuracy)
-    assert deltas(at)["In-distribution accuracy"][0] == percent(found.own.accuracy)
+    assert deltas(at)["Shifted accuracy"][0] == format_percent(found.accuracy)
+    assert deltas(at)["In-distribution accuracy"][0] == format_percent(found.own.accuracy)
     scores, classes = (table.value for table in at.dataframe[-2:])
     assert {"Accuracy", "Balanced accuracy", "F1 (macro)", "Log loss"} <= set(scores["Metric"])
     assert sorted(classes["Class"]) == ["blue", "red"]
@@ -91,7 +91,9 @@ def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(
     assert "compared on the 2 classes that both have images of" in unescaped_text(at)
     assert PINK not in page_text(at)  # escaped
     assert NASTY not in page_text(at)
-    assert [source.path for source in recent_sources([dark_images.parent], 5)] == [str(dark_images)]
+    assert [source.path for source in list_recent_sources([dark_images.parent], 5)] == [
+        str(dark_images)
+    ]
     assert at.query_params["shifted"] in (shift.fingerprint, [shift.fingerprint])
 
 
@@ -118,7 +120,7 @@ def test_data_that_one_run_has_predicted_are_offered_to_other_runs(
     runs, dark_images, wait_until_finished
 ):
     finish(predict_shifted([runs[0]], str(dark_images)))
-    remember(str(dark_images))
+    remember_source(str(dark_images))
     assert "Drop" in deltas(opened(runs[0]))
     other = opened(runs[1])
     assert "Drop" not in deltas(other)
@@ -130,7 +132,7 @@ def test_data_that_one_run_has_predicted_are_offered_to_other_runs(
 
 @pytest.mark.train
 def test_the_address_says_which_data_set(runs, dark_images, tmp_path):
-    darker = darkened(
+    darker = darken_images(
         evaluation(runs[0], "test").predictions["id"],
         Path(runs[0].config.data),
         tmp_path / "darker",
@@ -144,7 +146,7 @@ def test_the_address_says_which_data_set(runs, dark_images, tmp_path):
     assert set(at.selectbox(key="shift_box").options) == {"dark *night*", "darker"}
     at.selectbox(key="shift_box").set_value(marks[0]).run()
     assert at.query_params["shifted"] in (marks[0], [marks[0]])
-    assert deltas(at)["Shifted accuracy"][0] == percent(
+    assert deltas(at)["Shifted accuracy"][0] == format_percent(
         evaluate_shifted(runs[0], marks[0]).accuracy
     )
 
@@ -160,7 +162,7 @@ def test_while_it_goes_on_the_page_can_be_used_and_it_can_be_stopped(
     press(at, "Stop")
     gate.set()
     wait_until_finished(at)
-    assert known_shifts(runs[0]) == ([], [])
+    assert load_shifts(runs[0]) == ([], [])
     assert not button(at, START).disabled
 
 
@@ -177,7 +179,7 @@ def test_data_that_cannot_be_used_are_refused_in_words(runs, tmp_path, wait_unti
         wait_until_finished(at)
         assert len(at.error) == len(problems)
         assert all(problem in at.error[0].value for problem in problems)
-    assert known_shifts(runs[0]) == ([], [])
+    assert load_shifts(runs[0]) == ([], [])
 
 
 @pytest.mark.train
@@ -209,7 +211,7 @@ def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(
     assert "1 run of 2 cannot be compared" in unescaped_text(at)
     press(at, "Evaluate the missing 1 run")
     wait_until_finished(at)
-    assert lacking_shift(runs, fingerprint) == []
+    assert list_runs_without_shift(runs, fingerprint) == []
     both = compare_shift(latest_first(runs), fingerprint)
     text = unescaped_text(at)
     assert all(line in text for line in both.shifted.verdict.lines)
@@ -217,7 +219,7 @@ def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(
     assert both.own.verdict.answer in text
     assert both.matched.verdict.answer in text
     tables = [table.value for table in at.dataframe]
-    columns, rows = both.in_rows()
+    columns, rows = both.to_rows()
     assert any(list(table.columns) == columns and table.values.tolist() == rows for table in tables)
     assert not [label for label in button_labels(at) if label.startswith("Evaluate the missing")]
     assert PINK not in page_text(at)
@@ -232,9 +234,9 @@ def test_compare_evaluates_all_runs_on_a_data_set_that_is_named_there(
     at.text_input(key="other_data").set_value(str(dark_images))
     press(at, START)
     wait_until_finished(at)
-    assert [len(known_shifts(run)[0]) for run in runs] == [1, 1]
+    assert [len(load_shifts(run)[0]) for run in runs] == [1, 1]
     at.segmented_control(key="judged_by").set_value("log_loss").run()
-    fingerprint = known_shifts(runs[0])[0][0].fingerprint
+    fingerprint = load_shifts(runs[0])[0][0].fingerprint
     assert compare_shift(
         latest_first(runs), fingerprint, "log_loss"
     ).shifted.verdict.answer in unescaped_text(at)
@@ -249,7 +251,7 @@ def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
     assert len(at.selectbox(key="shift_box").options) == 15
     assert "Gaussian noise, strong (0.38)" in at.selectbox(key="shift_box").options
     both = compare_shift(latest_first(runs), NOISE)
-    assert shifted_column(at) == [percent(arm.score.value) for arm in both.shifted.arms]
+    assert shifted_column(at) == [format_percent(arm.score.value) for arm in both.shifted.arms]
     assert both.shifted.verdict.answer in unescaped_text(at)
     at.segmented_control(key="judged_by").set_value("log_loss").run()
     assert compare_shift(
@@ -262,8 +264,8 @@ def test_corruptions_of_an_earlier_version_have_no_verdict_until_measured_again(
     write_accuracies(runs[0], images=evaluation(runs[0], "test").images)
     finish(measure_robustness(runs[1], "test"))
     at = open_page("compare", shifted="corrupted-noise-3")
-    found, _ = corrupted_accuracies(compare_runs(latest_first(runs)), NOISE)
-    assert shifted_column(at) == [percent(one.value) for one in found]
+    found, _ = compute_corrupted_accuracies(compare_runs(latest_first(runs)), NOISE)
+    assert shifted_column(at) == [format_percent(one.value) for one in found]
     assert (
         f"measured the robustness of {runs[0].run_id} and kept accuracies only"
         in unescaped_text(at)

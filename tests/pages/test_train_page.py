@@ -10,9 +10,9 @@ from streamlit.testing.v1 import AppTest
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.errors import TrainingError
-from finetune_core.formatting import PHASE_WORDS
+from finetune_core.formatting import PHASE_TITLES
 from finetune_core.runs.record import append_event, create_run, execute
-from finetune_core.runs.stop_request import request_stop, requested_stop
+from finetune_core.runs.stop_request import read_stop_request, request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded, Progress
 from pages.shared.runs.backend import worker
@@ -64,7 +64,7 @@ def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(wai
     at = open_page("train", run=waiting_runs[0])
     assert "Waiting for the device" in page_text(at)
     assert "Training" not in page_text(at)
-    assert bars(at) == [PHASE_WORDS["device"]]
+    assert bars(at) == [PHASE_TITLES["device"]]
     at = open_page("train", run=waiting_runs[1])
     assert "Queued" in page_text(at)
     assert "place 1 of 1" in page_text(at)
@@ -98,7 +98,7 @@ def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(reserved_run):
     at = AppTest.from_function(
         bar_while_waiting, args=(reserved_run.name,), default_timeout=300
     ).run()
-    assert bars(at) == [PHASE_WORDS["device"]]
+    assert bars(at) == [PHASE_TITLES["device"]]
 
 
 def live_memory(run_id):
@@ -143,7 +143,7 @@ def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(reserved_run):
         ("Stop", False),
     ]
     buttons["stop"].click().run()
-    assert requested_stop(reserved_run) == "stop"
+    assert read_stop_request(reserved_run) == "stop"
     assert (at.button(key="stop").label, at.button(key="stop").disabled) == ("Stopping…", True)
 
 
@@ -258,7 +258,7 @@ def test_a_browser_that_sends_a_label_from_before_a_renaming_keeps_its_run(runs)
     at = open_page("evaluate", run=first.run_id)
     before = run_label(store().run(second.run_id))
     assert "finished" in before
-    store().describe(second.run_id, "another name", "")
+    store().set_about(second.run_id, "another name", "")
     at.run()
     box = at.selectbox(key="run_box")
     assert before not in box.options
@@ -273,7 +273,7 @@ def test_a_browser_that_sends_a_label_from_before_a_renaming_keeps_its_run(runs)
 
 def test_a_run_gets_tags_where_it_gets_its_name(runs):
     first, second = (run.run_id for run in runs)
-    store().describe(second, "", "", ["paper"])
+    store().set_about(second, "", "", ["paper"])
     at = open_page("train", run=first)
     tags = next(one for one in at.multiselect if one.label == "Tags")
     assert tags.options == ["paper"]

@@ -28,7 +28,7 @@ def served_weights(served, tmp_path, monkeypatch):
     file.write_bytes(content)
     monkeypatch.setattr(SqueezeNet1_1_Weights.DEFAULT.value, "url", f"{address}/{file.name}")
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
-    assert not backbone_info(NAME).ready
+    assert not backbone_info(NAME).is_ready
     return file
 
 

@@ -14,7 +14,7 @@ def interval(value, reach=0.02):
     return Interval(value, value - reach, value + reach)
 
 
-def arm(kind, *stages, gain=0.0, reach=0.02, parameters=200, seconds=40.0, judged=CONVERGED):
+def make_arm(kind, *stages, gain=0.0, reach=0.02, parameters=200, seconds=40.0, judged=CONVERGED):
     ids = tuple(f"{kind}-{'-'.join(stages)}-{seed}" for seed in (0, 1))
     values = (
         0.7 + gain,
@@ -29,9 +29,9 @@ def arm(kind, *stages, gain=0.0, reach=0.02, parameters=200, seconds=40.0, judge
     return ProfileArm(kind, stages, *values)
 
 
-def made_profile(*arms, chosen=0, against_full=None, **changes):
+def make_profile(*arms, chosen=0, against_full=None, **changes):
     """Return a complete profile of ``STAGES`` with the given gain of full fine-tuning."""
-    arms = arms or (arm("stage", "block2", gain=0.061),)
+    arms = arms or (make_arm("stage", "block2", gain=0.061),)
     path = (SelectionStep(arms[chosen].stages[0], 0.8, None, True),)
     usual = {
         "backbone": "efficientnet_lite0",

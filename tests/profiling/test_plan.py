@@ -7,7 +7,7 @@ from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.profiling.plan import PARTS, Outcome, advance, fit_budget, forecast
 from finetune_core.profiling.settings import set_up
-from finetune_core.runs.design import PROFILE_RATES, profiled_stage, run_of
+from finetune_core.runs.design import PROFILE_RATES, find_profiled_stage, run_key
 from tests.factories import tiny_config
 
 STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
@@ -37,8 +37,8 @@ class Planted(dict):
         while (progress := advance(setup, self, failed, parts)).wanted:
             self.rounds.append((progress.round, progress.wanted))
             for config in progress.wanted:
-                if run_of(config) not in failed:
-                    self[run_of(config)] = self.answer(config)
+                if run_key(config) not in failed:
+                    self[run_key(config)] = self.answer(config)
         return progress
 
     def answer(self, config):
@@ -63,18 +63,20 @@ LOSSES = by_single_stage(conv1=0.5, layer1=0.9, layer2=0.9, layer3=0.9, layer4=0
 
 def test_every_run_trains_the_named_stages_and_the_head_from_the_probes_head(setup):
     rates = PLAIN | {"layer1": 3.0}
-    config = setup.alone(("layer4", "layer1"), 3, rates)
+    config = setup.stages_config(("layer4", "layer1"), 3, rates)
     assert config.stage_rates == {"layer1": 3.0, "layer4": 1.0, "head": 1.0}
     assert (config.strategy, config.seed, config.auto) == ("custom", 3, ())
     assert config.initial_head == setup.whole(0).initial_head == "probe"
     # the order in which stages are named is no difference
-    assert run_of(config) == run_of(setup.alone(("layer1", "layer4"), 3, rates))
+    assert run_key(config) == run_key(setup.stages_config(("layer1", "layer4"), 3, rates))
 
 
 def test_a_run_with_a_rate_of_its_own_is_none_of_a_profile(setup):
-    rates = {rate: setup.alone(["layer4"], 0, {"layer4": rate}) for rate in (0.1, *PROFILE_RATES)}
-    assert [profiled_stage(one) for one in rates.values()] == [None, "layer4", "layer4"]
-    assert profiled_stage(setup.alone(["layer3", "layer4"], 0, PLAIN)) is None
+    rates = {
+        rate: setup.stages_config(["layer4"], 0, {"layer4": rate}) for rate in (0.1, *PROFILE_RATES)
+    }
+    assert [find_profiled_stage(one) for one in rates.values()] == [None, "layer4", "layer4"]
+    assert find_profiled_stage(setup.stages_config(["layer3", "layer4"], 0, PLAIN)) is None
 
 
 def test_the_auto_recipe_is_that_of_the_last_block_for_all_stages(home_of_shared_fixtures):
@@ -127,7 +129,9 @@ def test_only_what_may_be_best_is_trained_with_more_seeds(setup):
     assert [one.seed for one in runs if one.strategy == "full"] == [0]
     both = [one for one in runs if one.strategy == "custom" and len(trained_stages(one)) == 2]
     assert [one.seed for one in both] == [0]
-    assert sorted(one.seed for one in runs if one == setup.alone(["layer4"], one.seed, PLAIN)) == [
+    assert sorted(
+        one.seed for one in runs if one == setup.stages_config(["layer4"], one.seed, PLAIN)
+    ) == [
         0,
         1,
         2,
@@ -204,7 +208,7 @@ def test_each_stage_has_the_rate_that_was_better_in_the_short_round(setup):
 
 
 def test_a_rate_that_cannot_be_trained_leaves_the_other(setup):
-    progress = Planted({}, LOSSES).finish(setup, {run_of(setup.short("conv1", 1.0))})
+    progress = Planted({}, LOSSES).finish(setup, {run_key(setup.short("conv1", 1.0))})
     assert progress.rates["conv1"] == 3.0
     assert "conv1" in progress.going_on
 
@@ -227,8 +231,8 @@ def test_a_share_of_the_images_is_drawn_by_the_seed_so_each_has_its_probe(home_o
 
 
 def test_a_stage_that_cannot_be_trained_is_done_without(setup):
-    failed = {run_of(setup.short("layer4", rate)) for rate in PROFILE_RATES} | {
-        run_of(setup.whole(1))
+    failed = {run_key(setup.short("layer4", rate)) for rate in PROFILE_RATES} | {
+        run_key(setup.whole(1))
     }
     progress = Planted({}, LOSSES).finish(setup, failed)
     assert "layer4" not in (*progress.going_on, *progress.stopped)
@@ -238,7 +242,7 @@ def test_a_stage_that_cannot_be_trained_is_done_without(setup):
 def test_without_the_probe_there_is_no_profile(setup):
     (probe,) = setup.probes()
     with pytest.raises(ConfigError, match="linear probe failed"):
-        Planted({}).finish(setup, {run_of(probe)})
+        Planted({}).finish(setup, {run_key(probe)})
 
 
 def test_stages_and_seeds_are_checked(home_of_shared_fixtures):
@@ -252,7 +256,7 @@ def test_a_forecast_counts_what_is_trained_when_one_stage_is_enough(setup):
     expected = forecast(setup, {})
     planted = Planted({}, by_single_stage(conv1=0.1, layer1=0.2, layer2=1, layer3=1, layer4=1))
     planted.finish(setup)
-    assert {run_of(config) for config in expected} == {*planted}
+    assert {run_key(config) for config in expected} == {*planted}
     assert forecast(setup, planted) == []
 
 

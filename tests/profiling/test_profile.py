@@ -87,7 +87,7 @@ def test_an_interrupted_profile_goes_on_and_ends_as_one_that_was_not(
     data, profiled, tmp_path, monkeypatch
 ):
     runs, result = profiled
-    trained, count = train_all.trained, 0
+    trained, count = train_all.train_reserved, 0
 
     def interrupted(reservation):
         nonlocal count
@@ -96,7 +96,7 @@ def test_an_interrupted_profile_goes_on_and_ends_as_one_that_was_not(
             request_stop(reservation.run_dir)
         return trained(reservation)
 
-    monkeypatch.setattr(train_all, "trained", interrupted)
+    monkeypatch.setattr(train_all, "train_reserved", interrupted)
     done = thaw(*make_options(data, tmp_path, *STAGES))
     assert done.returncode == 1
     assert "The profile was stopped. The same command goes on from there." in done.words
@@ -137,7 +137,7 @@ def test_a_budget_leaves_out_and_says_so(data, tmp_path):
 
 @pytest.mark.train
 def test_a_run_that_breaks_is_done_without(data, profiled, tmp_path, monkeypatch):
-    trained = train_all.trained
+    trained = train_all.train_reserved
 
     def breaking(reservation):
         config = json.loads((reservation.run_dir / "config.json").read_text())
@@ -145,7 +145,7 @@ def test_a_run_that_breaks_is_done_without(data, profiled, tmp_path, monkeypatch
             raise TrainingError("it broke")
         return trained(reservation)
 
-    monkeypatch.setattr(train_all, "trained", breaking)
+    monkeypatch.setattr(train_all, "train_reserved", breaking)
     result = thaw_json(*make_options(data, tmp_path, *STAGES))
     assert {
         stage for arm in result["arms"] if arm["kind"] != "full" for stage in arm["stages"]

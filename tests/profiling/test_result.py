@@ -3,12 +3,12 @@
 import pytest
 
 from finetune_core.profiling.plan import SelectionStep
-from tests.profiling.made import FALLING, STAGES, arm, interval, made_profile
+from tests.profiling.made import FALLING, STAGES, interval, make_arm, make_profile
 
 
 def make_full(gain=0.0, judged=None):
     more = {"judged": judged} if judged else {}
-    return arm("full", *STAGES, gain=gain, parameters=1000, seconds=100.0, **more)
+    return make_arm("full", *STAGES, gain=gain, parameters=1000, seconds=100.0, **more)
 
 
 def reject(stage):
@@ -16,8 +16,8 @@ def reject(stage):
 
 
 def test_a_stage_that_gains_is_named_with_its_size_and_its_price():
-    found = made_profile(
-        arm("stage", "block2", gain=0.061, parameters=310),
+    found = make_profile(
+        make_arm("stage", "block2", gain=0.061, parameters=310),
         make_full(0.05),
         against_full=interval(-0.011),
         path=reject("block1"),
@@ -31,8 +31,8 @@ def test_a_stage_that_gains_is_named_with_its_size_and_its_price():
 
 
 def test_where_nothing_is_gained_it_says_train_nothing():
-    found = made_profile(
-        arm("stage", "block2", gain=0.012), make_full(0.01), against_full=interval(0)
+    found = make_profile(
+        make_arm("stage", "block2", gain=0.012), make_full(0.01), against_full=interval(0)
     )
     assert found.sentence == (
         "No stage gains anything measurable over a linear probe (best: block2, 1.2 points, "
@@ -43,8 +43,8 @@ def test_where_nothing_is_gained_it_says_train_nothing():
 
 @pytest.mark.parametrize(("probe", "said"), [(1.0, "all"), (0.99, "all but 3")])
 def test_where_the_probe_leaves_too_few_errors_no_training_could_show_a_gain(probe, said):
-    undertrained = arm("stage", "block2", gain=0.0, judged=FALLING)
-    found = made_profile(undertrained, probe=probe)
+    undertrained = make_arm("stage", "block2", gain=0.0, judged=FALLING)
+    found = make_profile(undertrained, probe=probe)
     assert found.sentence == (
         f"No gain could be measured: the linear probe classifies {said} of 300 test images "
         "correctly. Train nothing: take the linear probe."
@@ -53,42 +53,42 @@ def test_where_the_probe_leaves_too_few_errors_no_training_could_show_a_gain(pro
 
 
 def test_two_stages_are_named_together():
-    both = arm("stages", "block2", "block1", gain=0.1)
-    found = made_profile(both, make_full(0.1), against_full=interval(0))
+    both = make_arm("stages", "block2", "block1", gain=0.1)
+    found = make_profile(both, make_full(0.1), against_full=interval(0))
     assert found.sentence.startswith("Training block2 and block1 gains 10.0 points")
 
 
 def test_full_fine_tuning_that_gains_more_is_advised():
-    found = made_profile(
-        arm("stage", "block2", gain=0.06), make_full(0.11), against_full=interval(0.05)
+    found = make_profile(
+        make_arm("stage", "block2", gain=0.06), make_full(0.11), against_full=interval(0.05)
     )
     assert "full fine-tuning gains 5.0 points (3.0 to 7.0) more. Train all" in found.sentence
     assert found.worth_training == STAGES
-    only = made_profile(
-        arm("stage", "block2", gain=0.0), make_full(0.05), against_full=interval(0.05)
+    only = make_profile(
+        make_arm("stage", "block2", gain=0.0), make_full(0.05), against_full=interval(0.05)
     )
     assert only.sentence.endswith(
         "full fine-tuning gains 5.0 points (3.0 to 7.0). Train all stages."
     )
-    worse = made_profile(
-        arm("stage", "block2", gain=0.06), make_full(0.01), against_full=interval(-0.05)
+    worse = make_profile(
+        make_arm("stage", "block2", gain=0.06), make_full(0.01), against_full=interval(-0.05)
     )
     assert "full fine-tuning loses 5.0 points (3.0 to 7.0) against it" in worse.sentence
 
 
 def test_what_only_the_test_images_say_has_to_be_confirmed():
-    arms = (arm("stage", "block2", gain=0.01), arm("stage", "block1", gain=0.05))
-    found = made_profile(*arms)
+    arms = (make_arm("stage", "block2", gain=0.01), make_arm("stage", "block1", gain=0.05))
+    found = make_profile(*arms)
     assert "block1 gains 5.0 points (3.0 to 7.0). Confirm it" in found.sentence
     assert found.worth_training == ()
 
 
 def test_nothing_is_concluded_about_what_has_not_converged():
-    found = made_profile(arm("stage", "block2", gain=0.01, judged=FALLING))
+    found = make_profile(make_arm("stage", "block2", gain=0.01, judged=FALLING))
     assert found.sentence.startswith("Nothing is concluded: block2 has not converged")
     assert found.worth_training == ()
-    other = made_profile(
-        arm("stage", "block2", gain=0.06), make_full(0.2, FALLING), against_full=interval(0.14)
+    other = make_profile(
+        make_arm("stage", "block2", gain=0.06), make_full(0.2, FALLING), against_full=interval(0.14)
     )
     assert other.worth_training == ("block2",)
     assert "full fine-tuning" not in other.sentence
@@ -97,8 +97,8 @@ def test_nothing_is_concluded_about_what_has_not_converged():
 
 
 def test_an_undertrained_stage_that_gains_is_named_without_a_word_on_others():
-    begun = arm("stage", "block2", gain=0.06, judged=FALLING)
-    found = made_profile(begun, make_full(0.2), against_full=interval(0.14))
+    begun = make_arm("stage", "block2", gain=0.06, judged=FALLING)
+    found = make_profile(begun, make_full(0.2), against_full=interval(0.14))
     assert found.sentence == (
         "Training block2 gains 6.0 points (4.0 to 8.0) over a linear probe, and has not converged "
         "(its validation loss still falls): it may gain more. Train longer to "
@@ -108,11 +108,11 @@ def test_an_undertrained_stage_that_gains_is_named_without_a_word_on_others():
 
 
 def test_a_profile_that_is_not_complete_says_so():
-    begun = made_profile(chosen=0, missing=3, round="selection")
+    begun = make_profile(chosen=0, missing=3, round="selection")
     assert begun.sentence == (
         "The profile is not complete: 3 runs of the round “Adding a stage” to go."
     )
-    decided = made_profile(missing=2, round="third_seeds")
+    decided = make_profile(missing=2, round="third_seeds")
     assert decided.sentence.startswith("Training block2 alone gains")
     assert "2 runs of the round “A third seed” to go" in decided.notes[0]
 
@@ -126,11 +126,13 @@ def test_a_profile_that_is_not_complete_says_so():
     ],
 )
 def test_what_limits_the_answer_is_noted(changes, said):
-    assert any(said in note for note in made_profile(**changes).notes)
+    assert any(said in note for note in make_profile(**changes).notes)
 
 
 def test_a_short_run_is_marked():
-    found = made_profile(arm("stage", "block2", gain=0.06), arm("short", "stem", gain=-0.01))
+    found = make_profile(
+        make_arm("stage", "block2", gain=0.06), make_arm("short", "stem", gain=-0.01)
+    )
     columns, rows = found.rows()
     assert [dict(zip(columns, row, strict=True))["How far"] for row in rows] == [
         "selected",
@@ -141,6 +143,6 @@ def test_a_short_run_is_marked():
 
 
 def test_in_a_notebook_it_shows_itself():
-    found = made_profile()
+    found = make_profile()
     assert found.sentence in repr(found)
     assert found.sentence in found._repr_html_()

@@ -12,10 +12,10 @@ from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.runs.about import read_about
 from finetune_core.runs.history import History
-from finetune_core.runs.locks import is_locked, locked
+from finetune_core.runs.locks import hold_lock, is_locked
 from finetune_core.runs.record import reopen_run
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import RunStore, read_run, summary
+from finetune_core.runs.store import RunStore, read_run, summarize_run
 from finetune_core.training import events
 from tests.deadline import in_time
 
@@ -107,9 +107,9 @@ def test_a_config_that_cannot_be_read_damages_its_run_alone(runs, damage):
     good, bad = runs("good"), runs("bad")
     damage(bad / "config.json")
     store = RunStore(good.parent)
-    before = summary(store.run("good"))
+    before = summarize_run(store.run("good"))
     found, [damaged] = store.all()
-    assert [summary(run) for run in found] == [before]
+    assert [summarize_run(run) for run in found] == [before]
     assert damaged.run_id == "bad"
     assert 10 < len(damaged.reason) < 500
     with pytest.raises(RunError, match="damaged"):
@@ -243,8 +243,8 @@ def test_what_an_older_run_lacks_is_filled_in(runs, started, lines):
     run = read_run(runs("old", b"".join(json.dumps(row).encode() + b"\n" for row in old)))
     assert (run.status, run.notices) == ("finished", ())
     # it was evaluated as it trained
-    assert summary(run)["evaluation_precision"] == old[0]["precision"]
-    assert run.history.time_shares()["trunk"] == 0
+    assert summarize_run(run)["evaluation_precision"] == old[0]["precision"]
+    assert run.history.sum_seconds_by_part()["trunk"] == 0
     assert (run.history.epochs[0]["memory_bytes"], run.history.epochs[0]["device_bytes"]) == (
         0,
         None,
@@ -293,12 +293,12 @@ def test_a_run_folder_that_is_a_link_is_refused_and_only_the_link_goes_to_the_tr
     run_dir.rename(elsewhere)
     run_dir.symlink_to(elsewhere)
     store = RunStore(run_dir.parent)
-    assert [(one.run_id, "a link" in one.reason) for one in store.damaged()] == [("one", True)]
+    assert [(one.run_id, "a link" in one.reason) for one in store.list_damaged()] == [("one", True)]
     for read in (read_run, reopen_run):
         with pytest.raises(RunError):
             read(run_dir)
     store.delete("one")
-    assert (store.damaged(), (elsewhere / "events.jsonl").is_file()) == ([], True)
+    assert (store.list_damaged(), (elsewhere / "events.jsonl").is_file()) == ([], True)
 
 
 @pytest.mark.parametrize("name", ["config.json", "events.jsonl"])
@@ -329,7 +329,7 @@ def test_a_lock_that_is_no_file_is_neither_opened_nor_waited_for(runs, kind, mon
     with in_time(kind):
         assert not is_locked(run_dir)
         assert RunStore(run_dir.parent).run("one").status == "stopped"
-        for take in (lambda: reopen_run(run_dir), lambda: locked(run_dir).__enter__()):
+        for take in (lambda: reopen_run(run_dir), lambda: hold_lock(run_dir).__enter__()):
             with pytest.raises(RunError, match=f"lock is a.*{run_dir.name}"):
                 take()
 
@@ -340,7 +340,7 @@ def test_other_things_among_the_runs_are_no_runs(runs, tmp_path):
     (run_dir.parent / "file").write_text("x")
     os.mkfifo(run_dir.parent / "fifo")
     (run_dir.parent / ".trash").symlink_to(tmp_path)
-    assert RunStore(run_dir.parent).damaged() == []
+    assert RunStore(run_dir.parent).list_damaged() == []
 
 
 def list_unbounded(schema):

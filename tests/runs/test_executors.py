@@ -8,13 +8,13 @@ from typer.testing import CliRunner
 from finetune_core.__main__ import app
 from finetune_core.errors import ConfigError
 from finetune_core.runs import ray_executor
-from finetune_core.runs.executors import InProcess, app_executor, executor_of
+from finetune_core.runs.executors import InProcess, create_executor, make_app_executor
 from finetune_core.runs.ray_executor import RayExecutor
 from tests.factories import shared_images, tiny_config
 
 
 def test_this_process_trains_unless_another_executor_is_named():
-    with executor_of("here") as executor:
+    with create_executor("here") as executor:
         assert isinstance(executor, InProcess)
 
 
@@ -27,7 +27,7 @@ def test_this_process_trains_unless_another_executor_is_named():
     ],
 )
 def test_what_there_is_not_is_refused_in_words(name, address, words):
-    with pytest.raises(ConfigError, match=words), executor_of(name, address):
+    with pytest.raises(ConfigError, match=words), create_executor(name, address):
         pass
 
 
@@ -44,14 +44,14 @@ def test_without_ray_it_is_said_how_to_get_it(monkeypatch, tmp_path):
 def test_the_app_takes_its_executor_from_the_environment(monkeypatch, named, address):
     monkeypatch.setattr(RayExecutor, "connect_in_background", lambda self: None)
     monkeypatch.setenv("THAW_RAY_ADDRESS", named)
-    executor = app_executor()
+    executor = make_app_executor()
     assert isinstance(executor, RayExecutor)
     assert executor.address == address
 
 
 def test_the_app_trains_itself_without(monkeypatch):
     monkeypatch.delenv("THAW_RAY_ADDRESS", raising=False)
-    assert isinstance(app_executor(), InProcess)
+    assert isinstance(make_app_executor(), InProcess)
 
 
 def connect_cluster(*machines):

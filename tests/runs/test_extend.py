@@ -5,8 +5,8 @@ import json
 import pytest
 
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.files import is_there
-from finetune_core.runs.extend import extend_run, longer_epochs
+from finetune_core.files import path_exists
+from finetune_core.runs.extend import extend_run, suggest_epochs
 from finetune_core.runs.record import EVENTS_FILE, execute, reopen_run
 from finetune_core.runs.store import RunStore
 from tests.command_line import thaw
@@ -83,14 +83,14 @@ def test_a_run_that_stopped_early_ends_as_if_it_had_not_stopped(finished, metric
     run = finished(**whole, early_stopping=metric, patience=1)
     done = len(run.history.epochs)
     assert done < 6
-    assert longer_epochs(run) == 6
+    assert suggest_epochs(run) == 6
     with pytest.raises(RunError, match=f"has {done} epochs already"):
         extend_run(run, done)
     longer = train_further(run, 6)
     check_identical(
         longer.run_dir, trained_run(**whole, early_stopping=metric, patience=1000).run_dir
     )
-    assert longer_epochs(longer) == 12
+    assert suggest_epochs(longer) == 12
 
 
 def test_more_epochs_than_a_run_may_have_are_refused(finished):
@@ -115,4 +115,4 @@ def test_the_command_resumes_a_finished_run_with_more_epochs(tmp_path):
     result = json.loads(done.stdout)
     assert (result["status"], result["epochs"]) == ("finished", 3)
     assert result["run_id"] != run.run_id
-    assert is_there(run.run_dir)
+    assert path_exists(run.run_dir)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from finetune_core.errors import RunError, TrainingError
-from finetune_core.files import replacing
+from finetune_core.files import replace_atomically
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.store import RunStore
 from finetune_core.training.checkpoints import load_tensors
@@ -117,7 +117,7 @@ def test_a_folder_whose_name_is_no_unicode_is_refused_before_anything_trains(tmp
 )
 def test_what_a_kill_while_saving_leaves_goes_when_the_run_goes_on(tmp_path, name):
     run_dir = create_run(head_config(), tmp_path / "runs").run_dir
-    with replacing(run_dir / name) as file:
+    with replace_atomically(run_dir / name) as file:
         file.write(bytes(1000))
         (half,) = run_dir.glob(".*")
         shutil.copy(half, tmp_path / "half")

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from finetune_core.runs.history import History
-from finetune_core.runs.log import arithmetic, log_line, log_lines
+from finetune_core.runs.log import describe_event, describe_precision, format_log
 from finetune_core.training.events import (
     HeadInitialized,
     ImagesLost,
@@ -26,7 +26,7 @@ def gradual_history():
 @pytest.mark.train
 def test_a_whole_run_in_words():
     history = gradual_history()
-    lines = log_lines(history.notable)
+    lines = format_log(history.notable)
     assert all(re.match(r"\d\d:\d\d:\d\d  \S", line) for line in lines)
     text = "\n".join(lines)
     assert "Decoding images." in text
@@ -41,35 +41,37 @@ def test_a_whole_run_in_words():
 def test_it_says_whether_the_frozen_stages_were_compiled():
     started = gradual_history().started
     # gradual unfreezing trains the first stages, too
-    assert "frozen stages cached" not in log_line(started)
+    assert "frozen stages cached" not in describe_event(started)
     cache = {"where": "memory", "bytes": 10**6, "compilation": "compiled after 96 images"}
-    assert "frozen stages cached (1.0 MB, compiled after 96 images). " in log_line(
+    assert "frozen stages cached (1.0 MB, compiled after 96 images). " in describe_event(
         started | {"cache": cache}
     )
-    assert "frozen stages cached (1.0 MB). " in log_line(
+    assert "frozen stages cached (1.0 MB). " in describe_event(
         started | {"cache": cache | {"compilation": ""}}
     )
 
 
 def test_words_for_an_initial_head():
-    text = log_line(HeadInitialized(120, 512, 0.0316, 0.25, 0.95, 3.0).to_json())
+    text = describe_event(HeadInitialized(120, 512, 0.0316, 0.25, 0.95, 3.0).to_json())
     assert "fitted to 512 features of 120 training images in 3.0 s: C = 0.032" in text
     assert "loss 0.250, accuracy 95.0 % on them" in text
 
 
 def test_words_for_what_goes_wrong():
-    skipped = log_line(ImagesSkipped(1, ["a.png is damaged"]).to_json())
+    skipped = describe_event(ImagesSkipped(1, ["a.png is damaged"]).to_json())
     assert ("1 image." in skipped, skipped.endswith("a.png is damaged")) == (True, True)
-    assert "1,200 images" in log_line(ImagesLost(1200, []).to_json())
-    assert "8 at a time" in log_line(MemoryShort(2, 5, 8).to_json())
-    assert log_line(RunStopped(1, 1, 2.0, True).to_json()) == "Paused."
-    assert log_line(RunFailed("The disk is full.", "").to_json()) == "Failed: The disk is full."
+    assert "1,200 images" in describe_event(ImagesLost(1200, []).to_json())
+    assert "8 at a time" in describe_event(MemoryShort(2, 5, 8).to_json())
+    assert describe_event(RunStopped(1, 1, 2.0, True).to_json()) == "Paused."
+    assert (
+        describe_event(RunFailed("The disk is full.", "").to_json()) == "Failed: The disk is full."
+    )
 
 
 def test_where_a_run_trains_and_that_it_moved():
-    assert log_line(RunPlaced("left", "task").to_json()) == "On left."
+    assert describe_event(RunPlaced("left", "task").to_json()) == "On left."
     assert (
-        log_line(RunPlaced("right", "task", "left").to_json())
+        describe_event(RunPlaced("right", "task", "left").to_json())
         == "Moved to right: the process on left that trained it is gone."
     )
 
@@ -77,10 +79,10 @@ def test_where_a_run_trains_and_that_it_moved():
 def test_a_run_on_an_nvidia_gpu_says_how_it_computed(started):
     found = {"tf32": False, "cudnn_benchmark": True}
     row = started(device="cuda", precision="bf16", numerics=found).to_json()
-    assert "on Processor in bf16 (TF32 off, cuDNN benchmark on): " in log_line(row)
+    assert "on Processor in bf16 (TF32 off, cuDNN benchmark on): " in describe_event(row)
     assert (
-        arithmetic(started(numerics=found).to_json())
-        == arithmetic(started(device="cuda").to_json())
+        describe_precision(started(numerics=found).to_json())
+        == describe_precision(started(device="cuda").to_json())
         == "fp32"
     )
 

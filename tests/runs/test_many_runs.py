@@ -80,12 +80,12 @@ def test_a_run_that_has_ended_is_listed_as_it_is_until_its_files_change(run_of, 
     first = store.runs()
     assert [run.status for run in first] == ["stopped", "finished"]
     assert all(now is then for now, then in zip(store.runs(), first, strict=True))
-    store.describe("a", "best", "")
+    store.set_about("a", "best", "")
     assert store.run("a").name == "best"
     append(folder.parent / "b", lines(RunReopened()))
     assert [run.status for run in store.runs()] == ["interrupted", "finished"]
     (folder / "config.json").write_text("{")
-    assert [one.run_id for one in store.damaged()] == ["a"]
+    assert [one.run_id for one in store.list_damaged()] == ["a"]
 
 
 def test_a_run_that_was_deleted_is_forgotten(run_of):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.runs.executors import executor_of
+from finetune_core.runs.executors import create_executor
 from finetune_core.runs.ray_executor import RayExecutor
 from finetune_core.runs.record import create_run
 from finetune_core.runs.stop_request import request_stop
@@ -63,7 +63,7 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def executor(nodes):
-    with executor_of("ray", nodes.address) as connected:
+    with create_executor("ray", nodes.address) as connected:
         wait_until(lambda: connected.places("ray") == 2, "the second node does not come")
         yield connected
 
@@ -124,7 +124,7 @@ def wait_for_epochs(store, *run_ids, more_than=0):
 
 
 def wait_for_end(worker, store, run_id):
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
     return store.run(run_id)
 
 
@@ -186,7 +186,7 @@ def test_a_run_that_ray_has_no_place_for_is_stopped_all_the_same(executor, worke
     assert [type(event).__name__ for event in executor.execute(reservation)] == ["RunStopped"]
     for one in going:
         worker.stop(one)
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
     assert [store.run(one).status for one in going] == ["stopped", "stopped"]
     assert store.run(reservation.run_dir.name).status == "cancelled"
 
@@ -243,7 +243,7 @@ def test_a_node_that_dies_changes_nothing(executor, nodes, worker, store):
     on_it = [one for one in ids if read_owner(store.runs_dir / one)["pid"] in dying]
     nodes.kill(nodes.processes[1])
     assert len(on_it) == 1
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
     assert [store.run(one).status for one in ids] == ["finished", "finished"]
     assert [len(store.run(one).history.places) for one in ids] == [
         1 + (one in on_it) for one in ids
@@ -325,7 +325,7 @@ def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(local, worker
     run_id = worker.submit(ray_config(epochs=1000))
     wait_for_epochs(store, run_id)
     local.driver()._process.kill()
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
     wait_until(lambda: store.run(run_id).status == "interrupted")
     worker.resume(run_id)  # a new Ray is started
     wait_until(lambda: store.run(run_id).status == "running")

@@ -17,10 +17,10 @@ from finetune_core.errors import ConfigError, RunError, TrainingError
 from finetune_core.runs import locks, record
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
-from finetune_core.runs.log import log_lines
+from finetune_core.runs.log import format_log
 from finetune_core.runs.record import create_run, execute, reopen_run
-from finetune_core.runs.stop_request import request_stop, requested_stop
-from finetune_core.runs.store import RunStore, run_folder, summary
+from finetune_core.runs.stop_request import read_stop_request, request_stop
+from finetune_core.runs.store import RunStore, resolve_run_dir, summarize_run
 from finetune_core.runs.worker import Worker
 from finetune_core.training import events, loop
 from finetune_core.training.loop import StopRequested
@@ -101,7 +101,7 @@ class Named:
 
 def test_a_run_is_named_by_anything_that_is_a_path(config):
     reservation = create_run(config, paths.runs_dir())
-    assert run_folder(Named(reservation.run_dir.name)) == reservation.run_dir
+    assert resolve_run_dir(Named(reservation.run_dir.name)) == reservation.run_dir
     reservation.lock.release()
 
 
@@ -115,7 +115,7 @@ def test_what_is_yielded_is_what_is_written_and_a_finished_run_stays_so(queued, 
     ]
     run = store.run(queued.run_dir.name)
     assert run.status == "finished"
-    row = json.loads(json.dumps(summary(run)))
+    row = json.loads(json.dumps(summarize_run(run)))
     assert row["epochs"] == 2
     assert row["best_epoch"] == found[-1].best_epoch
     assert row["trainable_parameters"] == 96 * 2 + 2
@@ -224,7 +224,7 @@ def test_the_worker_trains_one_run_at_a_time_and_goes_on_after_a_failure(
     monkeypatch.setattr("finetune_core.runs.record.fit", watched)
     worker = Worker(store.runs_dir)
     ids = [worker.submit(config.model_copy(update={"seed": seed})) for seed in (0, 1, 2)]
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
     assert [store.run(one).status for one in ids] == ["finished", "failed", "finished"]
     assert seen == [[], [], []], "another run trains already"
 
@@ -252,7 +252,7 @@ def test_many_readers_at_once_see_every_step_once(tmp_path, started, step, lines
 def test_a_run_that_was_stopped_or_paused_goes_on(config, store, pause, status):
     run_dir = stop_in_second_epoch(config, store.runs_dir, pause=pause)
     run = store.run(run_dir.name)
-    assert (run.status, run.resumable, run.judged) == (status, True, True)
+    assert (run.status, run.is_resumable, run.judged) == (status, True, True)
     with (run_dir / "events.jsonl").open("ab") as file:
         file.write(b'{"event": "StepEn')  # half a line, as of a crash
     reservation = reopen_run(run_dir)
@@ -261,7 +261,7 @@ def test_a_run_that_was_stopped_or_paused_goes_on(config, store, pause, status):
         if isinstance(event, events.StepEnded):
             assert store.run(run_dir.name).status == "running"
     run = store.run(run_dir.name)
-    assert (run.status, run.resumable) == ("finished", False)
+    assert (run.status, run.is_resumable) == ("finished", False)
     steps = [(row["epoch"], row["step"]) for row in run.history.steps]
     assert steps == [(1, 1), (1, 2), (2, 1), (2, 2)]
 
@@ -293,9 +293,9 @@ def slow_queue(config, store, monkeypatch, started):
     wait_until(lambda: store.run(first).history.started)
     yield worker, first, lambda seed: config.model_copy(update={"seed": seed})
     for run in store.runs():
-        if run.active:
+        if run.is_active:
             request_stop(run.run_dir)
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
 
 
 def test_a_second_click_starts_no_second_run_except_for_another_person(slow_queue, store):
@@ -313,13 +313,13 @@ def test_waiting_runs_have_places_can_go_earlier_and_can_be_stopped(slow_queue):
     worker, first, again = slow_queue
     second, third = (worker.submit(again(seed)) for seed in (1, 2))
     assert (worker.waiting(second), worker.waiting(third)) == ((1, 2), (2, 2))
-    worker.move(third, -1)
+    worker.move_in_queue(third, -1)
     assert (worker.waiting(third), worker.waiting(second)) == ((1, 2), (2, 2))
-    worker.move(third, -1)
-    worker.move(third, 1)
+    worker.move_in_queue(third, -1)
+    worker.move_in_queue(third, 1)
     assert worker.waiting(third) == (2, 2)
-    worker.move(third, 1)
-    assert worker.queues() == [[first, second, third]]
+    worker.move_in_queue(third, 1)
+    assert worker.list_queues() == [[first, second, third]]
     worker.cancel(second)
     assert worker.waiting(third) == (1, 1)
     worker.stop(third)
@@ -334,21 +334,21 @@ def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(sl
     request_stop(store.runs_dir / ids[2])  # which the queue sees when it is its turn
     for run_id in ids[:2]:
         run = store.run(run_id)
-        assert (run.status, run.active, run.judged, run.resumable) == (
+        assert (run.status, run.is_active, run.judged, run.is_resumable) == (
             "cancelled",
             False,
             False,
             True,
         )
-        assert log_lines(run.history.notable)[-1].endswith("Cancelled before it began.")
+        assert format_log(run.history.notable)[-1].endswith("Cancelled before it began.")
     worker.resume(ids[0])
     assert store.run(ids[0]).status == "queued"
     worker.cancel(ids[0])
     with pytest.raises(RunError, match="does not wait"):
         worker.cancel(first)
-    assert requested_stop(store.runs_dir / first) == ""
+    assert read_stop_request(store.runs_dir / first) == ""
     request_stop(store.runs_dir / first)
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
     assert (store.run(ids[2]).status, store.run(ids[2]).judged) == ("cancelled", False)
 
 
@@ -375,7 +375,7 @@ def test_one_stop_ends_a_run_that_is_queued_and_one_that_has_begun(slow_queue, s
     worker.stop(second, pause=True)
     assert store.run(second).status == "paused"
     worker.stop(first)
-    wait_until(lambda: not store.run(first).active)
+    wait_until(lambda: not store.run(first).is_active)
     assert store.run(first).status == "stopped"
 
 
@@ -383,7 +383,7 @@ def test_a_pause_becomes_a_stop_even_while_the_last_checkpoint_is_written(queued
     saving = loop._Trainer.save
 
     def slow(self, at):
-        if requested_stop(queued.run_dir):
+        if read_stop_request(queued.run_dir):
             request_stop(queued.run_dir)
         return saving(self, at)
 
@@ -392,7 +392,7 @@ def test_a_pause_becomes_a_stop_even_while_the_last_checkpoint_is_written(queued
         if isinstance(event, events.StepEnded):
             request_stop(queued.run_dir, pause=True)
     assert event == events.RunStopped(1, 0, event.seconds)
-    assert requested_stop(queued.run_dir) == "stop"
+    assert read_stop_request(queued.run_dir) == "stop"
 
 
 def test_a_run_that_is_stopped_again_before_it_goes_on_keeps_its_time(stopped, store):
@@ -446,13 +446,13 @@ def test_a_run_has_a_name_a_note_and_tags_that_are_checked(queued, store):
     about.write_text('{"name": "earlier", "note": "", "owner": "me"}')
     assert (store.run(run_id).name, store.run(run_id).tags) == ("earlier", ())
     tags = [" first   try ", "", "<b>", "first try"]
-    store.describe(run_id, " baseline ", "<b>first</b>", tags)
+    store.set_about(run_id, " baseline ", "<b>first</b>", tags)
     run = store.run(run_id)
     assert (run.name, run.note, run.owner) == ("baseline", "<b>first</b>", "me")
     assert run.tags == ("first try", "<b>")
     for wrong in (["x" * 41], [str(number) for number in range(21)]):
         with pytest.raises(RunError, match="at most"):
-            store.describe(run_id, "now", "", wrong)
+            store.set_about(run_id, "now", "", wrong)
     assert store.run(run_id).tags == ("first try", "<b>")
     for damaged in ('{"tags": "no list"}', '{"tags": [1]}', '{"tags": ["%s"]}' % ("x" * 2000)):
         about.write_text(damaged)
@@ -484,7 +484,7 @@ def test_a_server_that_is_ended_in_good_order_leaves_interrupted_runs(store, tmp
         stderr=subprocess.DEVNULL,
     )
     [run] = store.runs()
-    assert (run.status, run.resumable) == ("interrupted", True)
+    assert (run.status, run.is_resumable) == ("interrupted", True)
 
 
 def test_what_python_says_at_its_end_is_no_failure_of_the_run(queued, store, monkeypatch):
@@ -505,7 +505,7 @@ def test_what_comes_after_a_run_may_warn_and_the_queue_goes_on(config, store, ca
 
     worker = Worker(store.runs_dir, after=after)
     runs = [worker.submit(config.model_copy(update={"seed": seed})) for seed in range(2)]
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
     assert result == runs
     assert [store.run(run).status for run in runs] == ["finished", "finished"]
     assert caplog.text.count("no server answers") == 2
@@ -515,7 +515,7 @@ def test_a_name_does_not_lose_the_owner_and_only_the_owner_deletes(config, store
     reservation = create_run(config, store.runs_dir, "ann@example.org")
     request_stop(reservation.run_dir)
     list(execute(reservation))
-    store.describe(reservation.run_dir.name, "baseline", "")
+    store.set_about(reservation.run_dir.name, "baseline", "")
     assert store.run(reservation.run_dir.name).owner == "ann@example.org"
     for stranger in ("ben@example.org", ""):
         with pytest.raises(RunError, match="only its owner"):
@@ -561,6 +561,6 @@ def test_a_run_of_the_app_reads_no_image_outside_its_folders(store, tmp_path):
         worker = Worker(store.runs_dir, roots)
         changed = {"seed": len(roots), "data": str(data)}
         run = worker.submit(small_config().model_copy(update=changed))
-        wait_until(lambda worker=worker: not worker.queues())
+        wait_until(lambda worker=worker: not worker.list_queues())
         counted[len(roots)] = sum(store.run(run).history.started["counts"].values())
     assert counted == {0: 23, 1: 20}

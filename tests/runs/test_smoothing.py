@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune_core.runs.smoothing import smoothed
+from finetune_core.runs.smoothing import smooth
 
 PER_EPOCH, BATCH, EPOCHS = 10, 8, 20
 
@@ -28,7 +28,7 @@ def make_rows(losses):
 
 
 def curve(rows, kind="loss"):
-    return smoothed(rows, kind, PER_EPOCH * BATCH, PER_EPOCH, EPOCHS)
+    return smooth(rows, kind, PER_EPOCH * BATCH, PER_EPOCH, EPOCHS)
 
 
 def test_it_is_the_bias_corrected_moving_average_of_the_batches():

@@ -39,7 +39,7 @@ def store(tmp_path):
 
 
 def wait_for_end(worker, store, run_id):
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
     return store.run(run_id)
 
 
@@ -77,18 +77,18 @@ def test_a_run_that_loses_its_processes_goes_on_exactly(worker, store, tmp_path,
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     run_id = worker.submit(config, devices=2)
-    wait_until(lambda: store.run(run_id).history.epochs or not worker.queues())
+    wait_until(lambda: store.run(run_id).history.epochs or not worker.list_queues())
     ranks = list_ranks(psutil.Process())
     assert len(ranks) == 2
     assert list_listening(ranks) == {"127.0.0.1"}
     next(one for one in ranks if one.cmdline()[-2:] == ["1", "2"]).kill()
     run = wait_for_end(worker, store, run_id)
-    assert (run.status, run.resumable, run.started["ranks"]) == ("interrupted", True, 2)
+    assert (run.status, run.is_resumable, run.started["ranks"]) == ("interrupted", True, 2)
     assert run.history.where.startswith("2 devices (gloo), each ")
     wait_until_gone(ranks)
     done = len(run.history.epochs)
     worker.resume(run_id, devices=2)
-    wait_until(lambda: len(store.run(run_id).history.epochs) > done or not worker.queues())
+    wait_until(lambda: len(store.run(run_id).history.epochs) > done or not worker.list_queues())
     family = [one for one in psutil.Process().children(recursive=True) if is_of_a_run(one)]
     assert len(family) == 3
     next(one for one in family if "finetune_core.runs.launch" in one.cmdline()).kill()
@@ -137,7 +137,7 @@ def test_ranks_end_with_the_process_that_asked_for_them(store, processes):
         line.close()
     wait_until_gone(ranks)
     [run] = store.runs()
-    assert (run.status, run.resumable) == ("interrupted", True)
+    assert (run.status, run.is_resumable) == ("interrupted", True)
 
 
 def test_processes_that_cannot_start_are_a_failed_run(worker, store, monkeypatch):

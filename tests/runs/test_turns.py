@@ -9,7 +9,7 @@ import torch
 from finetune_core import paths
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import TrainingError
-from finetune_core.runs.log import log_lines
+from finetune_core.runs.log import format_log
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
@@ -38,14 +38,14 @@ def config():
 @pytest.fixture
 def looks(monkeypatch):
     """Record at each look whether the turn had come, with short waits between looks."""
-    found, come = [], Turn.come
+    found, come = [], Turn.acquire
 
     def note(turn):
         found.append(come(turn))
         return found[-1]
 
     monkeypatch.setattr(device_turn, "_POLL", 0.01)
-    monkeypatch.setattr(Turn, "come", note)
+    monkeypatch.setattr(Turn, "acquire", note)
     return found
 
 
@@ -59,19 +59,19 @@ def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(
     thread.start()
     wait_until(lambda: looks.count(False) >= 50)
     run = store.run(reservation.run_dir.name)
-    assert (run.status, run.active, run.history.is_waiting_for_device) == ("waiting", True, True)
+    assert (run.status, run.is_active, run.history.is_waiting_for_device) == ("waiting", True, True)
     assert len((reservation.run_dir / "events.jsonl").read_text().splitlines()) == 1
     line.send("let go")
     thread.join()
     assert seen[:2] == [events.Progress("device", 0, 0), events.Progress("prepare", 0, 0)]
     assert store.run(reservation.run_dir.name).status == "finished"
-    assert sum("Waiting" in line for line in log_lines(run.history.notable)) == 1
+    assert sum("Waiting" in line for line in format_log(run.history.notable)) == 1
 
 
 def use_processor(line, home):
     os.environ["THAW_HOME"] = str(home)  # where the lock is
     turn = Turn("cpu")  # lets go once nothing refers to it
-    assert turn.come()
+    assert turn.acquire()
     line.send("taken")
     line.poll(300)
 

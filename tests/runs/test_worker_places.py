@@ -85,9 +85,9 @@ def submitted(tmp_path):
 def test_as_many_train_as_there_are_places_and_the_others_wait_in_their_order(submitted):
     worker, executor, ids = submitted(2, 4)
     wait_until(lambda: sorted(executor.going) == sorted(ids[:2]))
-    assert worker.queues()[0][2:] == ids[2:]
+    assert worker.list_queues()[0][2:] == ids[2:]
     assert worker.waiting(ids[3]) == (2, 2)
-    worker.move(ids[3], -1)
+    worker.move_in_queue(ids[3], -1)
     executor.let_go[ids[0]].set()
     wait_until(lambda: sorted(executor.going) == sorted([ids[1], ids[3]]))
     assert worker.waiting(ids[2]) == (1, 1)
@@ -112,7 +112,7 @@ def test_what_the_executor_refuses_is_no_run(submitted):
     with pytest.raises(ConfigError, match="too many"):
         worker.submit(place_config(7), devices=2)
     wait_until(executor.has_ended)
-    wait_until(lambda: not worker.queues())
+    wait_until(lambda: not worker.list_queues())
     with pytest.raises(ConfigError, match="too many"):
         worker.resume(ids[0], devices=2)
     assert [run.run_id for run in RunStore(worker.runs_dir).runs()] == ids

@@ -115,7 +115,7 @@ def train_on(machines, home, tasks):
         The ``Answer`` of each rank, by name.
     """
     context = forkserver()
-    environments = list(environments_of(machines, home))
+    environments = list(make_environments(machines, home))
     ends = [context.Pipe(duplex=False) for _ in environments]
     processes = [
         context.Process(target=_take_part, args=(environment, tasks, line), daemon=True)
@@ -134,7 +134,7 @@ def train_on(machines, home, tasks):
     return found
 
 
-def environments_of(machines, home):
+def make_environments(machines, home):
     """Yield the environment variables of each rank."""
     ranks = [
         (number, local) for number, machine in enumerate(machines) for local in range(machine.ranks)
@@ -174,15 +174,15 @@ def _take_part(environment, tasks, line):
     import torch
 
     from finetune_core.errors import TrainingError
-    from finetune_core.training.ranks import LeaderEnded, launched
+    from finetune_core.training.ranks import MainProcessEnded, read_torchrun_ranks
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    ranks = launched()
-    with suppress(LeaderEnded, TrainingError), ranks.joined():
+    ranks = read_torchrun_ranks()
+    with suppress(MainProcessEnded, TrainingError), ranks.connect():
         for task in tasks.values():
             try:
                 line.send(_train(task, ranks))
-            except LeaderEnded:  # what the first rank has to say of it counts
+            except MainProcessEnded:  # what the first rank has to say of it counts
                 line.send(Answer())
                 raise
             except TrainingError as error:
@@ -202,11 +202,11 @@ def _train(task, ranks):
         for event in stream:
             answer.events.append(event)
             steps += isinstance(event, StepEnded)
-            if isinstance(event, EpochEnded) and event.epoch == 1 and ranks.leads:
+            if isinstance(event, EpochEnded) and event.epoch == 1 and ranks.is_main_process:
                 for file in task.gone:
                     file.unlink()
             pausing = bool(task.pause_after) and steps == task.pause_after
-            if ranks.leads and (
+            if ranks.is_main_process and (
                 pausing or (isinstance(event, Progress) and event.phase == task.stop_in)
             ):
                 answer.events.append(stream.throw(StopRequested(pause=pausing)))
@@ -261,7 +261,7 @@ def _record_answer(task, ranks):
     from finetune_core.training import gather, trunk
     from finetune_core.training.ranks import Ranks
 
-    answer, outputs, exchange = Answer(), trunk.outputs, Ranks.exchange
+    answer, outputs, exchange = Answer(), trunk.compute_outputs, Ranks.exchange
 
     def computing(forward, device, rows, feed, **options):
         answer.computed.extend(rows.tolist())
@@ -276,7 +276,7 @@ def _record_answer(task, ranks):
         exchange(self, sent, expected)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trunk, "outputs", computing)
+        patch.setattr(trunk, "compute_outputs", computing)
         patch.setattr(Ranks, "exchange", sending)
         if task.round_bytes:
             patch.setattr(gather, "AT_ONCE", task.round_bytes)

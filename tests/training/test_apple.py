@@ -12,7 +12,7 @@ from finetune_core import randomness
 from finetune_core.data.dataset import load_dataset
 from finetune_core.evaluation.comparison.layer_diagnostics import measure_layers
 from finetune_core.evaluation.prediction.batch import predict_images
-from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
+from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, make_encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.robustness import measure_robustness
 from finetune_core.inspection.features import compute_features
@@ -69,7 +69,9 @@ def apple(monkeypatch):
     monkeypatch.setattr(Device, "torch_device", torch.device("cpu"))
     monkeypatch.setattr(Device, "autocast", looked_at)
     monkeypatch.setattr(compute, "_accumulate_gradients", backward_too)
-    monkeypatch.setattr(compute, "stream", lambda seed, kind="cpu": randomness.stream(seed))
+    monkeypatch.setattr(
+        compute, "make_generator", lambda seed, kind="cpu": randomness.make_generator(seed)
+    )
     return looked
 
 
@@ -118,7 +120,7 @@ def test_what_is_asked_of_a_run_afterwards(apple, tmp_path):
             finish(work)
         assert apple.batchnorms > 20
     apple.batchnorms, apple.processor_too = 0, False
-    looks = encoder(load_predictor(run))
+    looks = make_encoder(load_predictor(run))
     images = [(file.name, file) for file in sorted(Path(run.config.data, "red").iterdir())]
     known = looks, finish(compute_neighbourhood(run, looks))
     assert len(finish(predict_images(looks.predictor, images, known))) == 14

@@ -20,27 +20,27 @@ from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.evaluation.single_run.shift_files import known_shifts, shifted_predictions
+from finetune_core.evaluation.single_run.shift_files import load_shifted_predictions, load_shifts
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
-from finetune_core.runs.log import averaged_in_words, log_lines
+from finetune_core.runs.log import describe_average, format_log
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import read_run, summary
+from finetune_core.runs.store import read_run, summarize_run
 from finetune_core.training import averaging, events
 from finetune_core.training.averaging import COEFFICIENTS, average_states, interpolate_states
 from finetune_core.training.batchnorm import find_moving_norms, recompute_statistics
 from finetune_core.training.checkpoints import BEST, checkpoint_path, load_checkpoint
 from finetune_core.training.fitting import fit_probe
 from finetune_core.training.lost import LostImages
-from finetune_core.training.networks import best_network
-from finetune_core.training.parents import averaged_config
+from finetune_core.training.networks import load_best_network
+from finetune_core.training.parents import make_averaged_config
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
 from finetune_core.training.shifted_images import read_shifted_images
 from finetune_core.work import finish
 from tests.factories import copy_run, image_folder, shared_images, tiny_config, trained_run
-from tests.shifted import darkened
+from tests.shifted import darken_images
 from tests.training.fits import record_run
 
 FLIPPED = {"head_seed": 7, "augmentation": "flips"}
@@ -62,7 +62,9 @@ def averages_once(seeds_once, tmp_path_factory):
     """Return the folder and the events of an averaged run, by how it averages."""
     runs = tmp_path_factory.mktemp("averages")
     wanted = {"soup": seeds_once, "greedy_soup": seeds_once, "wise": seeds_once[:1]}
-    return {how: record_run(averaged_config(how, folders), runs) for how, folders in wanted.items()}
+    return {
+        how: record_run(make_averaged_config(how, folders), runs) for how, folders in wanted.items()
+    }
 
 
 def best(folder):
@@ -131,7 +133,7 @@ def test_a_soup_is_the_mean_of_what_its_runs_may_change(seeds_once, averages_onc
     ]
     states, made = [best(one) for one in seeds_once], best(folder)
     assert made.keys() == states[0].keys()
-    network, _ = best_network(read_run(folder).config, folder)
+    network, _ = load_best_network(read_run(folder).config, folder)
     norms = {name for stage in network.stages for name in stage.buffers}
     weights = made.keys() - norms
     assert any(not torch.equal(states[0][name], states[1][name]) for name in weights)
@@ -143,7 +145,7 @@ def test_a_soup_is_the_mean_of_what_its_runs_may_change(seeds_once, averages_onc
 def test_a_soup_is_evaluated_compared_and_says_what_it_is(seeds_once, averages_once):
     folder, _ = averages_once["soup"]
     run, parents = read_run(folder), [read_run(one) for one in seeds_once]
-    row = summary(run)
+    row = summarize_run(run)
     assert (run.status, run.judged, row["epochs"], row["best_epoch"]) == ("finished", True, 0, None)
     assert row["frozen_tensors"] == parents[0].history.end["frozen_tensors"] > 50
     assert row["averaged"]["how"] == "soup"
@@ -154,7 +156,7 @@ def test_a_soup_is_evaluated_compared_and_says_what_it_is(seeds_once, averages_o
     assert run_titles([run]) == ["Soup of 3 runs: Last block"]
     comparison = compare_runs([*parents, run])
     assert [arm.title for arm in comparison.arms] == ["Last block", "Soup of 3 runs: Last block"]
-    text = "\n".join(log_lines(run.history.notable))
+    text = "\n".join(format_log(run.history.notable))
     assert "weights of layer4, head are averaged, without epochs" in text
     assert all(one.run_id in text for one in parents)
     assert text.count("Averaging weights") == 1
@@ -162,7 +164,7 @@ def test_a_soup_is_evaluated_compared_and_says_what_it_is(seeds_once, averages_o
 
 def test_its_numbers_are_those_of_its_table_of_predictions(averages_once):
     for folder, _ in averages_once.values():
-        row = summary(read_run(folder))
+        row = summarize_run(read_run(folder))
         assert accuracies(load_predictions(folder)) == {
             TEST: pytest.approx(row["test_accuracy"]),
             VAL: pytest.approx(row["val_accuracy"]),
@@ -174,7 +176,7 @@ def test_in_whatever_order_the_runs_are_named_the_soup_is_the_same(
     seeds_once, averages_once, tmp_path
 ):
     for how in ("soup", "greedy_soup"):
-        config = averaged_config(how, list(reversed(seeds_once)))
+        config = make_averaged_config(how, list(reversed(seeds_once)))
         assert config == read_run(averages_once[how][0]).config
     again = best(record_run(config, tmp_path / "runs")[0])
     for name, tensor in best(averages_once["greedy_soup"][0]).items():
@@ -188,7 +190,7 @@ def test_in_whatever_order_the_runs_are_named_the_soup_is_the_same(
 def test_a_soup_is_exported_with_its_weights_and_needs_its_runs_no_more(averages_once, tmp_path):
     run = read_run(copy_run(averages_once["soup"][0], tmp_path / "elsewhere"))
     made = export_run(run, "safetensors", tmp_path / "export")
-    assert made.measured.evaluation.accuracy == summary(run)["test_accuracy"]
+    assert made.measured.evaluation.accuracy == summarize_run(run)["test_accuracy"]
     state = load_export(made.folder).network.model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in best(run.run_dir).items())
     described = json.loads((made.folder / "model.json").read_text())
@@ -200,7 +202,7 @@ def test_a_soup_is_exported_with_its_weights_and_needs_its_runs_no_more(averages
 
 @pytest.mark.train
 def test_a_soup_predicts_without_the_runs_that_it_was_made_of(seeds, tmp_path):
-    folder, _ = record_run(averaged_config("soup", seeds), tmp_path / "runs")
+    folder, _ = record_run(make_averaged_config("soup", seeds), tmp_path / "runs")
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = load_predictor(read_run(folder)).network.model(images)
     shutil.rmtree(tmp_path / "parents")
@@ -215,7 +217,7 @@ def test_a_run_can_start_from_a_soup_and_a_soup_be_made_of_runs_that_did(average
     children = [
         record_run(tiny_config(**changes, seed=seed), tmp_path / "runs")[0] for seed in range(2)
     ]
-    folder, _ = record_run(averaged_config("soup", children), tmp_path / "runs")
+    folder, _ = record_run(make_averaged_config("soup", children), tmp_path / "runs")
     run = read_run(folder)
     assert run.started["lineage"][0]["run"] == soup.name
     assert checkpoint_path(folder, "start").is_file()
@@ -224,7 +226,7 @@ def test_a_run_can_start_from_a_soup_and_a_soup_be_made_of_runs_that_did(average
 
 @pytest.mark.train
 def test_an_average_is_stopped_and_starts_again(seeds_once, tmp_path):
-    reservation = create_run(averaged_config("greedy_soup", seeds_once), tmp_path / "runs")
+    reservation = create_run(make_averaged_config("greedy_soup", seeds_once), tmp_path / "runs")
     for event in execute(reservation):
         averages = isinstance(event, events.Progress) and event.phase == "average"
         if averages and 0 < event.done < event.total:
@@ -240,7 +242,7 @@ def test_an_average_is_stopped_and_starts_again(seeds_once, tmp_path):
 
 
 def test_a_greedy_soup_keeps_what_does_not_lower_the_validation_accuracy(seeds_once, averages_once):
-    told = summary(read_run(averages_once["greedy_soup"][0]))
+    told = summarize_run(read_run(averages_once["greedy_soup"][0]))
     tried = told["averaged"]["ingredients"]
     alone = {folder.name: read_run(folder).history.end["val_accuracy"] for folder in seeds_once}
     ordered = sorted(seeds_once, key=lambda folder: (-alone[folder.name], str(folder)))
@@ -269,13 +271,15 @@ def test_a_network_that_would_spoil_the_soup_is_left_out(tmp_path):
         for name, tensor in load_file(path).items()
     }
     save_file(tensors, path, metadata)
-    folder, seen = record_run(averaged_config("greedy_soup", [good[0], spoilt]), tmp_path / "runs")
+    folder, seen = record_run(
+        make_averaged_config("greedy_soup", [good[0], spoilt]), tmp_path / "runs"
+    )
     told = next(event for event in seen if isinstance(event, events.WeightsAveraged))
     assert {one["run"]: one["kept"] for one in told.ingredients} == {
         good[0].name: True,
         spoilt.name: False,
     }
-    assert "soup: 1 of them" in averaged_in_words(read_run(folder).history.averaged)
+    assert "soup: 1 of them" in describe_average(read_run(folder).history.averaged)
 
 
 # --- BatchNorm
@@ -330,7 +334,7 @@ def test_frozen_statistics_are_not_computed():
 @pytest.mark.train
 def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, averages_once):
     run, parent = read_run(averages_once["wise"][0]), read_run(seeds_once[0])
-    told = summary(run)
+    told = summarize_run(run)
     curve = told["averaged"]["curve"]
     assert [point["coefficient"] for point in curve] == list(COEFFICIENTS)
     assert curve[-1]["accuracy"] == pytest.approx(parent.history.end["val_accuracy"])
@@ -356,7 +360,7 @@ def shifted_parent(seeds, tmp_path):
     """Return a run that has predicted darkened images of its own test split, and their folder."""
     table = load_predictions(seeds[0])
     samples = table.loc[table["split"] == TEST, "id"]
-    dark = darkened(samples, shared_images(), tmp_path / "dark")
+    dark = darken_images(samples, shared_images(), tmp_path / "dark")
     finish(predict_shifted([read_run(seeds[0])], str(dark)))
     return seeds[0], dark
 
@@ -366,18 +370,20 @@ def test_the_curve_is_drawn_on_shifted_images_and_nothing_is_chosen_by_them(
     shifted_parent, averages_once, tmp_path
 ):
     parent, dark = shifted_parent
-    folder, _ = record_run(averaged_config("wise", [parent]), tmp_path / "runs")
-    told, plain = (summary(read_run(one))["averaged"] for one in (folder, averages_once["wise"][0]))
+    folder, _ = record_run(make_averaged_config("wise", [parent]), tmp_path / "runs")
+    told, plain = (
+        summarize_run(read_run(one))["averaged"] for one in (folder, averages_once["wise"][0])
+    )
     [shifted] = told["shifted"]
-    [known] = known_shifts(read_run(parent))[0]
-    table = shifted_predictions(parent, known.fingerprint, 3)
+    [known] = load_shifts(read_run(parent))[0]
+    table = load_shifted_predictions(parent, known.fingerprint, 3)
     right = np.stack(table["logits"].tolist()).argmax(1) == table["label"]
     assert (shifted["data"], shifted["images"], shifted["problem"]) == (str(dark), len(table), "")
     assert [point["coefficient"] for point in shifted["curve"]] == list(COEFFICIENTS)
     assert shifted["curve"][-1]["accuracy"] == pytest.approx(right.mean())
     assert told["coefficient"] == plain["coefficient"]
     assert told["curve"] == [pytest.approx(point, rel=1e-3, abs=1e-4) for point in plain["curve"]]
-    assert f"On {len(table)} images of dark, by which nothing was chosen" in averaged_in_words(
+    assert f"On {len(table)} images of dark, by which nothing was chosen" in describe_average(
         read_run(folder).history.averaged
     )
 
@@ -399,17 +405,17 @@ def test_shifted_images_that_are_gone_or_may_not_be_read_are_said(
 ):
     monkeypatch.setattr(averaging, "COEFFICIENTS", (1.0,))
     parent, dark = shifted_parent
-    reservation = create_run(averaged_config("wise", [parent]), tmp_path / "runs")
+    reservation = create_run(make_averaged_config("wise", [parent]), tmp_path / "runs")
     list(execute(reservation, roots=(shared_images(),)))
     [kept_out] = read_run(reservation.run_dir).history.averaged["shifted"]
     shutil.rmtree(dark)
-    folder, _ = record_run(averaged_config("wise", [parent]), tmp_path / "runs")
+    folder, _ = record_run(make_averaged_config("wise", [parent]), tmp_path / "runs")
     done = read_run(folder).history.averaged
     [gone] = done["shifted"]
     for one in (kept_out, gone):
         assert (one["images"], one["curve"]) == (0, [])
         assert one["problem"]
-    assert "dark could not be predicted" in averaged_in_words(done)
+    assert "dark could not be predicted" in describe_average(done)
 
 
 LORA = {"strategy": "lora", "lora_from": "layer4", "lora_norms": "train", **FLIPPED}
@@ -420,11 +426,11 @@ def test_between_a_lora_run_and_its_start_lie_weights_of_its_rank(tmp_path, monk
     monkeypatch.setattr(averaging, "COEFFICIENTS", (0.4,))
     lora = {"strategy": "lora", "lora_from": "layer4", "lora_norms": "train"}
     parent = trained_run(**lora, **FLIPPED)
-    run = read_run(record_run(averaged_config("wise", [parent.run_dir]), tmp_path / "runs")[0])
-    assert (run.status, summary(run)["averaged"]["coefficient"]) == ("finished", 0.4)
-    network = best_network(run.config, run.run_dir)[0]
+    run = read_run(record_run(make_averaged_config("wise", [parent.run_dir]), tmp_path / "runs")[0])
+    assert (run.status, summarize_run(run)["averaged"]["coefficient"]) == ("finished", 0.4)
+    network = load_best_network(run.config, run.run_dir)[0]
     start, now = network.pretrained.state_dict(), network.model.state_dict()
-    tuned = best_network(parent.config, parent.run_dir)[0].model.state_dict()
+    tuned = load_best_network(parent.config, parent.run_dir)[0].model.state_dict()
     moved = 0
     for name, tensor in now.items():
         if tensor.is_floating_point() and not name.startswith("fc."):
@@ -435,7 +441,7 @@ def test_between_a_lora_run_and_its_start_lie_weights_of_its_rank(tmp_path, monk
     factors = {name for name in load_file(checkpoint_path(run.run_dir, BEST)) if ".lora_" in name}
     assert factors == {name for name in best(parent.run_dir) if ".lora_" in name} != set()
     made = export_run(run, "safetensors", tmp_path / "export")
-    assert made.measured.evaluation.accuracy == summary(run)["test_accuracy"]
+    assert made.measured.evaluation.accuracy == summarize_run(run)["test_accuracy"]
     loaded = load_export(made.folder).network.model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in now.items())
 
@@ -445,7 +451,7 @@ def test_between_a_lora_run_and_its_start_lie_weights_of_its_rank(tmp_path, monk
 
 def refusal(how, folders):
     with pytest.raises(ConfigError) as caught:
-        averaged_config(how, folders)
+        make_averaged_config(how, folders)
     return caught.value.problems["averaged"]
 
 
@@ -501,8 +507,8 @@ def test_seeds_that_drew_other_shares_of_the_images_make_no_soup(seeds_once, tmp
     drew = "its seed 1 drew other 50.0 % of the training images (--train-fraction) than seed 0"
     for how in ("soup", "greedy_soup"):
         assert drew in refusal(how, shares)
-    assert averaged_config("wise", shares[:1]).train_fraction == 0.5
-    assert averaged_config("ensemble", shares).averaged.how == "ensemble"
+    assert make_averaged_config("wise", shares[:1]).train_fraction == 0.5
+    assert make_averaged_config("ensemble", shares).averaged.how == "ensemble"
 
 
 def test_damaged_runs_links_and_what_is_no_run_are_refused(seeds, tmp_path):
@@ -525,7 +531,7 @@ def test_numbers_and_kinds_of_runs_that_cannot_be_averaged_are_refused(seeds_onc
     with pytest.raises(
         ConfigError, match="how: must be one of soup, greedy_soup, wise, ensemble, not 'stew'"
     ):
-        averaged_config("stew", seeds_once)
+        make_averaged_config("stew", seeds_once)
     soup = {"how": "soup", "runs": [str(one) for one in seeds_once]}
     with pytest.raises(ConfigError, match="linear_probe trains none"):
         tiny_config(strategy="linear_probe", averaged=soup)
@@ -534,10 +540,10 @@ def test_numbers_and_kinds_of_runs_that_cannot_be_averaged_are_refused(seeds_onc
 @pytest.mark.train
 def test_strategies_are_averaged_where_one_freezes_what_the_other_does(seeds_once, tmp_path):
     deeper = trained_run(strategy="full", seed=5, epochs=1, **FLIPPED).run_dir
-    config = averaged_config("soup", [*seeds_once, deeper])
+    config = make_averaged_config("soup", [*seeds_once, deeper])
     assert (config.strategy, config.averaged.runs[0]) == ("full", str(deeper))
     soup = best(record_run(config, tmp_path / "runs")[0])
-    start = best_network(read_run(seeds_once[0]).config, seeds_once[0])[0].model.state_dict()
+    start = load_best_network(read_run(seeds_once[0]).config, seeds_once[0])[0].model.state_dict()
     name = "layer1.0.conv1.weight"
     wanted = (3 * start[name] + best(deeper)[name]) / 4
     torch.testing.assert_close(soup[name], wanted, rtol=1e-5, atol=1e-7)
@@ -552,14 +558,14 @@ def test_images_that_have_changed_since_end_the_run_in_words(tmp_path):
         record_run(tiny_config(images, epochs=1, head_seed=7, seed=seed), tmp_path / "others")[0]
         for seed in range(2)
     ]
-    config = averaged_config("soup", parents)
+    config = make_averaged_config("soup", parents)
     (images / "red" / "000.png").unlink()
     with pytest.raises(TrainingError, match="have changed since"):
         record_run(config, tmp_path / "runs")
 
 
 def test_a_run_that_is_gone_when_it_is_its_turn_is_named(seeds, tmp_path):
-    reservation = create_run(averaged_config("soup", seeds), tmp_path / "runs")
+    reservation = create_run(make_averaged_config("soup", seeds), tmp_path / "runs")
     shutil.rmtree(seeds[2])
     with pytest.raises(ConfigError, match=f"{seeds[2].name}: there is no run in"):
         list(execute(reservation))
@@ -572,4 +578,4 @@ def test_numbers_that_are_not_finite_end_the_run(seeds, tmp_path):
     content[-4:] = b"\x00\x00\xc0\x7f"  # NaN
     path.write_bytes(content)
     with pytest.raises(Exception, match="not finite"):
-        record_run(averaged_config("soup", seeds), tmp_path / "runs")
+        record_run(make_averaged_config("soup", seeds), tmp_path / "runs")

@@ -13,15 +13,15 @@ from scipy.stats import chisquare, kstest
 
 from finetune_core.training.batches import (
     augment,
+    center_crop,
     draw_uniform,
-    evaluated,
-    in_order,
     make_balanced_batches,
     make_epoch_batches,
-    normalised,
+    normalize,
     prefetch,
     sample_keys,
-    subset,
+    split_batches,
+    take_subset,
 )
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=80)
@@ -130,7 +130,7 @@ def test_prefetched_makes_every_batch_once_and_in_order(ahead):
         made.append(indices.tolist())
         return int(indices.sum())
 
-    batches = in_order(np.arange(7), 3)
+    batches = split_batches(np.arange(7), 3)
     got = [(indices.tolist(), batch) for indices, batch in prefetch(make, batches, ahead)]
     assert got == [([0, 1, 2], 3), ([3, 4, 5], 12), ([6], 6)]
     assert made == [[0, 1, 2], [3, 4, 5], [6]]
@@ -146,7 +146,7 @@ def test_prefetched_makes_the_next_batches_while_this_one_is_used_and_no_others(
         if indices[0] == ahead:
             last.set()
 
-    using = prefetch(make, in_order(np.arange(5), 1), ahead)
+    using = prefetch(make, split_batches(np.arange(5), 1), ahead)
     next(using)
     assert last.wait(300)
     using.close()
@@ -158,7 +158,7 @@ def test_prefetched_passes_errors_on():
         raise ValueError("cannot read")
 
     with pytest.raises(ValueError, match="cannot read"):
-        list(prefetch(fail, in_order(np.arange(3), 2)))
+        list(prefetch(fail, split_batches(np.arange(3), 2)))
 
 
 @pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
@@ -190,18 +190,18 @@ def test_a_share_without_images_is_augmented_and_normalised_like_any_other(kind)
     nothing = torch.empty(0, 3, 37, 37, dtype=torch.uint8)
     seen = augment(nothing, kind, np.empty(0, np.uint64), seed=0, epoch=1, size=32)
     assert (seen.dtype, seen.shape) == (torch.uint8, (0, 3, 32, 32))
-    assert normalised(seen, [0.5] * 3, [0.5] * 3).shape == (0, 3, 32, 32)
+    assert normalize(seen, [0.5] * 3, [0.5] * 3).shape == (0, 3, 32, 32)
 
 
 def test_no_augmentation_is_the_centre_crop():
     images = pictures(3, 32)
     assert torch.equal(augment(images, "none", KEYS[:3], 0, 0, 24), images[..., 4:28, 4:28])
-    assert torch.equal(evaluated(images, 24), images[..., 4:28, 4:28])
+    assert torch.equal(center_crop(images, 24), images[..., 4:28, 4:28])
 
 
 def test_flips_mirror_about_half_the_images_and_change_nothing_else():
     images, keys = pictures(200, 10), KEYS[:200]
-    plain, seen = evaluated(images, 8), augment(images, "flips", keys, 0, 0, 8)
+    plain, seen = center_crop(images, 8), augment(images, "flips", keys, 0, 0, 8)
     as_is = (seen == plain).flatten(1).all(1)
     mirrored = (seen == plain.flip(-1)).flatten(1).all(1)
     assert (as_is | mirrored).all()
@@ -229,7 +229,7 @@ def test_crops_stay_inside_and_keep_half_the_area():
 
 def test_normalised_is_pixels_less_mean_over_deviation():
     images, mean, std = pictures(2, 8), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    got = normalised(images, mean, std)
+    got = normalize(images, mean, std)
     expected = (images.numpy() / 255 - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
     assert got.dtype == torch.float32
     assert got.is_contiguous(memory_format=torch.channels_last)
@@ -242,13 +242,15 @@ LABELS = np.repeat([0, 1, 2], [100, 10, 3])
 
 def test_a_larger_share_holds_a_smaller_one_and_keeps_the_shares_of_the_classes():
     every = np.arange(len(LABELS))
-    kept = {share: subset(every, LABELS, KEYS, share, seed=1) for share in (0.1, 0.3, 0.5, 1.0)}
+    kept = {
+        share: take_subset(every, LABELS, KEYS, share, seed=1) for share in (0.1, 0.3, 0.5, 1.0)
+    }
     for smaller, larger in zip([0.1, 0.3, 0.5], [0.3, 0.5, 1.0], strict=True):
         assert set(kept[smaller]) < set(kept[larger])
     assert np.bincount(LABELS[kept[0.3]]).tolist() == [30, 3, 1]
     assert np.bincount(LABELS[kept[0.1]]).tolist() == [10, 1, 1]  # no class is lost
     assert (np.diff(kept[0.5]) > 0).all()
-    assert not np.array_equal(subset(every, LABELS, KEYS, 0.3, seed=2), kept[0.3])
+    assert not np.array_equal(take_subset(every, LABELS, KEYS, 0.3, seed=2), kept[0.3])
 
 
 def test_balanced_epochs_hold_as_many_of_each_class_and_every_image_as_often():
@@ -280,7 +282,7 @@ def test_a_batch_is_made_without_helper_threads_and_other_threads_keep_theirs(tw
         with ThreadPoolExecutor(1) as other:
             return torch.get_num_threads(), other.submit(torch.get_num_threads).result()
 
-    for _, (batch, other) in prefetch(make, in_order(np.arange(3), 1)):
+    for _, (batch, other) in prefetch(make, split_batches(np.arange(3), 1)):
         assert (batch, other, torch.get_num_threads()) == (1, 2, 2)
 
 
@@ -297,7 +299,7 @@ def test_threads_that_start_while_others_make_batches_have_all_their_helpers(two
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(start_threads)
         for _ in range(50):
-            for _ in prefetch(len, in_order(np.arange(2), 1)):
+            for _ in prefetch(len, split_batches(np.arange(2), 1)):
                 pass
         over.set()
         running.result()

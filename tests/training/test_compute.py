@@ -48,7 +48,7 @@ def test_a_strong_pull_keeps_weights_near_their_start(tmp_path):
         config = tiny_config(optimizer="sgd", learning_rate=1e-2, epochs=3, **settings)
         folder = tmp_path / str(len(settings))
         fit_all(config, folder)
-        start = build_network(TINY_BACKBONE, config.starts_from, 3, 0, 32).model.state_dict()
+        start = build_network(TINY_BACKBONE, config.initial_weights, 3, 0, 32).model.state_dict()
         tensors, _ = load_tensors(folder, "last")
         kept = [name for name in tensors if name.startswith("layer4") and "conv" in name]
         assert kept
@@ -109,7 +109,9 @@ OPTIMIZERS = [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam, torch.op
 def test_gradients_lie_exactly_as_their_parameters_when_a_fused_optimizer_sees_them(
     kind, monkeypatch
 ):
-    model = Device("cpu", "", "fp32").hold(build_network("timm/test_nfnet", "none", 3, 0, 32).model)
+    model = Device("cpu", "", "fp32").move_module(
+        build_network("timm/test_nfnet", "none", 3, 0, 32).model
+    )
     images = torch.randn(2, 3, 32, 32).to(memory_format=torch.channels_last)
     optimizer = kind(model.parameters(), lr=0.1, fused=True)
     cross_entropy(model.train()(images), torch.tensor([0, 1])).backward()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from finetune_core.errors import ConfigError
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.training import device as device_module
 from finetune_core.training.device import choose_device, describe_machine, read_numerics
 
@@ -127,7 +127,7 @@ def test_labels_are_for_people(machine):
     machine("cuda", "mps")
     assert choose_device("cuda").label == "NVIDIA Imaginary"
     assert choose_device("mps").label == "Apple GPU"
-    assert choose_device("cpu").label.endswith(things(torch.get_num_threads(), "thread"))
+    assert choose_device("cpu").label.endswith(pluralize(torch.get_num_threads(), "thread"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step, finish
 from tests.deadline import wait_until
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import tiny_config
 
 WAITS = Step(0, None, "device")
@@ -36,7 +36,7 @@ def test_the_rate_finder_waits_for_another_program(config, device_held):
     work = find_rate(config)
     assert [next(work) for _ in range(3)] == [WAITS] * 3
     line.send("let go")
-    steps, curve = drained(work)
+    steps, curve = drain(work)
     assert curve.suggestion
     assert steps[-1].phase == "rates"
 
@@ -47,11 +47,11 @@ def test_calibration_waits_for_another_program_and_then_says_how_far_it_is(confi
     dataset, book = load_dataset(config.data), SpeedBook()
     work = calibrate([config], dataset, book)
     assert [next(work) for _ in range(3)] == [Step(0, 1), WAITS, WAITS]
-    assert not book.knows(config, dataset)
+    assert not book.has_all_speeds(config, dataset)
     line.send("let go")
-    steps = drained(work)[0]
+    steps = drain(work)[0]
     assert [step for step in steps if step != WAITS] == [Step(0, 1), Step(1, 1)]
-    assert book.knows(config, dataset)
+    assert book.has_all_speeds(config, dataset)
 
 
 def test_what_cannot_work_is_refused_before_it_waits(config, device_held, tmp_path):
@@ -69,21 +69,21 @@ def test_a_job_that_waits_is_stopped_and_loses_its_place(config, device_held):
     assert job.result is None
     line.send("let go")
     with Turn("cpu") as turn:
-        wait_until(turn.come)
+        wait_until(turn.acquire)
 
 
 def test_who_waits_comes_before_who_has_just_had_it():
     """A queue of runs takes the device again at once, and yet a waiting program is next."""
     order, first = [], Turn("cpu")
-    assert first.come()
+    assert first.acquire()
     work = run_in_turn(noted(order), "cpu")
     assert next(work) == WAITS
-    first.leave()
+    first.release()
     again = Turn("cpu")
-    assert not again.come(at_once=True)
-    assert not again.come()
+    assert not again.acquire(at_once=True)
+    assert not again.acquire()
     thread = threading.Thread(
-        target=lambda: (wait_until(again.come), order.append("again"), again.leave())
+        target=lambda: (wait_until(again.acquire), order.append("again"), again.release())
     )
     thread.start()
     finish(work)
@@ -99,8 +99,8 @@ def noted(order):
 def test_another_kind_of_device_is_free(device_held):
     device_held("cuda")
     with Turn("cuda") as gpu, Turn("cpu") as processor:
-        assert not gpu.come(at_once=True)
-        assert processor.come(at_once=True)
+        assert not gpu.acquire(at_once=True)
+        assert processor.acquire(at_once=True)
 
 
 @pytest.mark.train
@@ -110,7 +110,8 @@ def test_its_memory_is_handed_back_when_the_work_has_ended_well_or_badly(
 ):
     found = []
     monkeypatch.setattr(
-        f"{library}.empty_cache", lambda: found.append((list(alive), Turn(kind).come(at_once=True)))
+        f"{library}.empty_cache",
+        lambda: found.append((list(alive), Turn(kind).acquire(at_once=True))),
     )
     alive = {}
 

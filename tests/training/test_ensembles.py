@@ -21,20 +21,20 @@ from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.costs import disk_bytes
 from finetune_core.evaluation.comparison.layer_diagnostics import measure_layers
 from finetune_core.evaluation.prediction.explain import explain
-from finetune_core.evaluation.prediction.neighbours import encoder
+from finetune_core.evaluation.prediction.neighbours import make_encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.run_images import run_image
+from finetune_core.evaluation.run_images import resolve_run_image
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
-from finetune_core.models.catalogue import input_info
+from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.models.ensemble import mean_log_probabilities
-from finetune_core.runs.log import log_lines
+from finetune_core.runs.log import format_log
 from finetune_core.runs.record import create_run
-from finetune_core.runs.store import read_run, summary
+from finetune_core.runs.store import read_run, summarize_run
 from finetune_core.training import events
 from finetune_core.training.checkpoints import BEST, checkpoint_path
-from finetune_core.training.evaluation import logits_of
-from finetune_core.training.parents import averaged_config
+from finetune_core.training.evaluation import compute_logits
+from finetune_core.training.parents import make_averaged_config
 from finetune_core.training.predictions import load_predictions, save_predictions
 from finetune_core.training.preview import network_input
 from finetune_core.work import finish
@@ -58,7 +58,7 @@ def made_once(home_of_shared_fixtures, tmp_path_factory):
         The runs, the ensemble, and its events.
     """
     made = {name: trained_run(**changes).run_dir for name, changes in MEMBERS.items()}
-    config = averaged_config("ensemble", list(made.values()))
+    config = make_averaged_config("ensemble", list(made.values()))
     made["ensemble"], seen = record_run(config, tmp_path_factory.mktemp("runs"))
     return made, seen
 
@@ -80,7 +80,7 @@ def make_inputs(run, network):
     They are ordered as in ``logits_in``.
     """
     inputs = [
-        network_input(run_image(run, sample), network.info, run.config.image_size)
+        network_input(resolve_run_image(run, sample), network.info, run.config.image_size)
         for sample in logits_in(run.run_dir)[0]["id"]
     ]
     return torch.stack([one.tensor for one in inputs])
@@ -136,22 +136,22 @@ def test_its_predictions_are_the_mean_of_those_that_its_runs_have_left(made_once
 def test_an_ensemble_is_evaluated_compared_and_says_what_it_is(made_once):
     made, _ = made_once
     run, parents = read_run(made["ensemble"]), [read_run(made[name]) for name in MEMBERS]
-    row, (table, logits) = summary(run), logits_in(run.run_dir)
+    row, (table, logits) = summarize_run(run), logits_in(run.run_dir)
     right = (logits.argmax(1) == table["label"])[table["split"] == "test"]
     assert (run.status, run.judged) == ("finished", True)
     assert (row["epochs"], row["evaluation_precision"]) == (0, "fp32")
     assert run.started["class_counts"] == parents[0].started["class_counts"]
     assert row["test_accuracy"] == pytest.approx(right.mean())
-    assert row["total_parameters"] == sum(summary(one)["total_parameters"] for one in parents)
+    assert row["total_parameters"] == sum(summarize_run(one)["total_parameters"] for one in parents)
     named = {one["run"] for one in row["averaged"]["parents"]}
     assert named == {one.run_id for one in parents}
     assert disk_bytes(run) > sum(map(disk_bytes, parents))
     assert run_titles([run]) == ["Ensemble of 3 runs"]
     assert "Ensemble of 3 runs" in [arm.title for arm in compare_runs([*parents, run]).arms]
-    text = "\n".join(log_lines(run.history.notable))
+    text = "\n".join(format_log(run.history.notable))
     assert "no image goes through a network" in text
     assert all(one.run_id in text for one in parents)
-    reverse = averaged_config("ensemble", [made[name] for name in reversed(MEMBERS)])
+    reverse = make_averaged_config("ensemble", [made[name] for name in reversed(MEMBERS)])
     assert reverse == run.config
 
 
@@ -160,7 +160,7 @@ def test_it_predicts_what_it_has_predicted_without_its_runs(made, tmp_path):
     shutil.rmtree(tmp_path / "made")
     predictor = load_predictor(moved)
     images = make_inputs(moved, predictor.network)
-    found = logits_of(predictor.network.model, images, predictor.device)
+    found = compute_logits(predictor.network.model, images, predictor.device)
     np.testing.assert_allclose(found, logits_in(moved.run_dir)[1], atol=EXACT)
 
 
@@ -188,11 +188,11 @@ def program_answers(folder, images):
 
 @pytest.mark.train
 def test_exports_of_two_backbones_answer_what_their_ensemble_has_predicted(made_once, tmp_path):
-    info = input_info(tiny_config())
+    info = backbone_info_for(tiny_config())
     framing = {"interpolation": info.interpolation, "crop_pct": info.crop}
     other = {"backbone": "timm/test_byobnet", "weights": "none", "epochs": 1}
     other = trained_run(**other, **framing, **OTHER_NORMALISATION)
-    config = averaged_config("ensemble", [made_once[0]["seed 0"], other.run_dir])
+    config = make_averaged_config("ensemble", [made_once[0]["seed 0"], other.run_dir])
     run = read_run(record_run(config, tmp_path / "runs")[0])
     formats = ("onnx", "torch_export", "safetensors")
     onnx, program, tensors = (export_run(run, name, tmp_path / name) for name in formats)
@@ -201,11 +201,11 @@ def test_exports_of_two_backbones_answer_what_their_ensemble_has_predicted(made_
     for found in (
         onnx_answers(onnx.folder, images),
         program_answers(program.folder, images),
-        logits_of(exported.network.model, images, exported.device),
+        compute_logits(exported.network.model, images, exported.device),
         example_answers(tensors.folder, images),
     ):
         np.testing.assert_allclose(found, wanted, atol=EXACT)
-    assert onnx.measured.evaluation.accuracy == summary(run)["test_accuracy"]
+    assert onnx.measured.evaluation.accuracy == summarize_run(run)["test_accuracy"]
 
 
 def test_its_card_names_its_networks_and_a_script_is_refused(made_once, tmp_path):
@@ -221,11 +221,11 @@ def test_its_card_names_its_networks_and_a_script_is_refused(made_once, tmp_path
 def test_what_each_network_has_for_itself_is_refused_in_words(made_once):
     run = read_run(made_once[0]["ensemble"])
     predictor = load_predictor(run)
-    image = run_image(run, logits_in(run.run_dir)[0]["id"][0])
+    image = resolve_run_image(run, logits_in(run.run_dir)[0]["id"][0])
     with pytest.raises(RunError, match="no Grad-CAM for an ensemble"):
         explain(predictor, image, [0])
     with pytest.raises(RunError, match="no features to compare"):
-        encoder(predictor)
+        make_encoder(predictor)
     with pytest.raises(RunError, match="no stages of its own"):
         finish(measure_layers([run]))
 
@@ -235,7 +235,7 @@ def test_what_each_network_has_for_itself_is_refused_in_words(made_once):
 
 def refusal(folders, how="ensemble"):
     with pytest.raises(ConfigError) as caught:
-        averaged_config(how, folders)
+        make_averaged_config(how, folders)
     return caught.value.problems["averaged"]
 
 
@@ -274,7 +274,7 @@ def test_an_ensemble_takes_two_runs_and_gives_no_weights_away(made_once, tmp_pat
 @pytest.mark.train
 def test_nearest_neighbours_answer_with_others_but_are_exported_with_none(made_once, tmp_path):
     neighbours = trained_run(strategy="nearest_neighbours").run_dir
-    config = averaged_config("ensemble", [neighbours, made_once[0]["seed 0"]])
+    config = make_averaged_config("ensemble", [neighbours, made_once[0]["seed 0"]])
     run = read_run(record_run(config, tmp_path / "runs")[0])
     assert load_predictor(run).classes == ("blue", "green", "red")
     reason = "one of its networks classifies by its nearest training images"
@@ -305,7 +305,7 @@ def test_a_link_in_the_place_of_its_networks_is_not_followed(made):
 
 
 def test_a_run_that_has_lost_its_network_makes_no_folder(made, tmp_path):
-    config = averaged_config("ensemble", [made["seed 0"], made["probe"]])
+    config = make_averaged_config("ensemble", [made["seed 0"], made["probe"]])
     checkpoint_path(made["probe"], BEST).unlink()
     with pytest.raises(FinetuneError, match=r"best\.safetensors|'best' checkpoint"):
         create_run(config, tmp_path / "runs")

@@ -11,7 +11,7 @@ from finetune_core.data.splits import TEST, VAL
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.training import evaluation, events
 from finetune_core.training.loop import StopRequested
-from finetune_core.training.networks import best_network
+from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions, predictions_precision
 from finetune_core.training.preview import network_input
 from tests.factories import HUES, image_folder, tiny_config
@@ -31,7 +31,7 @@ def uncached(monkeypatch, tmp_path):
 
 def eager(config, folder, names):
     """Return logits of the best checkpoint in fp32, image by image, with nothing cached."""
-    network, _ = best_network(config, folder)
+    network, _ = load_best_network(config, folder)
     info = backbone_info(config.backbone)
     inputs = [network_input(Path(config.data, name), info, config.image_size) for name in names]
     with torch.no_grad():

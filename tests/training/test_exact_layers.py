@@ -6,7 +6,7 @@ import torch
 from finetune_core.training.device import Device
 from finetune_core.training.evaluation import predict_splits
 from finetune_core.training.exact_layers import use_exact_head
-from finetune_core.training.freezing import apply
+from finetune_core.training.freezing import apply_strategy
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import prepare
 from finetune_core.work import finish
@@ -49,7 +49,7 @@ def test_logits_between_8_and_16_are_no_multiples_of_a_sixteenth(native_bf16, se
 def test_a_head_trains_in_bf16_as_before(native_bf16):
     job, _ = prepare_job(strategy="feature_extraction")
     inputs = next(iter(job.training_inputs(job.training_batches(1), 1)))[1]
-    apply(job.strategy, job.network.stages, job.network.model, 1)
+    apply_strategy(job.strategy, job.network.stages, job.network.model, 1)
     with BF16.autocast():
         before = job.forward(inputs)
         with use_exact_head(job.network):

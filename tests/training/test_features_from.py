@@ -14,15 +14,15 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
-from finetune_core.runs.design import design
+from finetune_core.runs.design import design_runs
 from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import summary
+from finetune_core.runs.store import summarize_run
 from finetune_core.training import events
-from finetune_core.training.forecast import expected
-from finetune_core.training.networks import best_network
+from finetune_core.training.forecast import forecast_run
+from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import stages_of
+from finetune_core.training.stage_plan import describe_stages
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.training.trunk import TrunkTables
@@ -42,9 +42,9 @@ def test_the_network_ends_after_that_stage_and_is_evaluated(strategy):
     run = fitted_run(strategy)
     names = ["conv1", "layer1", STAGE, "head"]
     assert [stage["name"] for stage in run.started["stages"]] == names
-    network, _ = best_network(run.config, run.run_dir)
+    network, _ = load_best_network(run.config, run.run_dir)
     assert [stage.name for stage in network.stages] == names
-    row = summary(run)
+    row = summarize_run(run)
     assert (row["status"], row["frozen_tensors"] > 20) == ("finished", True)
     assert row["total_parameters"] < 100_000
     assert row["val_accuracy"] > 0.8
@@ -57,7 +57,7 @@ def test_the_network_ends_after_that_stage_and_is_evaluated(strategy):
 def test_without_the_cache_the_head_is_the_same():
     runs = [fitted_run(cache=cache) for cache in ("auto", "off")]
     assert [run.started["cache"]["where"] == "off" for run in runs] == [False, True]
-    heads = [best_network(run.config, run.run_dir)[0].head_layers[0].weight for run in runs]
+    heads = [load_best_network(run.config, run.run_dir)[0].head_layers[0].weight for run in runs]
     torch.testing.assert_close(*heads, atol=1e-3, rtol=1e-2)
 
 
@@ -132,17 +132,17 @@ def test_its_forecast_is_of_the_stages_that_are_used():
     config = tiny_config(strategy="linear_probe", features_from=STAGE)
     dataset, book = load_dataset(config.data), SpeedBook()
     finish(calibrate([config], dataset, book))
-    assert expected(config, dataset, book).trainable_parameters == 3 * (48 + 1)
+    assert forecast_run(config, dataset, book).trainable_parameters == 3 * (48 + 1)
     assert book.speed(whole) is None  # another trunk
     ours, theirs = (
-        sum(stage.parameter_count for stage in stages_of(one)) for one in (config, whole)
+        sum(stage.parameter_count for stage in describe_stages(one)) for one in (config, whole)
     )
     assert ours < theirs
 
 
 def test_another_strategy_takes_no_stage_over_and_titles_name_it():
     config = tiny_config(strategy="linear_probe", features_from=STAGE)
-    made = design(config, ["linear_probe", "prototypes", "last_block", "from:layer4"], [0])
+    made = design_runs(config, ["linear_probe", "prototypes", "last_block", "from:layer4"], [0])
     assert {one.strategy: one.features_from for one in made} == {
         "linear_probe": STAGE,
         "prototypes": STAGE,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetune_core.training.device import Device
-from finetune_core.training.feeding import Feed, arriving, forward_batch, outputs
+from finetune_core.training.feeding import Feed, compute_outputs, forward_batch, load_batches
 from finetune_core.training.prepare import prepare
 from finetune_core.transfers import Transfers
 from finetune_core.work import finish as finish_work
@@ -31,7 +31,7 @@ def feed(rows_seen):
 @pytest.mark.parametrize("device", [CPU, GPU], ids=["processor", "GPU"])
 def test_outputs_are_those_of_their_rows_in_order_and_without_gradients(device):
     weight = torch.ones(2, requires_grad=True)
-    found = list(outputs(lambda inputs: inputs * weight, device, ROWS, feed([])))
+    found = list(compute_outputs(lambda inputs: inputs * weight, device, ROWS, feed([])))
     assert [len(positions) for positions, _ in found] == [32, 32, 11]
     assert np.concatenate([positions for positions, _ in found]).tolist() == list(range(75))
     output = torch.cat([rows for _, rows in found])
@@ -48,7 +48,7 @@ def test_where_memory_runs_out_fewer_are_finished_and_computed_at_a_time(device)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return inputs
 
-    output = torch.cat([rows for _, rows in outputs(forward, device, ROWS, feed(seen))])
+    output = torch.cat([rows for _, rows in compute_outputs(forward, device, ROWS, feed(seen))])
     assert torch.equal(output, TABLE[ROWS] + torch.from_numpy(ROWS)[:, None])
     # what failed is not tried again
     assert [len(rows) for rows in seen] == [32, 16] + [8] * 8 + [6, 5]
@@ -64,7 +64,7 @@ def test_a_gpu_has_two_batches_sent_ahead_and_a_processor_one(device, ahead):
             last.set()
         return rows, TABLE[rows]
 
-    using = arriving(load, [np.array([row]) for row in range(5)], device)
+    using = load_batches(load, [np.array([row]) for row in range(5)], device)
     next(using)
     assert last.wait(300)
     using.close()
@@ -74,7 +74,9 @@ def test_a_gpu_has_two_batches_sent_ahead_and_a_processor_one(device, ahead):
 @pytest.mark.parametrize(("device", "computed"), [(CPU, 1), (GPU, 2)], ids=["processor", "GPU"])
 def test_an_output_is_copied_from_a_gpu_while_the_next_one_is_computed(device, computed):
     given = []
-    coming = outputs(lambda inputs: given.append(len(inputs)) or inputs, device, ROWS, feed([]))
+    coming = compute_outputs(
+        lambda inputs: given.append(len(inputs)) or inputs, device, ROWS, feed([])
+    )
     positions, _ = next(coming)
     assert positions.tolist() == list(range(32))
     assert given == [32] * computed
@@ -95,4 +97,4 @@ def test_what_is_on_the_processor_is_not_brought_back_through_a_gpus_stream(monk
     transfers = Transfers(torch.device("cpu"))
     monkeypatch.setattr(transfers, "_stream", object())  # anything that used it would fail
     nothing = torch.empty(0)
-    assert transfers.to_processor(nothing)() is nothing
+    assert transfers.to_cpu(nothing)() is nothing

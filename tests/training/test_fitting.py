@@ -18,7 +18,7 @@ from finetune_core.exporters.tensors import load_export
 from finetune_core.models.network import build_network
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import read_run, summary
+from finetune_core.runs.store import read_run, summarize_run
 from finetune_core.training import events, networks, probe_memo
 from finetune_core.training.checkpoints import BEST, checkpoint_path, load_tensors, save_checkpoint
 from finetune_core.training.exact_layers import bypass_head, use_exact_head
@@ -26,14 +26,14 @@ from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import (
     GRID,
     Scale,
-    fitted,
-    held_out_right,
+    cross_validate_probe,
+    fit_logistic,
     linear_probe,
     objective,
 )
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.nearest import NEIGHBOURS, TEMPERATURE, NearestNeighbours
-from finetune_core.training.networks import best_network
+from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prototypes import class_means, fit_prototypes
 from finetune_core.training.strategies import STRATEGIES
@@ -60,7 +60,7 @@ def test_a_fit_is_scikit_learns_logistic_regression_at_the_same_penalty(classes,
     scaled = StandardScaler().fit_transform(features.double().numpy())
     theirs = LogisticRegression(C=c, max_iter=5000, tol=1e-10).fit(scaled, labels.numpy())
     standardised = torch.from_numpy(scaled)
-    ours = finish(fitted(standardised, labels, classes, c, tolerance=1e-13))
+    ours = finish(fit_logistic(standardised, labels, classes, c, tolerance=1e-13))
     logits = ours.logits(standardised)
     np.testing.assert_allclose(
         logits.softmax(1).numpy(), theirs.predict_proba(scaled), atol=1e-4, rtol=0
@@ -75,10 +75,10 @@ def test_a_fit_is_scikit_learns_logistic_regression_at_the_same_penalty(classes,
 @pytest.mark.parametrize("classes", [2, 5])
 def test_the_default_tolerance_reaches_scikit_learns_objective(classes):
     features, labels = clouds(classes=classes)
-    tensor = Scale.of(features).applied(features)
+    tensor = Scale.of(features).transform(features)
     scaled = tensor.numpy()
     theirs = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8).fit(scaled, labels.numpy())
-    ours = finish(fitted(tensor, labels, classes, 0.1))
+    ours = finish(fit_logistic(tensor, labels, classes, 0.1))
     shares = ours.logits(tensor).softmax(1).numpy()
     np.testing.assert_allclose(shares, theirs.predict_proba(scaled), atol=0.01)
     assert (shares.argmax(1) == theirs.predict(scaled)).mean() > 0.99
@@ -86,9 +86,9 @@ def test_the_default_tolerance_reaches_scikit_learns_objective(classes):
 
 def test_a_fit_that_begins_at_another_penaltys_goes_on_to_its_own():
     features, labels = clouds(images=1000, features=300, classes=100, spread=0.1)
-    scaled = Scale.of(features).applied(features)
-    first = finish(fitted(scaled, labels, 100, 3.0, tolerance=1e-4))
-    second = finish(fitted(scaled, labels, 100, 10.0, first, tolerance=1e-4))
+    scaled = Scale.of(features).transform(features)
+    first = finish(fit_logistic(scaled, labels, 100, 3.0, tolerance=1e-4))
+    second = finish(fit_logistic(scaled, labels, 100, 10.0, first, tolerance=1e-4))
     assert objective(second, scaled, labels, 10.0) < 0.9 * objective(first, scaled, labels, 10.0)
 
 
@@ -108,10 +108,10 @@ def test_the_scale_is_folded_into_the_head():
     features, labels = clouds()
     features[:, 3] = 7.0  # a feature that never varies
     scale = Scale.of(features)
-    head = finish(fitted(scale.applied(features), labels, 4, 0.1))
+    head = finish(fit_logistic(scale.transform(features), labels, 4, 0.1))
     torch.testing.assert_close(
-        scale.folded_into(head).logits(features),
-        head.logits(scale.applied(features)),
+        scale.fold_into(head).logits(features),
+        head.logits(scale.transform(features)),
         atol=1e-3,
         rtol=1e-3,
     )
@@ -125,8 +125,8 @@ def cross_validate(features, labels):
         scale, given = Scale.of(features[fit]), labels[out].numpy()
         for at, c in enumerate(GRID):
             model = LogisticRegression(C=c, max_iter=5000)
-            model.fit(scale.applied(features[fit]), labels[fit])
-            shares = model.predict_proba(scale.applied(features[out]))
+            model.fit(scale.transform(features[fit]), labels[fit])
+            shares = model.predict_proba(scale.transform(features[out]))
             losses[at, out] = -np.log(shares[np.arange(len(out)), given])
             right[at, out] = shares.argmax(axis=1) == given
     return losses, right
@@ -148,7 +148,7 @@ def test_penalties_are_chosen_as_scikit_learn_scores_them_on_the_same_folds(clas
     for _, out in stratified_folds(labels.numpy(), np.arange(300), 0):
         others = np.setdiff1d(np.arange(300), out)
         wanted[out] = rights[losses[:, others].mean(axis=1).argmin(), out]
-    right = finish(held_out_right(features, labels, np.arange(300), classes, seed=0))
+    right = finish(cross_validate_probe(features, labels, np.arange(300), classes, seed=0))
     assert 0.3 < right.mean() < 0.95
     assert (right == wanted).mean() > 0.98
 
@@ -163,7 +163,7 @@ def test_losses_that_chance_makes_worse_do_not_end_the_search_for_a_penalty():
     )
     clear = 20 * shown[:, None] + random.normal(0, 1, (44, 1))
     right = finish(
-        held_out_right(
+        cross_validate_probe(
             torch.tensor(clear, dtype=torch.float32), torch.tensor(labels), np.arange(44), 2, 0
         )
     )
@@ -175,15 +175,15 @@ def test_what_has_no_pattern_is_held_out_by_chance_and_a_copy_would_give_it_away
     random = np.random.default_rng(0)
     features = torch.tensor(random.normal(size=(42, 50)), dtype=torch.float32).repeat(2, 1)
     labels = torch.tensor(np.arange(42) % 3).repeat(2)
-    apart = finish(held_out_right(features, labels, np.tile(np.arange(42), 2), 3, seed=0))
+    apart = finish(cross_validate_probe(features, labels, np.tile(np.arange(42), 2), 3, seed=0))
     assert apart.mean() < 0.5
-    assert finish(held_out_right(features, labels, np.arange(84), 3, seed=0)).mean() > 0.8
+    assert finish(cross_validate_probe(features, labels, np.arange(84), 3, seed=0)).mean() > 0.8
 
 
 def test_too_few_images_to_hold_any_out_are_refused():
     features, _ = clouds(images=4)
     with pytest.raises(DataError, match="too few training images"):
-        finish(held_out_right(features, torch.arange(4), np.arange(4), 4, seed=0))
+        finish(cross_validate_probe(features, torch.arange(4), np.arange(4), 4, seed=0))
 
 
 def test_near_duplicates_are_never_on_both_sides_of_a_fold():
@@ -211,7 +211,7 @@ def fitted_run(strategy="linear_probe", **settings):
 
 
 def head_of(run):
-    return best_network(run.config, run.run_dir)[0].head_layers[0]
+    return load_best_network(run.config, run.run_dir)[0].head_layers[0]
 
 
 @pytest.mark.train
@@ -236,7 +236,7 @@ def test_a_run_without_epochs_is_a_run(tmp_path, monkeypatch):
     assert {"decode", "trunk", "choose", "fit"} <= phases
     run = read_run(folder)
     assert (run.status, run.judged, run.history.epochs) == ("finished", True, [])
-    row = summary(run)
+    row = summarize_run(run)
     assert (row["epochs"], row["best_epoch"]) == (0, None)
     assert min(row["val_accuracy"], row["test_accuracy"]) > 0.8
     assert set(load_predictions(folder)["split"]) == {"val", "test"}
@@ -249,7 +249,7 @@ def test_a_run_without_epochs_is_a_run(tmp_path, monkeypatch):
     (told,) = only(events.HeadFitted, seen)
     assert (told.images, told.chosen_on) == (len(training), len(training))
     assert told.memory_bytes >= 2 * features.nbytes  # the features, and a scaled copy
-    _, info = best_network(run.config, folder)
+    _, info = load_best_network(run.config, folder)
     assert info.epoch == 0
     torch.testing.assert_close(head_of(run)(features), head.logits(features), atol=1e-5, rtol=1e-5)
 
@@ -290,7 +290,7 @@ def test_heads_are_fitted_to_the_fp32_features_that_they_are_evaluated_on(
 ):
     config = tiny_config(strategy=strategy, precision="bf16")
     run = read_run(record_run(config, tmp_path)[0])
-    row, exact = summary(run), fitted_run(strategy)
+    row, exact = summarize_run(run), fitted_run(strategy)
     assert (row["precision"], row["evaluation_precision"]) == ("fp32", "fp32")
     asked_for_bf16 = load_tensors(run.run_dir, BEST)[0]
     for name, tensor in load_tensors(exact.run_dir, BEST)[0].items():
@@ -380,14 +380,14 @@ def test_the_help_of_nearest_neighbours_states_how_they_vote():
 @pytest.mark.parametrize("strategy", ["prototypes", "nearest_neighbours"])
 def test_runs_of_class_means_and_neighbours_finish_and_predict(strategy):
     run = fitted_run(strategy)
-    network, info = best_network(run.config, run.run_dir)
+    network, info = load_best_network(run.config, run.run_dir)
     (head,) = network.head_layers
     stores_images = strategy == "nearest_neighbours"
     assert (info.neighbours > 0) == isinstance(head, NearestNeighbours) == stores_images
     table = load_predictions(run.run_dir)
     assert network.model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
     assert (np.stack(table["logits"].tolist()).argmax(1) == table["label"]).mean() > 0.8
-    row = summary(run)
+    row = summarize_run(run)
     told = sum(one["parameters"] for one in run.history.started["stages"])
     own = sum(one.numel() for one in network.model.parameters())
     assert row["total_parameters"] == told == own
@@ -406,7 +406,7 @@ def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damage
     save_checkpoint(run.run_dir, BEST, tensors, replace(info, neighbours=claimed))
     monkeypatch.setattr(networks, "add_empty_neighbours", None)  # no memory is taken for them
     with pytest.raises(RunError, match="damaged"):
-        best_network(run.config, run.run_dir)
+        load_best_network(run.config, run.run_dir)
 
 
 def test_memory_that_runs_out_in_a_fit_is_an_error_with_advice(monkeypatch, tmp_path):

@@ -11,14 +11,14 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.models.network import network_stages
 from finetune_core.training import events
 from finetune_core.training.footprint import measure_footprint, record_saved_storages
-from finetune_core.training.forecast import compute_forecast, expected
+from finetune_core.training.forecast import compute_forecast, forecast_run
 from finetune_core.training.loop import fit
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import prepare
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import tiny_config
 
 SPEED = Speed(
@@ -73,7 +73,7 @@ def test_on_a_processor_there_is_no_other_memory(config, tmp_path):
 @pytest.fixture
 def stepped(config):
     """Return a job, its optimizer, and what a step has kept."""
-    _, job = drained(prepare(config()))
+    _, job = drain(prepare(config()))
     optimizer = make_optimizer(job.config, job.strategy, job.network.stages, job.network.model)
     _, inputs = next(job.training_inputs(job.training_batches(1), 1))
     with record_saved_storages(job.forward) as kept:
@@ -145,7 +145,7 @@ def test_a_run_on_a_gpu_carries_the_forecast_of_both(config, counter, tmp_path):
     (tmp_path / "run").mkdir()
     stream = fit(config(), tmp_path / "run")
     started = next(event for event in stream if isinstance(event, events.RunStarted))
-    wanted = expected(config(), dataset, book)
+    wanted = forecast_run(config(), dataset, book)
     assert wanted.device_bytes > 0
     assert started.forecast["device_bytes"] == wanted.device_bytes
     assert started.forecast["memory_bytes"] == wanted.memory_bytes

@@ -10,9 +10,9 @@ from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import TrainingError
 from finetune_core.training import events, timing
-from finetune_core.training.forecast import comparable, compute_forecast, expected
+from finetune_core.training.forecast import compute_forecast, forecast_run, list_comparable_configs
 from finetune_core.training.speed_book import Speed, SpeedBook
-from finetune_core.training.stage_plan import stages_of
+from finetune_core.training.stage_plan import describe_stages
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step
@@ -84,7 +84,7 @@ def test_stages_that_are_not_thawed_yet_cost_no_backward_pass(config, folder):
         )
         for name in ("full", "linear_probe_then_full")
     )
-    stages = len(stages_of(config()))
+    stages = len(describe_stages(config()))
     # the first of four epochs, but for the head
     spared = 28 * (SPEED.step - SPEED.forward) * (stages - 1) / stages
     assert full.seconds - probe_first.seconds == pytest.approx(spared)
@@ -92,11 +92,13 @@ def test_stages_that_are_not_thawed_yet_cost_no_backward_pass(config, folder):
 
 def test_nothing_is_expected_before_all_of_it_was_measured(config, folder):
     dataset, book = load_dataset(folder), SpeedBook()
-    assert expected(config(), dataset, book) is None
+    assert forecast_run(config(), dataset, book) is None
     book.learn(config(), SPEED)
-    assert expected(config(), dataset, book) is None
+    assert forecast_run(config(), dataset, book) is None
     book.learn_decoding(dataset.fingerprint, 32, 0.001)
-    assert expected(config(), dataset, book) == compute_forecast(config(), dataset, SPEED, 0.001)
+    assert forecast_run(config(), dataset, book) == compute_forecast(
+        config(), dataset, SPEED, 0.001
+    )
 
 
 def test_nothing_is_expected_of_a_device_or_a_precision_that_is_not_here(
@@ -105,7 +107,7 @@ def test_nothing_is_expected_of_a_device_or_a_precision_that_is_not_here(
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for elsewhere in ({"precision": "bf16"}, {"device": "cuda"}):
-        assert expected(config(**elsewhere), load_dataset(folder), SpeedBook()) is None
+        assert forecast_run(config(**elsewhere), load_dataset(folder), SpeedBook()) is None
 
 
 def test_every_strategy_that_could_run_is_comparable():
@@ -113,13 +115,15 @@ def test_every_strategy_that_could_run_is_comparable():
         make_config({"data": "x"}),
         make_config({"data": "x", "strategy": "custom", "cut": "block5"}),
     )
-    assert [one.strategy for one in comparable(usual)] == [
+    assert [one.strategy for one in list_comparable_configs(usual)] == [
         name for name in STRATEGIES if name != "custom"
     ]
-    assert [one.strategy for one in comparable(own)] == list(STRATEGIES)
-    assert [one.cut for one in comparable(own)] == [None] * (len(STRATEGIES) - 1) + ["block5"]
+    assert [one.strategy for one in list_comparable_configs(own)] == list(STRATEGIES)
+    assert [one.cut for one in list_comparable_configs(own)] == [None] * (len(STRATEGIES) - 1) + [
+        "block5"
+    ]
     short = make_config({"data": "x", "epochs": 1})
-    assert STRATEGIES.keys() - {one.strategy for one in comparable(short)} == {
+    assert STRATEGIES.keys() - {one.strategy for one in list_comparable_configs(short)} == {
         "linear_probe_then_full",
         "gradual_unfreezing",
         "custom",
@@ -214,7 +218,8 @@ def test_a_book_is_parsed_once_until_it_changes(config, folder, monkeypatch):
         lambda text: parsed.append(text) or really(text),
     )
     assert [
-        expected(one, dataset, SpeedBook()) is None for one in [config(), config(batch_size=4)] * 10
+        forecast_run(one, dataset, SpeedBook()) is None
+        for one in [config(), config(batch_size=4)] * 10
     ] == [False, True] * 10
     assert len(parsed) == 1
     book.learn(config(), replace(SPEED, step=9.0))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from finetune_core.errors import TrainingError
-from finetune_core.runs.log import log_line
+from finetune_core.runs.log import describe_event
 from finetune_core.training import device, events, loss_scale
 from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.compute import StepRule, train_step
@@ -19,7 +19,7 @@ from finetune_core.training.pending import ReadStep
 from finetune_core.training.predictions import load_predictions, predictions_precision
 from finetune_core.training.prepare import prepare
 from finetune_core.training.weight_ema import WeightEMA
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import tiny_config
 
 TOO_LARGE = 2.0**30  # the first few gradients overflow
@@ -45,7 +45,7 @@ def test_it_learns_is_cached_in_fp16_and_is_evaluated_in_fp32(config, tmp_path):
     assert of(events.RunStarted, found)[0].precision == "fp16"
     assert predictions_precision(tmp_path) == found[-1].evaluation_precision == "fp32"
     assert {step.loss_scale for step in of(events.StepEnded, found)} == {2.0**16}
-    source = drained(prepare(settings))[1].source
+    source = drain(prepare(settings))[1].source
     assert source.plain.batch(np.array([0])).dtype == torch.float16
 
 
@@ -64,8 +64,10 @@ def test_gradients_that_overflow_are_skipped_and_halve_the_scale(config, tmp_pat
     assert sum(epoch.skipped_steps for epoch in epochs) == sum(skipped)
     assert epochs[0].skipped_steps == 3
     assert epochs[0].stages is None, "nothing was measured of a step that was skipped"
-    assert "3 steps skipped, whose gradients overflowed in fp16." in log_line(epochs[0].to_json())
-    assert "skipped" not in log_line(epochs[-1].to_json())
+    assert "3 steps skipped, whose gradients overflowed in fp16." in describe_event(
+        epochs[0].to_json()
+    )
+    assert "skipped" not in describe_event(epochs[-1].to_json())
     assert found[-1].val_accuracy >= 0.8
 
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from finetune_core.errors import ConfigError, FinetuneError, RunError
-from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measure_layers
+from finetune_core.evaluation.comparison.layer_diagnostics import load_layers, measure_layers
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.runs.log import lineage_in_words, log_line
+from finetune_core.runs.log import describe_event, describe_lineage
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import read_run, summary
+from finetune_core.runs.store import read_run, summarize_run
 from finetune_core.training.checkpoints import START, checkpoint_path, load_checkpoint
 from finetune_core.training.events import EpochEnded
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.networks import beginning_of, best_network
+from finetune_core.training.networks import build_initial_network, load_best_network
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.trunk import TrunkTables
 from finetune_core.work import finish
@@ -53,8 +53,8 @@ def are_equal(network, other, stages):
 @pytest.mark.train
 def test_frozen_stages_stay_as_the_earlier_run_left_them(parent_once):
     child = trained_run(config_from(parent_once, strategy="feature_extraction"))
-    before, _ = best_network(parent_once.config, parent_once.run_dir)
-    after, info = best_network(child.config, child.run_dir)
+    before, _ = load_best_network(parent_once.config, parent_once.run_dir)
+    after, info = load_best_network(child.config, child.run_dir)
     assert are_equal(after, before, before.stages[:-1])
     assert not are_equal(after, before, before.stages[-1:])
     assert child.history.end["frozen_tensors"] == sum(
@@ -71,16 +71,16 @@ def test_the_cache_knows_the_weights_that_the_trunk_was_computed_with(parent_onc
         config_from(parent_once, strategy="feature_extraction"),
         config_from(parent_once, strategy="last_block"),
     ]
-    networks = [beginning_of(config, CLASSES).network for config in configs]
+    networks = [build_initial_network(config, CLASSES).network for config in configs]
     names = [TrunkTables(network, device, 32).name(3) for network in networks]
     assert names[0] != names[1] == names[2]
 
 
 def test_the_head_is_kept_with_its_outputs_in_the_order_of_the_new_classes(parent_once):
-    before, info = best_network(parent_once.config, parent_once.run_dir)
+    before, info = load_best_network(parent_once.config, parent_once.run_dir)
     assert info.classes == CLASSES
     order = ("red", "blue", "green")
-    found = beginning_of(config_from(parent_once), order)
+    found = build_initial_network(config_from(parent_once), order)
     assert found.head_kept
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = before.model(images)[:, [CLASSES.index(name) for name in order]]
@@ -89,11 +89,11 @@ def test_the_head_is_kept_with_its_outputs_in_the_order_of_the_new_classes(paren
 
 def test_other_classes_get_a_new_head_on_the_same_weights(parent_once):
     classes = ("red", "blue", "yellow", "white")
-    found = beginning_of(config_from(parent_once), classes)
-    before, _ = best_network(parent_once.config, parent_once.run_dir)
+    found = build_initial_network(config_from(parent_once), classes)
+    before, _ = load_best_network(parent_once.config, parent_once.run_dir)
     assert not found.head_kept
     assert are_equal(found.network, before, before.stages[:-1])
-    plain = beginning_of(tiny_config(), classes).network
+    plain = build_initial_network(tiny_config(), classes).network
     assert are_equal(found.network, plain, plain.stages[-1:])  # by the seed, as in any run
 
 
@@ -109,7 +109,7 @@ def test_a_run_waits_trains_and_predicts_without_the_run_that_it_started_from(pa
     moved = read_run(shutil.move(child.run_dir, tmp_path / "elsewhere"))
     assert torch.equal(load_predictor(moved).network.model(images), expected)
     finish(measure_layers([moved]))
-    stages = known_layers(moved).stages
+    stages = load_layers(moved).stages
     assert [stage.name for stage in stages if stage.change > 0] == [
         row["name"] for row in moved.started["stages"] if row["trains"]
     ]
@@ -147,7 +147,7 @@ def test_every_strategy_can_start_from_a_run(parent_once, tmp_path, strategy):
     assert child.status == "finished"
     assert child.started["head_kept"] is (strategy not in ("from_scratch", *FITTED))
     # The control trains a network from scratch, whatever others start from.
-    assert bool(lineage_in_words(child.started)) is (strategy != "from_scratch")
+    assert bool(describe_lineage(child.started)) is (strategy != "from_scratch")
     assert load_predictor(child).classes == CLASSES
 
 
@@ -161,16 +161,16 @@ def test_a_chain_of_runs_tells_its_lineage(parent_once):
     assert [first[key] for key in ("run", "epoch")] == [parent_once.run_id, best_epoch]
     assert first["weights"] == "file"
     assert first["accuracy"] == pytest.approx(parent_once.history.end["val_accuracy"])
-    words = lineage_in_words(last.started)
+    words = describe_lineage(last.started)
     data = parent_once.config.data.rpartition("/")[2]
     beginning = f"Started from run {probe.run_id} (linear probe on {data}, validation accuracy "
     assert words.startswith(beginning)
     earlier = f"), which started from run {parent_once.run_id} (full fine-tuning on {data}, best "
     assert earlier in words
     assert words.endswith("Its head was kept.")
-    assert log_line(last.started).startswith(words)
-    assert summary(last)["started_from"] == nearest
-    assert summary(parent_once)["started_from"] is None
+    assert describe_event(last.started).startswith(words)
+    assert summarize_run(last)["started_from"] == nearest
+    assert summarize_run(parent_once)["started_from"] is None
 
 
 @pytest.mark.train
@@ -185,7 +185,7 @@ def test_position_embeddings_are_fitted_to_another_size():
     settings = {"backbone": "timm/test_vit2", "strategy": "feature_extraction"}
     child = trained_run(config_from(small, **settings, image_size=96))
     before, after = (
-        best_network(run.config, run.run_dir)[0].model.state_dict() for run in (small, child)
+        load_best_network(run.config, run.run_dir)[0].model.state_dict() for run in (small, child)
     )
     assert before["pos_embed"].shape != after["pos_embed"].shape
     name = "blocks.0.attn.qkv.weight"

@@ -7,15 +7,15 @@ from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import ConfigError
 from finetune_core.runs.extend import extend_run
 from finetune_core.runs.record import execute, reopen_run
-from finetune_core.runs.store import RunStore, summary
+from finetune_core.runs.store import RunStore, summarize_run
 from finetune_core.training import events, probe_memo
 from finetune_core.training.checkpoints import HEAD, LAST, checkpoint_path, load_tensors
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.networks import best_network
-from finetune_core.training.parents import averaged_config
+from finetune_core.training.networks import load_best_network
+from finetune_core.training.parents import make_averaged_config
 from finetune_core.training.prepare import check_config
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import copy_run, shared_images, tiny_config, trained_run
 from tests.training.equal import check_equal, check_identical
 from tests.training.fits import ends_epoch, ends_step, fit_all, fit_until, only, stop_and_resume
@@ -36,7 +36,7 @@ def head_in(folder):
 def check_probes_head(head, **settings):
     """Check that a head is that of a linear probe with these settings."""
     probe = trained_run(strategy="linear_probe", **settings)
-    expected = best_network(probe.config, probe.run_dir)[0].model.state_dict()
+    expected = load_best_network(probe.config, probe.run_dir)[0].model.state_dict()
     assert len(head) == 2
     for name, tensor in head.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
@@ -60,12 +60,12 @@ def test_it_is_that_of_a_linear_probe_and_a_run_that_stands_still_keeps_it(setti
     run = trained_run(probing(**settings | STILL))
     network = {name: settings[name] for name in ("backbone", "weights") if name in settings}
     check_probes_head(head_in(run.run_dir), **network)
-    last = best_network(run.config, run.run_dir)[0].model.state_dict()
+    last = load_best_network(run.config, run.run_dir)[0].model.state_dict()
     for name, tensor in head_in(run.run_dir).items():
         torch.testing.assert_close(last[name], tensor, rtol=1e-5, atol=1e-5)
     if not settings:
         probe = trained_run(strategy="linear_probe")
-        assert summary(run)["test_accuracy"] == summary(probe)["test_accuracy"]
+        assert summarize_run(run)["test_accuracy"] == summarize_run(probe)["test_accuracy"]
 
 
 @pytest.mark.train
@@ -85,7 +85,7 @@ def test_a_new_head_on_an_earlier_runs_network_is_fitted_to_that_networks_featur
     start = {"from_run": str(parent.run_dir), "initial_head": "probe", "epochs": 1}
     run = trained_run(tiny_config(two, **start))
     probe = trained_run(tiny_config(two, **start | {"strategy": "linear_probe"}))
-    expected = best_network(probe.config, probe.run_dir)[0].model.state_dict()
+    expected = load_best_network(probe.config, probe.run_dir)[0].model.state_dict()
     for name, tensor in head_in(run.run_dir).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
 
@@ -114,7 +114,7 @@ def is_fitting(event):
 def test_a_resumed_run_is_the_one_that_was_never_stopped(is_last, tmp_path):
     config = probing(**SGD | VIEWS | {"ema": 0.9})
     fit_all(config, tmp_path / "whole")
-    probe_memo.forget()
+    probe_memo.clear()
     again = stop_and_resume(config, tmp_path / "stopped", is_last)
     check_identical(tmp_path / "stopped", tmp_path / "whole")
     fitted_again = bool(only(events.HeadInitialized, again))
@@ -142,7 +142,7 @@ def test_a_recorded_run_says_so_and_still_does_when_it_trains_further(tmp_path):
     (line,) = [one for one in run.history.notable if one["event"] == "HeadInitialized"]
     assert line == run.history.head_initialized
     assert run.history.fitted is None
-    shares = run.history.time_shares()
+    shares = run.history.sum_seconds_by_part()
     assert shares["train"] >= line["seconds"] > 0
     store = RunStore(tmp_path)
     name = extend_run(store.read(copy_run(run.run_dir, tmp_path)), 3)
@@ -159,18 +159,18 @@ def test_seeds_that_share_the_seed_of_the_head_begin_with_one_head(tmp_path):
     heads = [head_in(run.run_dir) for run in runs]
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
     folders = [run.run_dir for run in runs]
-    assert averaged_config("soup", folders).initial_head == "probe"
+    assert make_averaged_config("soup", folders).initial_head == "probe"
     other = trained_run(epochs=1, head_seed=4, seed=2).run_dir
     with pytest.raises(ConfigError) as caught:
-        averaged_config("soup", [*folders, other])
+        make_averaged_config("soup", [*folders, other])
     assert f"its initial head was random, that of {folders[0].name} a linear" in str(caught.value)
 
 
 @pytest.mark.train
 def test_a_range_test_begins_with_the_fitted_head():
     settings = {"strategy": "feature_extraction"}
-    _, at_random = drained(find_rate(tiny_config(**settings)))
-    steps, probed = drained(find_rate(probing(**settings)))
+    _, at_random = drain(find_rate(tiny_config(**settings)))
+    steps, probed = drain(find_rate(probing(**settings)))
     assert "choose" in {step.phase for step in steps}
     assert probed.losses[0] < at_random.losses[0] / 2
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from finetune_core.commands.train import asked_for
+from finetune_core.commands.train import build_config
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.decode import PADDING, Resize, read_square
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.run_images import run_images
-from finetune_core.models.catalogue import backbone_info, input_info
+from finetune_core.evaluation.run_images import load_run_images
+from finetune_core.models.catalogue import backbone_info, backbone_info_for
 from finetune_core.training.device import choose_device
 from finetune_core.training.forecast import compute_forecast
-from finetune_core.training.networks import beginning_of
+from finetune_core.training.networks import build_initial_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
 from finetune_core.training.preview import network_input
@@ -40,8 +40,8 @@ LETTERS = {"mean": "mean", "std": "std", "crop_pct": "crop", "interpolation": "i
 
 def test_they_are_the_networks_own_until_they_are_set():
     own = backbone_info(LITE)
-    assert input_info(make_config({"data": "x"})) == own
-    found = input_info(make_config({"data": "x"} | OTHER))
+    assert backbone_info_for(make_config({"data": "x"})) == own
+    found = backbone_info_for(make_config({"data": "x"} | OTHER))
     assert {name: getattr(found, letters) for name, letters in LETTERS.items()} == OTHER
     assert (found.name, found.file, found.stored_side(32)) == (own.name, own.file, 64)
 
@@ -56,7 +56,7 @@ def by_hand(file):
 def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(cache):
     run = trained_run(strategy="feature_extraction", epochs=1, cache=cache, **OTHER)
     predictor = load_predictor(run)
-    images = finish(run_images(run, {"val": 5}))
+    images = finish(load_run_images(run, {"val": 5}))
     ids = images.dataset.table["id"].iloc[images.rows["val"]]
     files = [Path(run.config.data, name) for name in ids]
     fed = torch.from_numpy(np.stack([by_hand(file) for file in files]))
@@ -90,15 +90,15 @@ def test_a_padded_image_is_whole_and_centred(wide):
 
 
 def test_padded_images_are_not_cropped_unless_that_is_set():
-    assert input_info(lite(fit="pad")).resize(48) == Resize(48, fit="pad")
-    assert input_info(lite(fit="pad", crop_pct=0.5)).stored_side(48) == 96
+    assert backbone_info_for(lite(fit="pad")).resize(48) == Resize(48, fit="pad")
+    assert backbone_info_for(lite(fit="pad", crop_pct=0.5)).stored_side(48) == 96
 
 
 @pytest.mark.train
 @pytest.mark.parametrize("cache", ["auto", "off"])
 def test_a_run_on_padded_images_sees_what_a_crop_hides(wide, cache):
     settings = {"data": str(wide), "strategy": "linear_probe", "cache": cache}
-    cropped = input_info(lite())
+    cropped = backbone_info_for(lite())
     seen = network_input(wide / "red" / "003.png", cropped, 32).image
     assert np.ptp(seen) == 0, "the crop shows none of the class"
     run = trained_run(**settings, fit="pad")
@@ -117,7 +117,7 @@ def test_only_what_is_changed_changes_the_cache():
     device = choose_device("cpu", "fp32")
 
     def name(**settings):
-        network = beginning_of(lite(**settings), ("a", "b")).network
+        network = build_initial_network(lite(**settings), ("a", "b")).network
         return TrunkTables(network, device, 32).name(3)
 
     own = backbone_info(LITE)
@@ -130,7 +130,7 @@ def test_only_what_is_changed_changes_the_cache():
 
 
 def test_the_name_of_an_unchanged_trunk_is_that_of_earlier_versions():
-    network = beginning_of(lite(), ("a", "b")).network
+    network = build_initial_network(lite(), ("a", "b")).network
     known = (network.weights_hash, LITE, (0.5,) * 3, (0.5,) * 3, 32, "cpu", "fp32", "", _VERSIONS)
     digest = sha256(repr(known).encode()).hexdigest()[:16]
     assert TrunkTables(network, choose_device("cpu", "fp32"), 32).name(3) == f"trunk-{digest}-3"
@@ -139,10 +139,10 @@ def test_the_name_of_an_unchanged_trunk_is_that_of_earlier_versions():
 def test_a_run_that_starts_from_another_takes_them_unless_they_are_set():
     parent = trained_run(strategy="feature_extraction", epochs=1, **OTHER)
     start, data = {"from_run": str(parent.run_dir)}, parent.config.data
-    follows = asked_for(start, data, None, as_is=True)
+    follows = build_config(start, data, None, as_is=True)
     assert {name: getattr(follows, name) for name in OTHER} == OTHER
     given = start | {"mean": "0.5,0.5,0.5", "crop_pct": "100 %"}
-    mixed = asked_for(given, data, None, as_is=True)
+    mixed = build_config(given, data, None, as_is=True)
     assert (mixed.mean, mixed.std, mixed.crop_pct) == ((0.5,) * 3, OTHER["std"], 1.0)
 
 

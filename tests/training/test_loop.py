@@ -27,13 +27,13 @@ SQUEEZENET = {
 
 def test_trunk_statistics_do_not_drift_in_the_live_model(tmp_path, monkeypatch):
     """The checkpoint leaves the trunk out: the audit within the run looks at live tensors."""
-    original = loop.apply
+    original = loop.apply_strategy
 
     def careless(strategy, stages, model, epoch):
         original(strategy, stages, model, epoch)
         model.train()  # the classic tutorial's mistake
 
-    monkeypatch.setattr(loop, "apply", careless)
+    monkeypatch.setattr(loop, "apply_strategy", careless)
     with pytest.raises(AssertionError, match="frozen tensors have changed"):
         fit_all(tiny_config(strategy="feature_extraction", epochs=1, cache="off"), tmp_path)
 

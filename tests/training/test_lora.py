@@ -20,14 +20,19 @@ from finetune_core.training.checkpoints import BEST, LAST, checkpoint_path, load
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.forecast import compute_forecast
-from finetune_core.training.freezing import apply
+from finetune_core.training.freezing import apply_strategy
 from finetune_core.training.lora import make_low_rank
 from finetune_core.training.loss_scale import LossScale
-from finetune_core.training.networks import best_network
+from finetune_core.training.networks import load_best_network
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
 from finetune_core.training.speed_book import Speed
-from finetune_core.training.stage_plan import cut_index, describe, plan, trainable_parameters
+from finetune_core.training.stage_plan import (
+    cut_index,
+    describe_strategy,
+    plan_strategy,
+    trainable_parameters,
+)
 from finetune_core.work import finish
 from tests.factories import TINY_BACKBONE, tiny_config
 from tests.training.fits import fit_all, only
@@ -86,7 +91,7 @@ NETWORKS = {
 
 
 def planned(network, **settings):
-    return plan(
+    return plan_strategy(
         make_config({"data": "x", "strategy": "lora", "lora_rank": RANK} | settings), network.stages
     )
 
@@ -160,7 +165,7 @@ def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
     network, side = NETWORKS[name]()
     strategy = planned(network)
     factors = randomize_factors(network, strategy)
-    apply(strategy, network.stages, network.model, 1)
+    apply_strategy(strategy, network.stages, network.model, 1)
     network.model.eval()
     images, labels = torch.randn(4, 3, side, side), torch.tensor([0, 1, 2, 0])
     composed = {
@@ -186,7 +191,7 @@ def take_one_step(
         {"data": "x", "strategy": "lora", "optimizer": optimizer, "learning_rate": 0.1}
     )
     factors = make_low_rank(network, strategy, 0)
-    apply(strategy, network.stages, network.model, 1)
+    apply_strategy(strategy, network.stages, network.model, 1)
     made = make_optimizer(config, strategy, network.stages, network.model, factors)
     torch.manual_seed(2)
     images, labels = torch.randn(6, 3, side, side), torch.arange(6) % 3
@@ -289,7 +294,7 @@ def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_n
     stages = network_stages("resnet18", 3)
     settings = {"data": "x", "backbone": "resnet18", "strategy": "lora", "lora_rank": 8}
     strategy, norms = (
-        plan(make_config(settings | {"lora_from": "layer4"} | more), stages)
+        plan_strategy(make_config(settings | {"lora_from": "layer4"} | more), stages)
         for more in ({}, {"lora_norms": "train"})
     )
     # of layer4's five convolutions, of 512 channels each
@@ -297,7 +302,7 @@ def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_n
     counted = trainable_parameters(strategy, stages)
     assert counted == factors + 512 * 3 + 3
     assert cut_index(strategy) == 4
-    rows = describe(strategy, stages)
+    rows = describe_strategy(strategy, stages)
     assert [row["part"] for row in rows] == ["all"] * 4 + ["lora", "all"]
     assert rows[4]["trained"] == factors
     assert trainable_parameters(norms, stages) - counted == 5 * 512 * 2
@@ -320,7 +325,7 @@ def test_settings_that_do_not_fit_are_refused_by_field(config):
         said = f"lora_from: there is no stage '{stage}'; the stages of {TINY_BACKBONE} are conv1"
         with pytest.raises(ConfigError, match=said):
             check_config(config(lora_from=stage))
-    assert config().for_strategy("full")["lora_from"] is None
+    assert config().strategy_changes("full")["lora_from"] is None
 
 
 @pytest.mark.train
@@ -329,7 +334,7 @@ def test_a_checkpoint_holds_factors_and_the_head_and_makes_a_plain_network(confi
     found = fit_all(settings, tmp_path)
     assert isinstance(found[-1], events.RunFinished)
     tensors, info = load_tensors(tmp_path, BEST)
-    network, _ = best_network(settings, tmp_path)
+    network, _ = load_best_network(settings, tmp_path)
     late = network.stages[3:-1]
     matrices = {name for stage in late for name in stage.matrices}
     norms = {name for stage in late for name in (*stage.norms, *stage.buffers)}
@@ -349,9 +354,9 @@ def test_a_checkpoint_holds_factors_and_the_head_and_makes_a_plain_network(confi
     assert info.epoch == found[-1].best_epoch
     assert checkpoint_path(tmp_path, BEST).stat().st_size < 150_000
     with pytest.raises(RunError, match=r"lora_A has another shape"):
-        best_network(config(lora_norms="train", lora_rank=2), tmp_path)
+        load_best_network(config(lora_norms="train", lora_rank=2), tmp_path)
     with pytest.raises(RunError, match="tensors of"):
-        best_network(config(lora_norms="train", lora_from="layer2"), tmp_path)
+        load_best_network(config(lora_norms="train", lora_from="layer2"), tmp_path)
 
 
 @pytest.mark.train
@@ -388,7 +393,7 @@ def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cac
     def memory(**settings):
         """Return the forecast's bytes, without those of parameters that train."""
         found = compute_forecast(config(**settings), dataset, speed, 0.001)
-        counted = trainable_parameters(plan(config(**settings), stages), stages)
+        counted = trainable_parameters(plan_strategy(config(**settings), stages), stages)
         assert found.trainable_parameters == counted
         return found.memory_bytes - 12 * counted
 

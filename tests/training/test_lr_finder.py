@@ -2,18 +2,18 @@
 
 import pytest
 
-from finetune_core.formatting import PHASE_WORDS
+from finetune_core.formatting import PHASE_TITLES
 from finetune_core.training.lr_finder import find_rate, suggest_rate
 from finetune_core.work import finish
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import tiny_config
 
 
 @pytest.mark.train
 def test_the_loss_falls_then_rises_and_a_rate_between_is_suggested_each_time_the_same():
     config = tiny_config(strategy="feature_extraction")
-    steps, curve = drained(find_rate(config))
-    assert {step.phase for step in steps} <= PHASE_WORDS.keys()
+    steps, curve = drain(find_rate(config))
+    assert {step.phase for step in steps} <= PHASE_TITLES.keys()
     assert list(curve.rates) == sorted(curve.rates)
     assert 1e-5 <= curve.suggestion <= 1
     assert min(curve.losses) < curve.losses[0]

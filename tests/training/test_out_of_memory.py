@@ -12,13 +12,13 @@ from torch import nn
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import TrainingError, is_out_of_memory
 from finetune_core.training import evaluation, events, job, movement
-from finetune_core.training.batches import in_order, prefetch
+from finetune_core.training.batches import prefetch, split_batches
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.loop import fit
 from finetune_core.training.out_of_memory import run_halving, run_in_parts, split_parts
 from finetune_core.training.prepare import prepare
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import image_folder, tiny_config
 
 CPU = Device("cpu", "CPU", "fp32")
@@ -290,7 +290,7 @@ def test_a_batch_that_cannot_be_made_beside_the_step_is_made_after_it(failing, a
             raise RuntimeError(LINUX)
         return int(rows.sum())
 
-    assert [batch for _, batch in prefetch(make, in_order(np.arange(5), 1), ahead)] == [
+    assert [batch for _, batch in prefetch(make, split_batches(np.arange(5), 1), ahead)] == [
         0,
         1,
         2,
@@ -305,7 +305,7 @@ def test_a_batch_that_cannot_be_made_at_all_says_what_to_do():
         raise RuntimeError(LINUX)
 
     with pytest.raises(TrainingError, match=r"batch of images.*smaller batch size"):
-        list(prefetch(make, in_order(np.arange(5), 1)))
+        list(prefetch(make, split_batches(np.arange(5), 1)))
 
 
 def test_a_run_remembers_what_fits_and_says_it_once(config, tmp_path, monkeypatch):
@@ -398,7 +398,7 @@ def test_augmented_versions_are_the_same_with_and_without_room(config, tmp_path,
     settings = config(augmentation="flips", epochs=5)  # two versions, chosen by the epochs
 
     def trained_on():
-        _, made = drained(prepare(settings))
+        _, made = drain(prepare(settings))
         return made.report.where, [labelled(made, epoch) for epoch in (1, 2, 3)]
 
     def labelled(made, epoch):

@@ -17,13 +17,13 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.training import events, prepare
 from finetune_core.training.batches import sample_keys
 from finetune_core.training.device import Device
-from finetune_core.training.feeding import arriving
+from finetune_core.training.feeding import load_batches
 from finetune_core.training.loop import fit
 from finetune_core.training.placement import bytes_for_rows, place_lookups
 from finetune_core.training.training_images import TrainingImages, validation_feed
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.work import finish
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import tiny_config
 from tests.training.pretended import GPU
 
@@ -81,7 +81,7 @@ def test_rows_on_a_device_are_those_that_were_asked_for(lookup):
     assert len(held.blocks) == 1
     assert held.blocks[0].keys.tolist() == KEYS[[3, 9, 17]].tolist()
     assert torch.equal(held.batch(asked), lookup.batch(asked))
-    assert held.blocks[0].bytes == lookup.bytes_of(asked) == 3 * SIDE * SIDE * 3
+    assert held.blocks[0].bytes == lookup.count_bytes(asked) == 3 * SIDE * SIDE * 3
     with pytest.raises(KeyError):
         held.batch(np.array([4]))
 
@@ -154,7 +154,7 @@ def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(lookup, 
 def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup):
     source = images(lookup, META, tiny_config(augmentation="random_resized_crop", image_size=SIZE))
     with Travelled() as travelled:
-        for rows, loaded in arriving(
+        for rows, loaded in load_batches(
             lambda rows: source.readable(rows, 0), [np.arange(5), np.arange(5, 10)], META
         ):
             assert (loaded.device.type, loaded.dtype) == ("meta", torch.uint8)
@@ -174,7 +174,7 @@ def test_images_that_are_analyzed_travel_as_bytes_too_and_are_the_same_everywher
     assert torch.equal(here, there)
     with Travelled() as travelled:
         feed = validation_feed(pixels, info, SIZE, META)
-        ((_, loaded),) = arriving(lambda rows: (rows, feed.load(rows)), [rows], META)
+        ((_, loaded),) = load_batches(lambda rows: (rows, feed.load(rows)), [rows], META)
         assert feed.finish(loaded, rows).shape == (3, 3, SIZE, SIZE)
     assert [one for one in travelled.bytes if one > 1000] == [3 * SIDE * SIDE * 3]
 
@@ -190,7 +190,7 @@ def test_activations_on_the_device_are_indexed_there(lookup):
 
 
 def test_labels_on_the_device_are_indexed_there():
-    _, job = drained(prepare.prepare(tiny_config(batch_size=8)))
+    _, job = drain(prepare.prepare(tiny_config(batch_size=8)))
     rows = job.training_batches(1)[0]
     assert job.targets(rows).tolist() == job.labels[rows].tolist()
     there = replace(job, device=META)
@@ -214,7 +214,7 @@ def test_what_is_finished_on_the_device_is_what_a_processor_makes(lookup, kind, 
             )
         )
         for version in (None, 0, 3):
-            for rows, loaded in arriving(
+            for rows, loaded in load_batches(
                 lambda rows, version=version: source.readable(rows, version), batches, device
             ):
                 yield source.finish(loaded, rows, version)

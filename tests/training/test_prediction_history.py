@@ -8,7 +8,7 @@ from finetune_core.training import prediction_history
 from finetune_core.training.batches import sample_keys
 from finetune_core.training.prediction_history import (
     add_predictions,
-    flips,
+    find_flips,
     load_prediction_history,
 )
 
@@ -25,7 +25,7 @@ def test_images_that_change_are_listed_the_latest_first(tmp_path):
         [[0, 1, 1, 1, 0, 2], [0, 0, 1, 2, 0, 2], [0, 0, 1, 1, 0, 2]], start=1
     ):
         note(tmp_path, epoch, predicted)
-    found = flips(load_prediction_history(tmp_path))
+    found = find_flips(load_prediction_history(tmp_path))
     assert [(flip.id, flip.label, flip.turns, flip.last) for flip in found] == [
         ("class/3.png", 1, (1, 2, 1), 3),
         ("class/1.png", 0, (1, 0), 2),
@@ -53,11 +53,11 @@ def test_of_many_images_a_sample_is_kept_and_stays_the_same(tmp_path, monkeypatc
     note(tmp_path, 2, [1] * 6)
     assert len(first.ids) == 3
     assert load_prediction_history(tmp_path).ids == first.ids
-    assert len(flips(load_prediction_history(tmp_path))) == 3
+    assert len(find_flips(load_prediction_history(tmp_path))) == 3
 
 
 def test_nothing_before_the_first_epoch_and_a_clear_word_on_damage(tmp_path):
-    assert flips(load_prediction_history(tmp_path)) == []
+    assert find_flips(load_prediction_history(tmp_path)) == []
     (tmp_path / "prediction_history.json").write_text('{"ids": []')
     with pytest.raises(RunError, match="damaged"):
         load_prediction_history(tmp_path)

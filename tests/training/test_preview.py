@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from finetune_core.errors import ImageError
-from finetune_core.models.catalogue import backbone_info, input_info
+from finetune_core.models.catalogue import backbone_info, backbone_info_for
 from finetune_core.training.prepare import prepare
 from finetune_core.training.preview import augmented_versions, draw_crop, network_input
 from finetune_core.work import finish
@@ -115,7 +115,7 @@ def test_the_frame_over_a_picture_is_the_crop_that_the_network_sees():
 def test_the_frame_over_a_padded_picture_is_all_of_it():
     file = io.BytesIO()
     Image.new("RGB", (120, 60), "red").save(file, "PNG")
-    info = input_info(tiny_config(fit="pad"))
+    info = backbone_info_for(tiny_config(fit="pad"))
     drawn = np.asarray(draw_crop(file.getvalue(), info, 32, 240))
     assert drawn.shape == (120, 240, 3)
     for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]):

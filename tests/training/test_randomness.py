@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_core.randomness import drawing_from, seeded, step_seed, stream
+from finetune_core.randomness import make_generator, step_seed, use_generator, use_seed
 from finetune_core.training import compute
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
@@ -33,14 +33,14 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(
         compute,
-        "stream",
-        lambda seed, kind="cpu": GeneratorOfAGPU(seed) if kind == "cuda" else stream(seed),
+        "make_generator",
+        lambda seed, kind="cpu": GeneratorOfAGPU(seed) if kind == "cuda" else make_generator(seed),
     )
     return own
 
 
 def network():
-    with seeded(1):
+    with use_seed(1):
         return nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 2))
 
 
@@ -82,19 +82,19 @@ def beside(held, work):
 
 def test_a_step_on_the_processor_does_not_wait_for_one_on_a_gpu(gpu):
     alone = step_weights(CPU)
-    assert torch.equal(beside(drawing_from(GeneratorOfAGPU()), lambda: step_weights(CPU)), alone)
+    assert torch.equal(beside(use_generator(GeneratorOfAGPU()), lambda: step_weights(CPU)), alone)
 
 
 def test_a_step_on_a_gpu_does_not_wait_for_one_on_the_processor(gpu):
     model = network()
-    assert beside(seeded(3), lambda: step_weights(CUDA, model)) is not None
+    assert beside(use_seed(3), lambda: step_weights(CUDA, model)) is not None
 
 
 def test_other_threads_can_draw_while_a_step_goes_backward(gpu):
     model, drawn = network(), []
 
     def draw():
-        with seeded(2):
+        with use_seed(2):
             drawn.append(torch.rand(3))
 
     def backward(_):
@@ -106,14 +106,14 @@ def test_other_threads_can_draw_while_a_step_goes_backward(gpu):
     model[0].weight.register_hook(backward)
     alone = step_weights(CPU)
     assert torch.equal(step_weights(CPU, model), alone)
-    with seeded(2):
+    with use_seed(2):
         assert torch.equal(drawn[0], torch.rand(3))
 
 
 @pytest.mark.parametrize("size", [2, 6])
 def test_a_step_draws_what_one_seeded_block_draws(size):
     model, expected = network(), network()
-    with seeded(5):
+    with use_seed(5):
         order = torch.randperm(6)
         for some in torch.ones(6, 4)[order].tensor_split(6 // size):
             (
@@ -149,17 +149,17 @@ def test_a_step_leaves_the_states_of_both_devices_as_they_were(gpu):
 def test_a_block_goes_on_where_the_last_one_stopped(gpu):
     numbers, found = GeneratorOfAGPU(4), []
     for _ in range(2):
-        with drawing_from(numbers):
+        with use_generator(numbers):
             found.append(torch.rand(2, generator=torch.Generator().set_state(gpu.get_state())))
             gpu.set_state(torch.Generator().manual_seed(9).get_state())
-    assert torch.equal(found[0], torch.rand(2, generator=stream(4)))
-    assert torch.equal(found[1], torch.rand(2, generator=stream(9)))
+    assert torch.equal(found[0], torch.rand(2, generator=make_generator(4)))
+    assert torch.equal(found[1], torch.rand(2, generator=make_generator(9)))
 
 
 def test_each_seed_and_step_of_a_run_drops_other_units():
     masks = []
     for seed in (0, 1, 2**31 - 1):
         for step in (0, 1, 100_000):
-            with seeded(step_seed(seed, step)):
+            with use_seed(step_seed(seed, step)):
                 masks.append(tuple(nn.functional.dropout(torch.ones(64), 0.5).tolist()))
     assert len(set(masks)) == 9

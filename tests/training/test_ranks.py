@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from finetune_core.data.threads import usable_cores
+from finetune_core.data.threads import count_usable_cores
 from finetune_core.errors import ConfigError
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE
@@ -22,10 +22,10 @@ from finetune_core.training.ranks import (
     ALONE,
     RankLost,
     Ranks,
-    launched,
-    meeting_point,
-    most_devices,
-    see_one_device,
+    max_devices,
+    read_torchrun_ranks,
+    rendezvous_file,
+    select_device,
 )
 from finetune_core.training.strategies import STRATEGIES
 from tests.factories import image_folder, shared_images, tiny_config, trained_run
@@ -181,7 +181,7 @@ def test_ranks_train_what_one_rank_does(name, together):
     alone = trained_run(make_config(name)).run_dir
     check_equal(task.folder, alone)
     ours = [event.to_json() for event in found]
-    theirs = EventLines(alone / EVENTS_FILE).new()
+    theirs = EventLines(alone / EVENTS_FILE).read_new()
     for kind, fields in EXACT.items():
         for field in fields:
             assert values(ours, kind, field) == values(theirs, kind, field), field
@@ -368,8 +368,8 @@ def test_ranks_compute_whole_batches_and_each_row_once(machines):
 def test_a_process_that_torchrun_has_not_started_is_alone(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "8")  # of another launcher
-    assert launched() is ALONE
-    assert ALONE.meet("word") == ["word"]
+    assert read_torchrun_ranks() is ALONE
+    assert ALONE.all_gather("word") == ["word"]
 
 
 @pytest.mark.parametrize(
@@ -387,9 +387,9 @@ def test_a_process_that_torchrun_has_not_started_is_alone(monkeypatch):
 )
 def test_gpus_are_those_that_cuda_shows(named, visible, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert most_devices() == (len(visible) or usable_cores())
+    assert max_devices() == (len(visible) or count_usable_cores())
     if visible:
-        see_one_device(len(visible) - 1, len(visible))
+        select_device(len(visible) - 1, len(visible))
         assert os.environ["CUDA_VISIBLE_DEVICES"] == visible[-1]
 
 
@@ -409,7 +409,7 @@ def test_only_errors_of_a_connection_mean_that_a_rank_is_lost(error, lost, monke
     ranks = Ranks(0, 2, 0, 2)
     monkeypatch.setattr(dist, "all_gather_object", fail)
     with pytest.raises(RankLost if lost else RuntimeError) as caught:
-        ranks.meet("word")
+        ranks.all_gather("word")
     assert str(error) in str(caught.value)
     assert isinstance(caught.value, RankLost) == lost
     assert ranks.broke_off
@@ -429,7 +429,7 @@ def test_the_meeting_point_of_a_killed_process_is_swept_where_it_has_a_name(tmp_
     (left / "new").mkdir(parents=True)
     (left / "lock").touch()
     os.utime(left, (0, 0))
-    with meeting_point() as place:
+    with rendezvous_file() as place:
         place.touch()
         assert not left.exists()
         (own,) = tmp_path.iterdir()

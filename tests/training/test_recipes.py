@@ -2,13 +2,13 @@
 
 import pytest
 
-from finetune_core.config import following_names, make_config
+from finetune_core.config import auto_setting_names, make_config
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.strategies import STRATEGIES
 
 
 def fill(num_images, auto=None, **settings):
-    config = make_config({"data": "any", "auto": following_names() if auto is None else auto})
+    config = make_config({"data": "any", "auto": auto_setting_names() if auto is None else auto})
     return fill_auto(config.model_copy(update=settings), num_images)
 
 
@@ -43,7 +43,7 @@ def test_too_few_images_to_see_a_plateau_are_trained_to_the_end():
 
 
 def test_warm_up_and_patience_follow_from_epochs_that_a_person_set():
-    auto = [name for name in following_names() if name != "epochs"]
+    auto = [name for name in auto_setting_names() if name != "epochs"]
     config = fill(100, auto=auto, epochs=200)
     assert (config.epochs, config.warmup_epochs, config.patience) == (200, 20, 133)
 

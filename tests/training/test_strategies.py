@@ -14,17 +14,17 @@ from finetune_core.runs.store import read_run
 from finetune_core.training import events, loop
 from finetune_core.training.checkpoints import LAST, load_tensors
 from finetune_core.training.exact_layers import keep_depthwise_exact
-from finetune_core.training.freezing import apply
+from finetune_core.training.freezing import apply_strategy
 from finetune_core.training.nearest import NearestNeighbours
 from finetune_core.training.parameter_groups import parameter_groups
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.stage_plan import (
     StagePlan,
     cut_index,
-    describe,
+    describe_stages,
+    describe_strategy,
     frozen_tensors,
-    plan,
-    stages_of,
+    plan_strategy,
     trainable_parameters,
 )
 from finetune_core.training.strategies import STRATEGIES
@@ -63,11 +63,11 @@ def check_training(tmp_path, monkeypatch, **settings):
     assert (run.status, run.judged) == ("finished", True)
     assert set(load_predictions(folder)["split"]) == {"val", "test"}
     network = audited[-1].network
-    start = "none" if settings["strategy"] == "from_scratch" else config.starts_from
+    start = "none" if settings["strategy"] == "from_scratch" else config.initial_weights
     before = build_network(TINY_BACKBONE, start, 3, config.seed, 32).model.state_dict()
     now = network.model.state_dict()
     frozen = 0
-    for stage, planned in zip(network.stages, plan(config, network.stages), strict=True):
+    for stage, planned in zip(network.stages, plan_strategy(config, network.stages), strict=True):
         if stage.name == "head" and isinstance(network.head_layers[0], NearestNeighbours):
             continue  # stored features in the place of the head
         kept = set(frozen_tensors(planned, stage))
@@ -108,7 +108,7 @@ def test_every_strategy_learns_colours_from_pretrained_weights(strategy, tmp_pat
 
 def strategy_of(name, backbone="resnet18", **settings):
     config = make_config({"data": "x", "backbone": backbone, "strategy": name} | settings)
-    return plan(config, network_stages(backbone, 3))
+    return plan_strategy(config, network_stages(backbone, 3))
 
 
 def training_stages(strategy):
@@ -221,7 +221,7 @@ def two(frozen=True, thaw_epoch=1, batchnorm="frozen", rate=1.0):
 
 def test_frozen_stage_has_no_gradients_and_stays_in_eval_while_the_model_trains():
     model = Two()
-    apply(two(), TWO_STAGES, model, epoch=1)
+    apply_strategy(two(), TWO_STAGES, model, epoch=1)
     assert model.training
     assert model.head.training
     assert not any(module.training for module in model.a.modules())
@@ -235,7 +235,7 @@ def test_frozen_stage_has_no_gradients_and_stays_in_eval_while_the_model_trains(
 )
 def test_batchnorm_modes_of_a_frozen_stage(mode, statistics_move, affine_trains):
     model = Two()
-    apply(two(batchnorm=mode), TWO_STAGES, model, epoch=1)
+    apply_strategy(two(batchnorm=mode), TWO_STAGES, model, epoch=1)
     before = model.a[1].running_mean.clone()
     model.a(torch.randn(8, 3, 4, 4) + 3)
     assert (not torch.equal(before, model.a[1].running_mean)) == statistics_move
@@ -248,7 +248,7 @@ def test_a_stage_thaws_at_its_epoch_and_not_before():
     model = Two()
     strategy = two(frozen=False, thaw_epoch=3, batchnorm="train")
     for epoch, trains in ((2, False), (3, True)):
-        apply(strategy, TWO_STAGES, model, epoch)
+        apply_strategy(strategy, TWO_STAGES, model, epoch)
         assert model.a.training == trains
         assert {parameter.requires_grad for parameter in model.a.parameters()} == {trains}
 
@@ -277,7 +277,7 @@ def test_weight_decay_spares_norms_and_biases():
 
 
 def test_description_is_what_pages_draw():
-    rows = describe(two(), TWO_STAGES)
+    rows = describe_strategy(two(), TWO_STAGES)
     assert rows[0] == {
         "name": "a",
         "parameters": 24,
@@ -298,10 +298,10 @@ def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_on
         "create_on_meta",
         lambda *args, **kwargs: built.append(args) or real(*args, **kwargs),
     )
-    networks._structure.cache_clear()
+    networks._load_structure.cache_clear()
     for strategy in ("last_block", "prototypes"):
         settings = {"backbone": name, "image_size": side, "strategy": strategy, "weights": "none"}
-        stages = stages_of(make_config({"data": "x"} | settings), 3)
+        stages = describe_stages(make_config({"data": "x"} | settings), 3)
     network = build_network(name, "none", 3, 0, side)
     assert [stage.name for stage in stages] == [stage.name for stage in network.stages]
     assert len(stages) < len(network_stages(name, 3))  # at its own size it has more
@@ -325,7 +325,9 @@ def test_depthwise_convolutions_that_train_run_in_fp32_under_autocast():
 
 def test_stages_are_what_they_were_until_they_thaw(tmp_path):
     config = tiny_config(strategy="linear_probe_then_full", epochs=2, thaw_every=1)
-    before = build_network(TINY_BACKBONE, config.starts_from, 3, config.seed, 32).model.state_dict()
+    before = build_network(
+        TINY_BACKBONE, config.initial_weights, 3, config.seed, 32
+    ).model.state_dict()
     _, training = fit_until(config, tmp_path, ends_epoch(2))  # what is kept is of the first epoch
     kept, _ = load_tensors(tmp_path, LAST)
     changed = {

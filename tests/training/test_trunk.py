@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from finetune_core import paths
 from finetune_core.data.rowcache import CACHE
-from finetune_core.models.partition import CannotSplit
+from finetune_core.models.partition import SplitError
 from finetune_core.training import events, trunk
 from finetune_core.training.loop import fit
 from finetune_core.training.predictions import load_predictions
@@ -148,7 +148,7 @@ def test_activations_that_are_driven_out_before_they_are_used_are_computed_again
         if isinstance(event, events.Progress) and event.phase not in phases:
             phases.append(event.phase)
             if event.phase == "decode":
-                assert CACHE.place_for(10**9, "another session's") == "memory"
+                assert CACHE.make_room(10**9, "another session's") == "memory"
     assert event.best_epoch
     assert phases[:3] == ["index", "decode", "trunk"]
 
@@ -165,7 +165,7 @@ def test_activations_that_are_driven_out_while_they_are_used_stay_readable(
     evicted = False
     for event in fit(config(images, strategy="feature_extraction"), tmp_path / "deep"):
         if isinstance(event, events.Progress) and event.phase == "trunk" and not evicted:
-            CACHE.place_for(10**9, "another session's")
+            CACHE.make_room(10**9, "another session's")
             evicted = True
         if isinstance(event, events.RunStarted):
             cache = event.cache
@@ -230,7 +230,7 @@ def test_on_disk_or_without_any_room_the_results_are_the_same(tmp_path, monkeypa
 
 def test_a_network_that_cannot_be_cut_trains_uncached_and_says_why(tmp_path, monkeypatch):
     def refuse(_network):
-        raise CannotSplit("its structure cannot be traced (TraceError)")
+        raise SplitError("its structure cannot be traced (TraceError)")
 
     monkeypatch.setattr("finetune_core.training.prepare.split_network", refuse)
     emitted, _ = run(config(), tmp_path / "run")

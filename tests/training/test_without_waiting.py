@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from finetune_core.errors import TrainingError
 from finetune_core.models.catalogue import PACKAGED
-from finetune_core.randomness import stream
+from finetune_core.randomness import make_generator
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
@@ -31,7 +31,7 @@ from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.training_state import TrainingState
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import tiny_config
 
 aten = torch.ops.aten
@@ -99,7 +99,7 @@ def meta_trains(monkeypatch):
     torch has no generator for it, allows fused optimizers on real devices only, and has no shape
     function for SGD's.
     """
-    monkeypatch.setattr(compute, "stream", lambda seed, kind="cpu": stream(seed))
+    monkeypatch.setattr(compute, "make_generator", lambda seed, kind="cpu": make_generator(seed))
     monkeypatch.setattr(
         import_module("torch.optim.optimizer"),
         "_get_fused_kernels_supported_devices",
@@ -139,7 +139,7 @@ def last_epoch(job, folder):
 
 def on_meta(job, precision):
     device = Device("meta", "no device", precision)
-    device.hold(job.network.model)
+    device.move_module(job.network.model)
     source = (
         replace(job.source, device=device) if isinstance(job.source, TrainingImages) else job.source
     )
@@ -148,7 +148,7 @@ def on_meta(job, precision):
 
 def steps_on_meta(settings, folder, monkeypatch, precision="fp32"):
     """Return an epoch's steps on ``meta``, which are there to be read at its end."""
-    job = on_meta(drained(prepare(settings))[1], precision)
+    job = on_meta(drain(prepare(settings))[1], precision)
     waiting = []
     monkeypatch.setattr(loop, "seconds_between_reads", lambda device: math.inf)
     monkeypatch.setattr(loop, "read_back", lambda steps, ranks: waiting.extend(steps) or iter(()))
@@ -234,7 +234,7 @@ def test_nothing_is_waited_for_between_two_reads(
 ):
     settings = config(strategy=strategy, optimizer=optimizer, **EVERYTHING)
     waits = Waits()
-    job = drained(prepare(settings))[1]
+    job = drain(prepare(settings))[1]
     _, training = last_epoch(
         replace(job, device=replace(job.device, precision=precision)), tmp_path
     )
@@ -318,7 +318,7 @@ def test_a_stop_among_steps_that_were_read_together_comes_after_them(
     list(execute(reopen_run(reservation.run_dir)))
     rows = [
         row
-        for row in EventLines(reservation.run_dir / EVENTS_FILE).new()
+        for row in EventLines(reservation.run_dir / EVENTS_FILE).read_new()
         if row["event"] == "StepEnded"
     ]
     assert [(row["epoch"], row["step"]) for row in rows] == [

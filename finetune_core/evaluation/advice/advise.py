@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from finetune_core.config import RunConfig
-from finetune_core.data.dataset import Dataset, sides
+from finetune_core.data.dataset import Dataset, assign_units
 from finetune_core.errors import ConfigError, FinetuneError, explain_memory_errors
 from finetune_core.evaluation.advice.probes import (
     TIMED,
@@ -18,11 +18,11 @@ from finetune_core.evaluation.advice.probes import (
     sample_training_images,
 )
 from finetune_core.evaluation.advice.proposal import Proposal, propose_networks
-from finetune_core.evaluation.advice.ranking import Candidate, best_stages, ranked
-from finetune_core.formatting import duration, number, percent, things
+from finetune_core.evaluation.advice.ranking import Candidate, best_stages, rank_candidates
+from finetune_core.formatting import format_duration, format_number, format_percent, pluralize
 from finetune_core.markup import paragraphs, table
-from finetune_core.runs.design import design
-from finetune_core.training.logistic import MOST_CHOSEN_ON, probe_folds
+from finetune_core.runs.design import design_runs
+from finetune_core.training.logistic import MOST_CHOSEN_ON, split_probe_folds
 from finetune_core.training.prepare import check_classes
 from finetune_core.training.strategies import BASELINE, STRATEGIES
 from finetune_core.work import Work, with_subject
@@ -73,13 +73,14 @@ class Advice:
         images = self.candidates[0].images if self.candidates else self.images
         groups = self.candidates[0].groups if self.candidates else images
         copies = (
-            f" Near-duplicates and groups count once: {number(groups)} of {number(images)} images."
+            f" Near-duplicates and groups count once: {format_number(groups)} of "
+            f"{format_number(images)} images."
             if groups < images
             else ""
         )
         return (
-            f"Linear probes on the frozen features of {things(len(self.networks), 'network')}, "
-            f"cross-validated in {self.folds} folds of {things(self.images, 'training image')}; "
+            f"Linear probes on the frozen features of {pluralize(len(self.networks), 'network')}, "
+            f"cross-validated in {self.folds} folds of {pluralize(self.images, 'training image')}; "
             f"validation and test images are not used.{copies} The 95 % intervals hold for all "
             "stages together, the best one included."
         )
@@ -183,7 +184,9 @@ def advise(
     _check_arguments(names, images, budget)
     check_classes(dataset)
     sample = sample_training_images(dataset, images, base.seed)
-    folds = probe_folds(sample.table["label"].to_numpy(), sides(sample.table), base.seed)
+    folds = split_probe_folds(
+        sample.table["label"].to_numpy(), assign_units(sample.table), base.seed
+    )
     networks: list[NetworkProbes] = []
     failed: list[Failed] = []
     for place, name in enumerate(names, 1):
@@ -196,14 +199,14 @@ def advise(
             failed.append(Failed(name, ". ".join(error.problems.values())))
         except FinetuneError as error:
             failed.append(Failed(name, str(error)))
-    candidates = ranked(networks)
+    candidates = rank_candidates(networks)
     suggested = propose_networks(candidates, networks, 60 * budget)
     return Advice(
         len(sample.table), len(folds), budget, candidates, tuple(networks), suggested, tuple(failed)
     )
 
 
-def comparison_of(
+def make_comparison_configs(
     suggested: Sequence[Proposal],
     base: RunConfig,
     seeds: Sequence[int],
@@ -217,7 +220,7 @@ def comparison_of(
         suggested: the proposals.
         base: all other settings.
         seeds: one run per strategy and seed.
-        num_images: number of training images, passed on to ``design``.
+        num_images: number of training images, passed on to ``design_runs``.
 
     Raises:
         ConfigError: if a config cannot be used.
@@ -225,7 +228,7 @@ def comparison_of(
     configs: list[RunConfig] = []
     for proposal in suggested:
         own = make_run_config(base, proposal.backbone, proposal.image_size, proposal.strategy)
-        configs += design(own, [proposal.strategy, BASELINE], seeds, num_images=num_images)
+        configs += design_runs(own, [proposal.strategy, BASELINE], seeds, num_images=num_images)
     return configs
 
 
@@ -234,7 +237,9 @@ def _check_arguments(names: Sequence[str], images: int, budget: float) -> None:
     if not names:
         problems["backbones"] = "name at least one; none has its weights on this machine"
     if not FEWEST <= images <= MOST:
-        problems["images"] = f"must be {number(FEWEST)} to {number(MOST)}, not {number(images)}"
+        problems["images"] = (
+            f"must be {format_number(FEWEST)} to {format_number(MOST)}, not {format_number(images)}"
+        )
     if not 0 < budget < float("inf"):
         problems["budget"] = f"must be minutes, more than 0, not {budget:g}"
     if problems:
@@ -256,11 +261,11 @@ def _row(index: int, candidate: Candidate) -> list[str]:
     return [
         candidate.backbone,
         candidate.stage,
-        percent(candidate.accuracy),
+        format_percent(candidate.accuracy),
         candidate.interval,
         standing if index else "best",
     ]
 
 
 def _format_seconds(forecast: float | None) -> str:
-    return "not timed" if forecast is None else duration(forecast)
+    return "not timed" if forecast is None else format_duration(forecast)

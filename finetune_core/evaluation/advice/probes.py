@@ -6,20 +6,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from finetune_core.config import RunConfig, make_config, setting_of
-from finetune_core.data.dataset import Dataset, sides
+from finetune_core.config import RunConfig, get_setting, make_config
+from finetune_core.data.dataset import Dataset, assign_units
 from finetune_core.data.splits import TRAIN
 from finetune_core.inspection.features import Features, compute_features
-from finetune_core.models.catalogue import backbone_info, usual_image_size
+from finetune_core.models.catalogue import backbone_info, default_image_size
 from finetune_core.models.network import check_image_size, network_stages
 from finetune_core.models.weights import PRETRAINED, download, fetch_description
-from finetune_core.training.batches import sample_keys, subset
-from finetune_core.training.forecast import comparable, expected
-from finetune_core.training.logistic import held_out_right
+from finetune_core.training.batches import sample_keys, take_subset
+from finetune_core.training.forecast import forecast_run, list_comparable_configs
+from finetune_core.training.logistic import cross_validate_probe
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, STRATEGIES
 from finetune_core.training.timing import calibrate
-from finetune_core.work import Step, Work, as_step, in_phase
+from finetune_core.work import Step, Work, with_fixed_step, with_phase
 
 TIMED = tuple(name for name, strategy in STRATEGIES.items() if strategy.classic or name == BASELINE)
 
@@ -65,7 +65,7 @@ def sample_training_images(dataset: Dataset, images: int, seed: int) -> Dataset:
     table = dataset.table
     rows = np.flatnonzero(table["split"] == TRAIN)
     labels, keys = table["label"].to_numpy(), sample_keys(table["id"])
-    sample = subset(rows, labels, keys, images / len(rows), seed)
+    sample = take_subset(rows, labels, keys, images / len(rows), seed)
     # The sample may be too large: shares are rounded, and no class is left out.
     if len(sample) > images:
         sample = np.sort(np.random.default_rng(seed).choice(sample, images, replace=False))
@@ -95,14 +95,14 @@ def probe_network(
         FinetuneError: if the weights cannot be had, or the network cannot be cut or cannot take
             these images.
     """
-    yield from in_phase("download", fetch_description(backbone))
+    yield from with_phase("download", fetch_description(backbone))
     info = backbone_info(backbone)
     config = make_run_config(
-        base, backbone, usual_image_size(backbone) if own_size else base.image_size
+        base, backbone, default_image_size(backbone) if own_size else base.image_size
     )
     check_image_size(backbone, config.image_size)  # before anything is downloaded
-    if not info.ready:
-        yield from in_phase("download", download(info))
+    if not info.is_ready:
+        yield from with_phase("download", download(info))
     features = yield from compute_features(sample, backbone, config.image_size, config.fit)
     right = yield from _evaluate_probes(features, sample, config.seed)
     after, forecasts = yield from _forecast_training(config, dataset, features.stages)
@@ -112,7 +112,7 @@ def probe_network(
         config.image_size,
         info.top1,
         images["id"].to_numpy(),
-        sides(images),
+        assign_units(images),
         features.stages,
         right,
         after,
@@ -129,21 +129,23 @@ def make_run_config(
     belong to its strategy are left out, because they may name stages of another network.
     """
     network = {"backbone": backbone, "weights": PRETRAINED, "from_run": None}
-    inputs = {name: setting_of(name).default for name in base.input_settings} | {
+    inputs = {name: get_setting(name).default for name in base.input_settings} | {
         "image_size": image_size,
         "fit": base.fit,
     }
-    return make_config(base.model_dump() | base.for_strategy(strategy) | network | inputs)
+    return make_config(base.model_dump() | base.strategy_changes(strategy) | network | inputs)
 
 
 def _evaluate_probes(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray]:
     table = sample.table.iloc[features.rows]
-    labels, sets = torch.tensor(table["label"].to_numpy()), sides(table)
+    labels, sets = torch.tensor(table["label"].to_numpy()), assign_units(table)
     correct = []
     for done, values in enumerate(features.by_stage):
         step = Step(done, len(features.stages), "probe")
-        fitting = held_out_right(torch.from_numpy(values), labels, sets, len(sample.classes), seed)
-        correct.append((yield from as_step(step, fitting)))
+        fitting = cross_validate_probe(
+            torch.from_numpy(values), labels, sets, len(sample.classes), seed
+        )
+        correct.append((yield from with_fixed_step(step, fitting)))
     return np.stack(correct)
 
 
@@ -160,13 +162,13 @@ def _forecast_training(
     ]
     strategies_configs = [
         candidate
-        for candidate in comparable(config, dataset.split_counts.get(TRAIN, 0))
+        for candidate in list_comparable_configs(config, dataset.split_counts.get(TRAIN, 0))
         if candidate.strategy in TIMED
     ]
-    yield from in_phase("timing", calibrate([*strategies_configs, *cuts], dataset, book))
+    yield from with_phase("timing", calibrate([*strategies_configs, *cuts], dataset, book))
 
     def forecast_seconds(config: RunConfig) -> float | None:
-        forecast = expected(config, dataset, book)
+        forecast = forecast_run(config, dataset, book)
         return forecast.seconds if forecast else None
 
     forecasts = {

@@ -11,7 +11,7 @@ from typing import Literal
 from finetune_core.config.run_config import StrategyName
 from finetune_core.evaluation.advice.probes import NetworkProbes
 from finetune_core.evaluation.advice.ranking import Candidate, best_stages
-from finetune_core.formatting import duration, percent
+from finetune_core.formatting import format_duration, format_percent
 
 STRATEGY: StrategyName = "last_block"  # the proposals are fine-tuned with it
 
@@ -65,7 +65,7 @@ def _propose_best_probe(
 ) -> Proposal:
     best = leaders[0]
     reason = (
-        f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval "
+        f"The best probe: {format_percent(best.accuracy)} of the held-out images (95 % interval "
         f"{best.interval}, corrected for choosing the best), on the features of {best.stage}."
     )
     alike = [candidate.backbone for candidate in leaders[1:] if candidate.like_best]
@@ -73,7 +73,10 @@ def _propose_best_probe(
         reason += f" Not distinguishable from {_join_names(alike)}."
     seconds = network.forecasts.get(STRATEGY)
     if seconds is not None and seconds > budget:
-        reason += f" Its forecast, {duration(seconds)}, is above the budget of {budget / 60:g} min."
+        reason += (
+            f" Its forecast, {format_duration(seconds)}, is above the budget of {budget / 60:g} "
+            "min."
+        )
     return Proposal(network.backbone, network.image_size, STRATEGY, "probe", reason, seconds)
 
 

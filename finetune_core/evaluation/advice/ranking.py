@@ -12,7 +12,7 @@ import numpy as np
 from finetune_core.evaluation.advice.probes import NetworkProbes
 from finetune_core.evaluation.advice.simultaneous import simultaneous_intervals
 from finetune_core.evaluation.comparison.paired import LEVEL, bootstrap, holm, sign_flip_p
-from finetune_core.formatting import percent
+from finetune_core.formatting import format_percent
 from finetune_core.inspection.clusters import cluster_sums
 
 
@@ -54,10 +54,10 @@ class Candidate:
     @property
     def interval(self) -> str:
         """The 95 % interval as text: ``93.0 to 97.1 %``."""
-        return f"{percent(self.ci_low).removesuffix(' %')} to {percent(self.ci_high)}"
+        return f"{format_percent(self.ci_low).removesuffix(' %')} to {format_percent(self.ci_high)}"
 
 
-def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
+def rank_candidates(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:
     """Rank every stage of every network by accuracy on the images that all networks could read.
 
     Ties are broken by the forecast time, the shortest first.

@@ -10,11 +10,11 @@ from finetune_core.evaluation.comparison.costs import Cost, Depth
 from finetune_core.evaluation.comparison.measures import Measure
 from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.formatting import percent, things
+from finetune_core.formatting import format_percent, pluralize
 from finetune_core.runs.convergence import UNKNOWN, Convergence
-from finetune_core.runs.design import depends_on_seed, settings_without_effect
+from finetune_core.runs.design import depends_on_seed, find_ineffective_settings
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import run_kind
+from finetune_core.training.strategies import describe_run_kind
 
 STRATEGY_FIELDS = ("strategy", "cut", "stage_rates", "features_from", "lora_from", "averaged")
 
@@ -98,7 +98,7 @@ class Arm:
         return self.convergence.converged is False
 
 
-def best_first(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
+def sort_by_score(arms: Sequence[Arm]) -> list[tuple[int, Arm]]:
     """Return the arms with their indices, sorted by their score."""
     return sorted(enumerate(arms), key=lambda entry: -entry[1].rank)
 
@@ -132,7 +132,9 @@ def describe_ending(run: Run) -> str | None:
     """
     if run.status == "finished":
         return None
-    return f"{run.status} after {len(run.history.epochs)} of {things(run.config.epochs, 'epoch')}"
+    return (
+        f"{run.status} after {len(run.history.epochs)} of {pluralize(run.config.epochs, 'epoch')}"
+    )
 
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
@@ -157,7 +159,7 @@ def append_endings(titles: Sequence[str], endings: Sequence[str | None]) -> list
     ]
 
 
-def arm_order(config: RunConfig, depth: Depth) -> tuple[str, float, int]:
+def arm_sort_key(config: RunConfig, depth: Depth) -> tuple[str, float, int]:
     """Return the sort key of an arm; the place of an arm determines its colour and symbol."""
     return config.backbone, config.train_fraction, depth.trained_stages
 
@@ -181,7 +183,7 @@ def arm_titles(configs: Sequence[RunConfig]) -> list[str]:
 
 
 def _strategy_title(config: RunConfig) -> str:
-    title = run_kind(config)
+    title = describe_run_kind(config)
     if config.is_ensemble:
         return title
     if config.cut is not None:
@@ -212,7 +214,7 @@ def _format_setting(name: str, value: Any) -> str:
     if name == "backbone":
         return str(value)
     if name == "train_fraction":
-        return f"{percent(value, 0 if value >= 0.01 else 1)} of the data"
+        return f"{format_percent(value, 0 if value >= 0.01 else 1)} of the data"
     if name == "from_run":
         return f"from run {Path(value).name}" if value else "from no run"
     if name == "edits":
@@ -234,7 +236,7 @@ def find_differing_settings(configs: Sequence[RunConfig]) -> list[str]:
     """
 
     def differs(name: str) -> bool:
-        obeying = [config for config in configs if name not in settings_without_effect(config)]
+        obeying = [config for config in configs if name not in find_ineffective_settings(config)]
         values = {str(getattr(config, name)) for config in obeying}
         return len(values) > 1 and not all(name in config.auto for config in obeying)
 

@@ -10,7 +10,7 @@ from finetune_core.evaluation.comparison.measures import Measure
 from finetune_core.evaluation.comparison.pair_text import describe_pair
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.runs.store import summary
+from finetune_core.runs.store import summarize_run
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _run_json(arm: Arm, member: Member) -> dict[str, Any]:
         "learning_rate": member.run.config.learning_rate,
     }
     return (
-        summary(member.run)
+        summarize_run(member.run)
         | seed
         | _interval_json(member.accuracy)
         | _score_json(arm.measure, member.score)

@@ -19,7 +19,7 @@ from finetune_core.evaluation.comparison.arms import (
     ArmVerdict,
     Member,
     append_endings,
-    arm_order,
+    arm_sort_key,
     arm_titles,
     describe_ending,
     find_differing_settings,
@@ -32,15 +32,19 @@ from finetune_core.evaluation.comparison.details import (
     list_notes,
 )
 from finetune_core.evaluation.comparison.ensemble import ensemble_score
-from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
+from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, get_measure
 from finetune_core.evaluation.comparison.optimism import selection_optimism
 from finetune_core.evaluation.comparison.orderings import find_contradictions
 from finetune_core.evaluation.comparison.pair_text import quote
-from finetune_core.evaluation.comparison.paired import Answers, answers, measured
+from finetune_core.evaluation.comparison.paired import (
+    ArmPredictions,
+    summarise_accuracy,
+    summarise_measure,
+)
 from finetune_core.evaluation.comparison.pairs import (
     Pair,
     compare_pairs,
-    known_variances,
+    pool_seed_variances,
 )
 from finetune_core.evaluation.comparison.same_images import check_same_classes, check_same_images
 from finetune_core.evaluation.comparison.strategies import (
@@ -48,20 +52,20 @@ from finetune_core.evaluation.comparison.strategies import (
     Interval,
     SeedVariance,
     accuracy_interval,
+    estimate_seed_variances,
     measure_interval,
-    seed_variances,
 )
 from finetune_core.evaluation.comparison.tables import Images, Key, load_table, make_key
 from finetune_core.evaluation.comparison.verdicts import Verdict, metric_text, state_verdict
 from finetune_core.evaluation.reference_points import majority_class
-from finetune_core.evaluation.single_run.corruptions import Corrupted
-from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.evaluation.single_run.corruptions import CorruptedSplit
+from finetune_core.evaluation.single_run.metrics import stack_logits
 from finetune_core.evaluation.single_run.scores import resamples_for
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.runs.convergence import Convergence, judge_together
-from finetune_core.runs.design import arm_of, depends_on_seed, run_of
+from finetune_core.runs.design import arm_key, depends_on_seed, run_key
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import count_epochs
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         return (
-            f"<Comparison of {len(self.arms)} on {things(self.images, f'{self.split} image')}: "
+            f"<Comparison of {len(self.arms)} on {pluralize(self.images, f'{self.split} image')}: "
             f"{self.verdict}>"
         )
 
@@ -187,7 +191,7 @@ def compare_runs(
         RunError: if a run has no predictions, the class lists differ, or the runs were not
             evaluated on the same images.
     """
-    metric = measure_of(measure)
+    metric = get_measure(measure)
     if not runs:
         raise RunError("There is no run to compare.")
     if early := [run.run_id for run in runs if not run.history.has_predictions]:
@@ -210,10 +214,10 @@ def compare_runs(
     summaries = _summarise_arms(metric, by_arm, split)
     finished = [describe_ending(group[0]) is None for group in grouped]
     alike = [
-        ended and epochs_of(group[0].config) > 0
+        ended and count_epochs(group[0].config) > 0
         for ended, group in zip(finished, grouped, strict=True)
     ]
-    variances = known_variances(summaries, alike)
+    variances = pool_seed_variances(summaries, alike)
     ensembles = _score_ensembles(metric, by_arm, split)
     convergence = _judge_convergence(grouped)
     arms = tuple(
@@ -255,7 +259,7 @@ def compare_runs(
         verdict,
         "" if undertrained else describe_baselines(arms, pairs),
         ()
-        if undertrained or isinstance(on, Corrupted)
+        if undertrained or isinstance(on, CorruptedSplit)
         else find_contradictions(arms, pairs, split),
         arm_verdicts,
         notes,
@@ -281,11 +285,11 @@ def _group_runs(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
     """
     groups: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
-        groups.setdefault((arm_of(run.config), describe_ending(run)), []).append(run)
+        groups.setdefault((arm_key(run.config), describe_ending(run)), []).append(run)
     grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
     grouped.sort(
         key=lambda group: (
-            arm_order(group[0].config, run_depth(group[0])),
+            arm_sort_key(group[0].config, run_depth(group[0])),
             describe_ending(group[0]) or "",
         )
     )
@@ -330,7 +334,7 @@ def _drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """
     latest: dict[tuple[str, str | None], Run] = {}
     for run in sorted(runs, key=lambda run: run.run_id):
-        latest[run_of(run.config), describe_ending(run)] = run
+        latest[run_key(run.config), describe_ending(run)] = run
     kept = {run.run_dir for run in latest.values()}
     return [run for run in runs if run.run_dir in kept], [
         run.run_id for run in runs if run.run_dir not in kept
@@ -340,11 +344,11 @@ def _drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 @lru_cache(maxsize=16)  # a page asks again whenever it is redrawn
 def _summarise_arms(
     measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str
-) -> list[Answers]:
+) -> list[ArmPredictions]:
     tables = [[load_table(run) for run in arm] for arm in arms]
     tables = [[table[table["split"] == split] for table in arm] for arm in tables]
-    logits = [np.stack([logits_of(table) for table in arm]) for arm in tables]
-    return measured(measure, tables[0][0]["label"].to_numpy(), logits)
+    logits = [np.stack([stack_logits(table) for table in arm]) for arm in tables]
+    return summarise_measure(measure, tables[0][0]["label"].to_numpy(), logits)
 
 
 @lru_cache(maxsize=16)
@@ -355,7 +359,7 @@ def _score_ensembles(
     scores: list[Interval | None] = []
     for arm in arms:
         tables = [table[table["split"] == split] for table in map(load_table, arm)]
-        logits = np.stack([logits_of(table) for table in tables])
+        logits = np.stack([stack_logits(table) for table in tables])
         scores.append(
             ensemble_score(measure, tables[0]["label"].to_numpy(), logits) if len(arm) > 1 else None
         )
@@ -372,7 +376,7 @@ def _estimate_optimism(measure: Measure, arms: tuple[tuple[Key, ...], ...], spli
 def _make_arm(
     title: str,
     group: Sequence[Run],
-    answered: Answers,
+    answered: ArmPredictions,
     variance: SeedVariance | None,
     runs: Sequence[Run],
 ) -> Arm:
@@ -380,7 +384,7 @@ def _make_arm(
     members = tuple(
         Member(
             run,
-            accuracy_interval(answers(answered.correct[index : index + 1]), None),
+            accuracy_interval(summarise_accuracy(answered.correct[index : index + 1]), None),
             measure_interval(answered.select_network(index), None),
             run_cost(run, rate),
         )
@@ -390,7 +394,9 @@ def _make_arm(
     costs = usual_cost([member.cost for member in members])
     score = measure_interval(answered, variance)
     accuracy = (
-        score if answered.measure is ACCURACY else _pooled_accuracy(answers(answered.correct))
+        score
+        if answered.measure is ACCURACY
+        else _pooled_accuracy(summarise_accuracy(answered.correct))
     )
     return Arm(
         title,
@@ -406,5 +412,5 @@ def _make_arm(
     )
 
 
-def _pooled_accuracy(answered: Answers) -> Interval:
-    return accuracy_interval(answered, seed_variances([answered])[0])
+def _pooled_accuracy(answered: ArmPredictions) -> Interval:
+    return accuracy_interval(answered, estimate_seed_variances([answered])[0])

@@ -8,11 +8,11 @@ from typing import Any
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import RunError
-from finetune_core.files import regular_file
+from finetune_core.files import stat_regular
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
 from finetune_core.training.networks import member_folders
-from finetune_core.training.stage_plan import stages_of
+from finetune_core.training.stage_plan import describe_stages
 from finetune_core.training.strategies import STRATEGIES
 
 
@@ -66,7 +66,10 @@ def run_cost(run: Run, rate: float | None = None) -> Cost:
     history, started = run.history, run.started
     seconds = (history.end or {}).get("seconds") or timeline(run)[-1]["seconds"]
     counts, cache = started["counts"], started["cache"]
-    measured = [*history.epochs, *([history.done_at_once] if history.done_at_once else [])]
+    measured = [
+        *history.epochs,
+        *([history.result_without_epochs] if history.result_without_epochs else []),
+    ]
     passed = len(history.epochs) * (counts["train"] + counts["val"])
     return Cost(
         seconds,
@@ -88,7 +91,7 @@ def disk_bytes(run: Run) -> int:
     if run.config.is_ensemble:
         with suppress(RunError):  # the folder of its networks is a link
             folders += member_folders(run.config, run.run_dir)
-    files = [regular_file(checkpoint_path(folder, BEST)) for folder in folders]
+    files = [stat_regular(checkpoint_path(folder, BEST)) for folder in folders]
     return sum(file.st_size for file in files if file)
 
 
@@ -149,7 +152,7 @@ def timeline(run: Run) -> list[dict[str, Any]]:
     return [row | {"seconds": row["seconds"] + before} for row in run.history.epochs]
 
 
-def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
+def config_depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
     """Return the depth of a config's cut.
 
     Args:
@@ -159,7 +162,7 @@ def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
     Raises:
         ConfigError: if the strategy does not fit the backbone.
     """
-    names = names or [stage.name for stage in stages_of(config)]
+    names = names or [stage.name for stage in describe_stages(config)]
     rules = STRATEGIES[config.strategy].rules(config, names)
     first = next(index for index, rule in enumerate(rules) if rule.rate > 0)
     return Depth(
@@ -171,4 +174,4 @@ def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
 
 def run_depth(run: Run) -> Depth:
     """Return the depth of a run that has started."""
-    return depth(run.config, [stage["name"] for stage in run.started["stages"]])
+    return config_depth(run.config, [stage["name"] for stage in run.started["stages"]])

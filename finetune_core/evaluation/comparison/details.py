@@ -16,9 +16,9 @@ from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.pairs import Pair
 from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
-from finetune_core.formatting import duration
-from finetune_core.runs.design import depends_on_seed, features_of, is_baseline
-from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
+from finetune_core.formatting import format_duration
+from finetune_core.runs.design import depends_on_seed, features_key, is_baseline
+from finetune_core.training.strategies import BASELINE, STRATEGIES, count_epochs
 
 
 def describe_baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
@@ -29,11 +29,11 @@ def describe_baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
     """
     sentences = []
     for index, probe in enumerate(arms):
-        alike = features_of(probe.config)
+        alike = features_key(probe.config)
         trained = [
             place
             for place, arm in enumerate(arms)
-            if epochs_of(arm.config) and features_of(arm.config) == alike
+            if count_epochs(arm.config) and features_key(arm.config) == alike
         ]
         if is_baseline(probe.config) and trained:
             sentences.append(_describe_baseline(arms, pairs, index, trained))
@@ -58,7 +58,7 @@ def _describe_baseline(
         probe = "the linear probe" if plain else quote(arms[index].title)
         by = f"{pair.measure.size(gains[best])} {pair.measure.unit}"
         return f"{of_models}{quote(arms[best].title)} beats {probe} by {by}."
-    took = duration(arms[index].cost.seconds)
+    took = format_duration(arms[index].cost.seconds)
     probe = "a linear probe that" if plain else f"{quote(arms[index].title)}, which"
     alike = [place for place in trained if not between[place].widest.different]
     if not alike:
@@ -102,7 +102,7 @@ def list_notes(
 ) -> tuple[str, ...]:
     """List the limits of the numbers, a sentence each."""
     notes = []
-    if split == VAL and any(epochs_of(arm.config) for arm in arms):
+    if split == VAL and any(count_epochs(arm.config) for arm in arms):
         notes.append(
             "Each run's best epoch was chosen on these validation images, so all numbers are a "
             "little optimistic."

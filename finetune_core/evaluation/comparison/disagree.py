@@ -7,7 +7,7 @@ import pandas as pd
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.single_run.evaluate import evaluation, predicted_splits
+from finetune_core.evaluation.single_run.evaluate import evaluation, list_predicted_splits
 from finetune_core.runs.store import Run
 
 
@@ -41,7 +41,7 @@ class Disagreement:
         return len(self.only_a) + len(self.only_b) + self.both + self.neither
 
 
-def disagreement(run_a: Run, run_b: Run) -> Disagreement:
+def find_disagreements(run_a: Run, run_b: Run) -> Disagreement:
     """Join the predictions of two runs image by image.
 
     Raises:
@@ -49,7 +49,7 @@ def disagreement(run_a: Run, run_b: Run) -> Disagreement:
             evaluated on the same images.
     """
     compare_runs([run_a, run_b])  # raises if classes or images differ
-    split = TEST if all(TEST in predicted_splits(run) for run in (run_a, run_b)) else VAL
+    split = TEST if all(TEST in list_predicted_splits(run) for run in (run_a, run_b)) else VAL
     a, b = evaluation(run_a, split), evaluation(run_b, split)
     table = _select_columns(a.predictions).merge(
         _select_columns(b.predictions), on=["id", "label"], suffixes=("_a", "_b"), validate="1:1"

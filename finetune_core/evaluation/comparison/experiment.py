@@ -11,9 +11,9 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers
 from finetune_core.evaluation.comparison.pair_text import quote
 from finetune_core.evaluation.comparison.shift import ShiftComparison
-from finetune_core.formatting import duration, memory
-from finetune_core.runs.design import arm_seconds, features_of
-from finetune_core.training.forecast import Forecast, expected
+from finetune_core.formatting import format_duration, format_memory
+from finetune_core.runs.design import features_key, forecast_arm
+from finetune_core.training.forecast import Forecast, forecast_run
 from finetune_core.training.speed_book import SpeedBook
 
 
@@ -70,7 +70,9 @@ class Experiment:
     configs: tuple[RunConfig, ...]
 
 
-def forecast_of(experiment: Experiment, dataset: Dataset, book: SpeedBook) -> Forecast | None:
+def forecast_experiment(
+    experiment: Experiment, dataset: Dataset, book: SpeedBook
+) -> Forecast | None:
     """Return the forecast time of all runs in sequence, and the memory of one run.
 
     None if a speed is not known, or nothing trains.
@@ -78,18 +80,18 @@ def forecast_of(experiment: Experiment, dataset: Dataset, book: SpeedBook) -> Fo
     if not experiment.configs:
         return None
     try:
-        forecast = expected(experiment.configs[0], dataset, book)
-        seconds = arm_seconds(experiment.configs, dataset, book)
+        forecast = forecast_run(experiment.configs[0], dataset, book)
+        seconds = forecast_arm(experiment.configs, dataset, book)
     except FinetuneError:  # a missing network, for example: the page that would train it says so
         return None
     return replace(forecast, seconds=sum(seconds)) if forecast and seconds else None
 
 
-def forecast_in_words(forecast: Forecast | None) -> str:
+def describe_forecast(forecast: Forecast | None) -> str:
     """Return ``about 2 min 10 s, 1.2 GB``; empty without a forecast."""
     return (
-        f"about {duration(forecast.seconds)}, "
-        f"{memory(forecast.memory_bytes, forecast.device_bytes)}"
+        f"about {format_duration(forecast.seconds)}, "
+        f"{format_memory(forecast.memory_bytes, forecast.device_bytes)}"
         if forecast
         else ""
     )
@@ -139,7 +141,7 @@ def is_only_head(arm: Arm) -> bool:
 
 def has_same_features(first: Arm, second: Arm) -> bool:
     """Return whether two arms start from the same features."""
-    return features_of(first.config) == features_of(second.config)
+    return features_key(first.config) == features_key(second.config)
 
 
 def change_config(config: RunConfig, **changes: Any) -> RunConfig:

@@ -24,23 +24,23 @@ from pydantic import Field, TypeAdapter
 from torch import nn
 from typing_extensions import TypedDict
 
-from finetune_core.data.dataset import sides
+from finetune_core.data.dataset import assign_units
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import DataError, RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
-from finetune_core.evaluation.run_images import RunImages, run_images
+from finetune_core.evaluation.run_images import RunImages, load_run_images
 from finetune_core.files import read_regular, write_bytes
 from finetune_core.inspection.background import run_in_background
-from finetune_core.inspection.features import PooledStages, iterate_inputs, pooled_stages
+from finetune_core.inspection.features import PooledStages, iterate_inputs, pool_stages
 from finetune_core.inspection.learned import Probe, fit_probe
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.runs.store import Run
 from finetune_core.training.device import Device
-from finetune_core.training.device_turn import on_idle_device
+from finetune_core.training.device_turn import run_on_idle_device
 from finetune_core.training.events import Count, Length, Name, Number, Share
-from finetune_core.training.networks import beginning_of
-from finetune_core.training.predictions import Moment, predictions_changed
+from finetune_core.training.networks import build_initial_network
+from finetune_core.training.predictions import Moment, predictions_mtime
 from finetune_core.training.weight_gradients import slice_before_convolution
 from finetune_core.work import Step, Work
 
@@ -51,7 +51,7 @@ _FEWEST = 10  # validation images, below which probes and likeness are meaningle
 
 
 @dataclass(frozen=True)
-class StageMove:
+class StageChange:
     """Change of one stage through training.
 
     Attributes:
@@ -86,7 +86,7 @@ class Layers:
         fitted: share of these training images that the trained network classifies correctly.
     """
 
-    stages: Annotated[tuple[StageMove, ...], Field(max_length=1000)]
+    stages: Annotated[tuple[StageChange, ...], Field(max_length=1000)]
     probes: Annotated[tuple[Probe, ...], Field(max_length=1000)]
     judged: Count
     pulled: Count
@@ -113,7 +113,7 @@ class _InitialFeatures:
     probes: tuple[Probe, ...]
 
 
-def known_layers(run: Run) -> Layers | None:
+def load_layers(run: Run) -> Layers | None:
     """Return the stored diagnostics of a run.
 
     None if there are none, or the run has been trained on since.
@@ -132,14 +132,14 @@ def known_layers(run: Run) -> Layers | None:
     } <= set(stages)
     return (
         layers
-        if is_same_network and stamp["predictions"] == predictions_changed(run.run_dir)
+        if is_same_network and stamp["predictions"] == predictions_mtime(run.run_dir)
         else None
     )
 
 
-def measured_run(runs: Sequence[Run]) -> Run:
+def representative_run(runs: Sequence[Run]) -> Run:
     """Return the run that represents an arm: the first with stored diagnostics, else the first."""
-    return next((run for run in runs if known_layers(run)), runs[0])
+    return next((run for run in runs if load_layers(run)), runs[0])
 
 
 def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None]:
@@ -158,7 +158,7 @@ def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None
         FinetuneError: if a run's images or weights are missing, its directory cannot be written to,
             or it is an ensemble.
     """
-    yield from on_idle_device(partial(_measure_on, runs, roots))
+    yield from run_on_idle_device(partial(_measure_on, runs, roots))
 
 
 def _measure_on(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Work[None]:
@@ -168,9 +168,9 @@ def _measure_on(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> W
         )
     starts: dict[str, _InitialFeatures] = {}
     for run in runs:
-        changed = predictions_changed(run.run_dir)
+        changed = predictions_mtime(run.run_dir)
         predictor = load_predictor(run, device)
-        start = beginning_of(run.config, predictor.classes, run.run_dir).network
+        start = build_initial_network(run.config, predictor.classes, run.run_dir).network
         key = _initial_key(run, start)
         if key not in starts:
             starts[key] = yield from _compute_initial(run, start, predictor, roots)
@@ -236,7 +236,7 @@ def _initial_key(run: Run, initial: Network) -> str:
 def _compute_initial(
     run: Run, initial: Network, predictor: Predictor, roots: Sequence[Path]
 ) -> Work[_InitialFeatures]:
-    images = yield from run_images(run, _MOST, roots)
+    images = yield from load_run_images(run, _MOST, roots)
     try:
         pooled, stages = _cut_stages(initial, predictor)
     except DataError:  # without a cut there are no features, but the rest is worth showing
@@ -246,7 +246,7 @@ def _compute_initial(
         pooled, initial, predictor, images, np.concatenate([train, val])
     )
     table = images.dataset.table.iloc[np.concatenate([train, val])]
-    labels, sets = table["label"].to_numpy(), sides(table)
+    labels, sets = table["label"].to_numpy(), assign_units(table)
     places = np.arange(len(labels))
     probes: list[Probe] = []
     if len(val) >= _FEWEST and len(np.unique(labels[: len(train)])) > 1:
@@ -275,7 +275,7 @@ def _compare_stages(
     old, new = (network.model.cpu().state_dict() for network in (initial, predictor.network))
     trains = {row["name"]: row["trains"] for row in run.started["stages"]}
     moves = [
-        StageMove(
+        StageChange(
             stage.name,
             trains[stage.name],
             _norm(new[name] - old[name] for name in stage.parameters)
@@ -293,9 +293,9 @@ def _cut_stages(network: Network, predictor: Predictor) -> tuple[PooledStages, t
     """Return the network's stages, on the device of the run's network."""
     # Stages are cut on the CPU. The parts share their modules with the whole network.
     network.model.cpu()
-    pooled, stages = pooled_stages(network)
-    predictor.device.hold(network.model)
-    return predictor.device.hold(pooled), stages
+    pooled, stages = pool_stages(network)
+    predictor.device.move_module(network.model)
+    return predictor.device.move_module(pooled), stages
 
 
 def _compute_features(

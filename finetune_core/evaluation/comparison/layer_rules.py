@@ -1,7 +1,7 @@
 """Rules for the next experiment that infer the stages to train from features and gradients."""
 
 from finetune_core.config import RunConfig
-from finetune_core.evaluation.comparison.costs import depth
+from finetune_core.evaluation.comparison.costs import config_depth
 from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
@@ -14,11 +14,11 @@ from finetune_core.evaluation.comparison.layer_diagnostics import Layers
 from finetune_core.evaluation.comparison.thaw_next import (
     IDLE,
     STEADY,
+    advise_next_stage,
     find_steady_stages,
     format_stages,
-    thaw_next,
 )
-from finetune_core.formatting import percent
+from finetune_core.formatting import format_percent
 from finetune_core.training.strategies import STRATEGIES
 
 
@@ -30,7 +30,7 @@ def propose_thaw(evidence: Evidence) -> Experiment | None:
     index, layers = _find_best_measured(evidence)
     if layers is None:
         return None
-    advice = thaw_next(layers)
+    advice = advise_next_stage(layers)
     if advice.stage is None or _has_trained_from(evidence, index, advice.stage):
         return None
     config = _train_from(evidence.own.arms[index].config, layers, advice.stage)
@@ -60,8 +60,8 @@ def propose_freeze(evidence: Evidence) -> Experiment | None:
         return None
     reason = (
         f"The features of {format_stages(steady)} in {describe_score(evidence.own.arms[index])} "
-        f"hardly changed (CKA {STEADY} or more) with {percent(sum(known))} of the gradient, so "
-        "frozen, with their output cached, they would cost less."
+        f"hardly changed (CKA {STEADY} or more) with {format_percent(sum(known))} of the "
+        "gradient, so frozen, with their output cached, they would cost less."
     )
     config = _train_from(evidence.own.arms[index].config, layers, stage)
     return Experiment("freeze", f"freeze {format_stages(steady)} again", reason, True, (config,))
@@ -100,7 +100,7 @@ def _train_from(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
     """
     names = [stage.name for stage in layers.stages]
     for name in (name for name, strategy in STRATEGIES.items() if strategy.classic):
-        ready = change_config(config, **config.for_strategy(name))
-        if depth(ready, names).first_stage == stage:
+        ready = change_config(config, **config.strategy_changes(name))
+        if config_depth(ready, names).first_stage == stage:
             return ready
-    return change_config(config, **config.for_strategy("custom") | {"cut": stage})
+    return change_config(config, **config.strategy_changes("custom") | {"cut": stage})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_core.errors import ConfigError
-from finetune_core.formatting import accuracy_name, percent, points
+from finetune_core.formatting import accuracy_name, format_percent, format_points
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Measure:
 
     def format_value(self, value: float) -> str:
         """Format a value: ``84.0 %``, ``0.412``."""
-        return percent(value) if self.share else f"{value:.3f}"
+        return format_percent(value) if self.share else f"{value:.3f}"
 
     def size(self, difference: float) -> str:
         """Format a difference without its unit: 0.021 -> ``2.1``; for log loss ``0.021``."""
-        return points(difference) if self.share else f"{difference:.3f}".replace("-", "−")
+        return format_points(difference) if self.share else f"{difference:.3f}".replace("-", "−")
 
     @property
     def short_unit(self) -> str:
@@ -57,7 +57,7 @@ class Measure:
 
     @property
     def unit(self) -> str:
-        """The unit of a difference: ``points``, ``points of macro F1``."""
+        """The unit of a difference: ``format_points``, ``points of macro F1``."""
         return self.short_unit if self.name == "accuracy" else f"{self.short_unit} of {self.of}"
 
     @property
@@ -81,7 +81,7 @@ MEASURES = {
 }
 
 
-def measure_of(name: str) -> Measure:
+def get_measure(name: str) -> Measure:
     """Return the metric of that name.
 
     Raises:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from finetune_core.config import RunConfig, setting_of
+from finetune_core.config import RunConfig, get_setting
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.arms import Arm, arm_titles
 from finetune_core.evaluation.comparison.compare import Comparison
@@ -20,29 +20,29 @@ from finetune_core.evaluation.comparison.experiment import (
     has_same_features,
     is_only_head,
 )
-from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
+from finetune_core.evaluation.comparison.layer_diagnostics import load_layers, representative_run
 from finetune_core.evaluation.comparison.layer_rules import propose_freeze, propose_thaw
 from finetune_core.evaluation.comparison.pair_text import find_pair, find_seeded_arms, quote
-from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift, shifts_of
+from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift, list_shifts
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.verdicts import WANTED
-from finetune_core.evaluation.single_run.shift_files import shift_problem
-from finetune_core.formatting import number, percent, things
+from finetune_core.evaluation.single_run.shift_files import find_shift_problem
+from finetune_core.formatting import format_number, format_percent, pluralize
 from finetune_core.runs.design import (
-    arm_of,
-    features_of,
+    arm_key,
+    features_key,
+    find_missing_baselines,
+    find_profiled_stage,
     is_baseline,
-    lacking_baselines,
-    profiled_stage,
 )
 from finetune_core.runs.store import Run, RunStore
-from finetune_core.training.strategies import STRATEGIES, epochs_of
+from finetune_core.training.strategies import STRATEGIES, count_epochs
 
 _SEEDS = 3  # enough to tell a better strategy from a lucky run
 _LP_FT = "linear_probe_then_full"
 
 
-def evidence_of(
+def collect_evidence(
     comparison: Comparison,
     shift: ShiftComparison | None = None,
     runs: Sequence[Run] | None = None,
@@ -55,11 +55,13 @@ def evidence_of(
             predicted.
         runs: runs to search for a profile; those in the directory of the first run if None.
     """
-    layers = tuple(known_layers(measured_run(arm.runs)) for arm in comparison.arms)
+    layers = tuple(load_layers(representative_run(arm.runs)) for arm in comparison.arms)
     if runs is None:
         runs = RunStore(comparison.arms[0].runs[0].run_dir.parent).runs()
     profiled = frozenset(
-        f"{run.config.data} {features_of(run.config)}" for run in runs if profiled_stage(run.config)
+        f"{run.config.data} {features_key(run.config)}"
+        for run in runs
+        if find_profiled_stage(run.config)
     )
     return Evidence(comparison, shift or _find_shift_comparison(comparison), layers, profiled)
 
@@ -85,7 +87,7 @@ def propose_longer_training(evidence: Evidence) -> Experiment | None:
     """Propose to train the first arm that has not converged twice as long."""
     arms = evidence.own.arms
     for arm in (arms[index] for index in evidence.ranking if arms[index].is_undertrained):
-        epochs = min(2 * arm.config.epochs, int(setting_of("epochs").limits["le"]))
+        epochs = min(2 * arm.config.epochs, int(get_setting("epochs").limits["le"]))
         auto = tuple(name for name in arm.config.auto if name != "epochs")
         configs = tuple(change_config(run.config, epochs=epochs, auto=auto) for run in arm.runs)
         reason = f"{describe_score(arm)} has not converged: {arm.convergence.reason}."
@@ -97,12 +99,12 @@ def propose_longer_training(evidence: Evidence) -> Experiment | None:
 def propose_baseline(evidence: Evidence) -> Experiment | None:
     """Propose a linear probe for the best arm that was trained in epochs and lacks one."""
     arms = evidence.own.arms
-    lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
+    lacking = find_missing_baselines([run.config for arm in arms for run in arm.runs])
     for index in evidence.ranking:
         configs = tuple(
-            config for config in lacking if features_of(config) == features_of(arms[index].config)
+            config for config in lacking if features_key(config) == features_key(arms[index].config)
         )
-        if configs and epochs_of(arms[index].config):
+        if configs and count_epochs(arms[index].config):
             reason = (
                 f"{describe_score(arms[index])} has no linear probe beside it, so what training "
                 "gained over the frozen features is not known."
@@ -121,8 +123,8 @@ def propose_profile(evidence: Evidence) -> Experiment | None:
         probed = any(
             is_baseline(arm.config) and has_same_features(arm, arms[index]) for arm in arms
         )
-        started = f"{config.data} {features_of(config)}" in evidence.profiled
-        if epochs_of(config) and probed and not started and STRATEGIES[config.strategy].classic:
+        started = f"{config.data} {features_key(config)}" in evidence.profiled
+        if count_epochs(config) and probed and not started and STRATEGIES[config.strategy].classic:
             reason = (
                 f"{describe_score(arms[index])} trains one stage and all after it. Training each "
                 "stage alone shows which one is worth it."
@@ -153,7 +155,7 @@ def propose_lp_ft(evidence: Evidence) -> Experiment | None:
                     f"{quote(arms[tuned].title)} beats {quote(arms[frozen].title)} by "
                     f"{_format_gain(own, gain)} on their own images, but is "
                     f"{_format_gain(own, loss)} worse on "
-                    f"{things(shifted.images, 'shifted image')}."
+                    f"{pluralize(shifted.images, 'shifted image')}."
                 )
                 return _propose_against_distortion(arms, tuned, reason)
     return None
@@ -177,7 +179,7 @@ def propose_more_images(evidence: Evidence) -> Experiment | None:
         return None
     before, share = (arms[index].config.train_fraction for index in by_share)
     reason = (
-        f"From {percent(before, 0)} to {percent(share, 0)} of the training images, "
+        f"From {format_percent(before, 0)} to {format_percent(share, 0)} of the training images, "
         f"{quote(arm_titles([arms[many].config])[0])} gained {_format_gain(evidence.own, gain)}, "
         "so its curve still rises."
     )
@@ -186,7 +188,11 @@ def propose_more_images(evidence: Evidence) -> Experiment | None:
     more = min(1.0, 2 * share)
     configs = tuple(change_config(run.config, train_fraction=more) for run in arms[many].runs)
     return Experiment(
-        "images", f"train on {percent(more, 0)} of the training images", reason, False, configs
+        "images",
+        f"train on {format_percent(more, 0)} of the training images",
+        reason,
+        False,
+        configs,
     )
 
 
@@ -213,7 +219,7 @@ def propose_more_seeds(evidence: Evidence) -> Experiment | None:
     new = [seed for seed in range(2 * _SEEDS) if seed not in used_seeds][: _SEEDS - len(used_seeds)]
     both = f"{describe_score(arms[best])} and {describe_score(arms[rival])}"
     counts = "with " + " and ".join(
-        things(len(arms[index].members), "seed") for index in (best, rival) if index in seeded
+        pluralize(len(arms[index].members), "seed") for index in (best, rival) if index in seeded
     )
     reason = (
         f"{both} are not distinguishable {counts}."
@@ -245,12 +251,12 @@ def propose_test_images(evidence: Evidence) -> Experiment | None:
     power_text = f"These show a difference of {size(now)} {unit} or more."
     if needed:
         power_text = (
-            f"{number(needed)} images would show a difference of {size(target)} {unit}, "
+            f"{format_number(needed)} images would show a difference of {size(target)} {unit}, "
             f"these only one of {size(now)}."
         )
     reason = (
         f"{describe_score(arms[best])} and {describe_score(arms[rival])} are not distinguishable "
-        f"on {things(images, 'image')}, which leave a larger error (± {size(pair.image_error)} "
+        f"on {pluralize(images, 'image')}, which leave a larger error (± {size(pair.image_error)} "
         f"{unit}) than the seeds. {power_text}"
     )
     return Experiment("test_images", "evaluate on more test images", reason, False, ())
@@ -264,7 +270,7 @@ def _find_best_two(evidence: Evidence) -> tuple[int | None, int | None]:
     others = [
         index
         for index in ranked[1:]
-        if arm_of(arms[index].config) != arm_of(arms[ranked[0]].config)
+        if arm_key(arms[index].config) != arm_key(arms[ranked[0]].config)
     ]
     return ranked[0], next(iter(others), None)
 
@@ -302,8 +308,8 @@ HELP = (
 def _find_shift_comparison(comparison: Comparison) -> ShiftComparison | None:
     """Return the same arms on another data set that all runs have predicted; None without one."""
     runs = [run for arm in comparison.arms for run in arm.runs]
-    for fingerprint in shifts_of(runs):
-        if any(shift_problem(run, fingerprint) for run in runs):
+    for fingerprint in list_shifts(runs):
+        if any(find_shift_problem(run, fingerprint) for run in runs):
             continue
         with suppress(RunError):  # different images were left out, or no class is shared
             return compare_shift(runs, fingerprint, comparison.measure.name)
@@ -340,7 +346,7 @@ def _propose_against_distortion(arms: Sequence[Arm], tuned: int, reason: str) ->
     tried = any(other.config.strategy == _LP_FT and has_same_features(other, arm) for other in arms)
     if arm.config.epochs > 1 and not tried:
         configs = tuple(
-            change_config(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs
+            change_config(run.config, **run.config.strategy_changes(_LP_FT)) for run in arm.runs
         )
         return Experiment(
             "shift", f"train {quote(STRATEGIES[_LP_FT].title)}", reason, False, configs

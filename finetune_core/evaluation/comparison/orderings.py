@@ -10,7 +10,7 @@ from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.pair_text import quote
 from finetune_core.evaluation.comparison.pairs import Pair
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 
 Axis = Literal["in-distribution", "shifted"]
 
@@ -119,7 +119,7 @@ def _describe_contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair)
     claim = f"{quote(first.title)} is said to beat {quote(second.title)}{when} ({ordering.source})"
     networks = "networks are" if len(first.members) > 1 else "network is"
     what = "it is" if verdict.claim.about == "strategies" else f"its {networks}"
-    on = f"on these {things(pair.images, 'shifted image' if shifted else 'image')}"
+    on = f"on these {pluralize(pair.images, 'shifted image' if shifted else 'image')}"
     return f"{claim}; {on} {what} {size(-gain)} {unit} worse ({size(-high)} to {size(-low)})."
 
 

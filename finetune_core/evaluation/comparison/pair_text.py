@@ -7,7 +7,7 @@ from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.measures import Measure
 from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.runs.design import depends_on_seed
 
 CLAIMS: dict[About, str] = {
@@ -94,7 +94,7 @@ def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> 
     gain, low, high = claim.gain, claim.low, claim.high
     if gain < 0:
         a, b, gain, low, high = b, a, -gain, -high, -low
-    on = f"on these {things(pair.images, 'image')}"
+    on = f"on these {pluralize(pair.images, 'image')}"
     if verdict.different:
         return f"{a} beats {b} by {difference_text(measure, gain, low, high)} {on}."
     unseen = undetected_text(measure, verdict.smallest)

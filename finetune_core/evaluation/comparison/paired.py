@@ -35,7 +35,7 @@ About = Literal["networks", "strategies"]
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class ArmPredictions:
     """Correctness of the networks of one arm on the same images.
 
     Attributes:
@@ -76,7 +76,7 @@ class Answers:
         """Mean of ``values``."""
         return float(self.by_image.mean())
 
-    def select_network(self, network: int) -> "Answers":
+    def select_network(self, network: int) -> "ArmPredictions":
         """Return the answers of one network, given its index."""
         rows = slice(network, network + 1)
         drawn = None if self.drawn is None else self.drawn[rows]
@@ -107,18 +107,18 @@ class Claim:
     p: float
 
 
-def answers(correct: np.ndarray) -> Answers:
+def summarise_accuracy(correct: np.ndarray) -> ArmPredictions:
     """Summarise bool ``[seeds, images]`` by accuracy."""
     return make_answers(ACCURACY, correct, correct.astype(np.float64), None)
 
 
-def measured(
+def summarise_measure(
     measure: Measure,
     labels: np.ndarray,
     logits: Sequence[np.ndarray],
     resamples: int | None = None,
     seed: int = 0,
-) -> list[Answers]:
+) -> list[ArmPredictions]:
     """Summarise several arms by a metric.
 
     Args:
@@ -132,7 +132,7 @@ def measured(
     predicted = [arm_logits.argmax(2) for arm_logits in logits]
     correct = [arm_predicted == labels for arm_predicted in predicted]
     if measure is ACCURACY:
-        return [answers(arm_correct) for arm_correct in correct]
+        return [summarise_accuracy(arm_correct) for arm_correct in correct]
     if measure.name == "log_loss":
         values = [
             np.take_along_axis(log_softmax(arm_logits, axis=2), labels[None, :, None], axis=2)[
@@ -160,20 +160,20 @@ def measured(
 
 def make_answers(
     measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.ndarray | None
-) -> Answers:
+) -> ArmPredictions:
     """Return ``Answers`` with the fields that follow from the given ones."""
     seeds, images = correct.shape
     by_image, by_seed = values.mean(0), values.mean(1)
     if seeds == 1:
-        return Answers(measure, correct, values, drawn, by_image, None, 0.0)
+        return ArmPredictions(measure, correct, values, drawn, by_image, None, 0.0)
     rest = values - by_seed[:, None] - by_image + values.mean()
     residual = float((rest**2).sum()) / max(1, (seeds - 1) * (images - 1))
-    return Answers(
+    return ArmPredictions(
         measure, correct, values, drawn, by_image, float(by_seed.var(ddof=1)), residual / images
     )
 
 
-def networks_claim(a: Answers, b: Answers) -> Claim:
+def compare_networks(a: ArmPredictions, b: ArmPredictions) -> Claim:
     """Compare the networks that were trained, each side by its mean, on new images.
 
     The p-value is that of ``sign_flip_p``, which is McNemar's test for one network per side. For
@@ -203,7 +203,7 @@ def image_variance(gained: np.ndarray) -> float:
     return float(gained.var(ddof=1)) / len(gained) if len(gained) > 1 else 0.0
 
 
-def count_only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
+def count_only_one_right(a: ArmPredictions, b: ArmPredictions) -> tuple[float, float]:
     """Count images that only A, and only B, classifies correctly: means over pairs of networks."""
     right_a, right_b = a.correct.mean(0), b.correct.mean(0)
     only_a, only_b = (

@@ -9,15 +9,15 @@ import numpy as np
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
 from finetune_core.evaluation.comparison.paired import (
     LEVEL,
-    Answers,
+    ArmPredictions,
     Claim,
     combine_p_values,
+    compare_networks,
     count_only_one_right,
     holm,
     image_variance,
     is_different,
     mcnemar_p,
-    networks_claim,
 )
 from finetune_core.evaluation.comparison.power import (
     images_needed,
@@ -26,8 +26,8 @@ from finetune_core.evaluation.comparison.power import (
 )
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
-    seed_variances,
-    strategies_claim,
+    compare_strategies,
+    estimate_seed_variances,
 )
 
 
@@ -119,7 +119,9 @@ class Pair:
         return images_needed(difference, self.image_error**2, self.images, self.sides, family)
 
 
-def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[SeedVariance | None]:
+def pool_seed_variances(
+    arms: Sequence[ArmPredictions], alike: Sequence[bool]
+) -> list[SeedVariance | None]:
     """Return the seed variance of each arm.
 
     It is pooled over the arms in ``alike``; every other arm has its own.
@@ -131,7 +133,9 @@ def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[Seed
             if they added less.
     """
     pooled = iter(
-        seed_variances([arm for arm, is_alike in zip(arms, alike, strict=True) if is_alike])
+        estimate_seed_variances(
+            [arm for arm, is_alike in zip(arms, alike, strict=True) if is_alike]
+        )
     )
     return [
         next(pooled) if is_alike else _own_variance(arm)
@@ -139,13 +143,15 @@ def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[Seed
     ]
 
 
-def _own_variance(arm: Answers) -> SeedVariance | None:
-    variance = seed_variances([arm])[0]
+def _own_variance(arm: ArmPredictions) -> SeedVariance | None:
+    variance = estimate_seed_variances([arm])[0]
     return variance and replace(variance, pooled=False)
 
 
 def compare_pairs(
-    arms: Sequence[Answers], finished: Sequence[bool], variances: Sequence[SeedVariance | None]
+    arms: Sequence[ArmPredictions],
+    finished: Sequence[bool],
+    variances: Sequence[SeedVariance | None],
 ) -> tuple[Pair, ...]:
     """Test every pair of arms.
 
@@ -153,16 +159,16 @@ def compare_pairs(
         arms: the arms.
         finished: for each arm, whether its runs trained to the end, so that they support claims
             about their strategy, given several seeds.
-        variances: seed variance of each arm, from ``known_variances``; ``NO_SEED_VARIANCE`` if no
-            seed matters.
+        variances: seed variance of each arm, from ``pool_seed_variances``; ``NO_SEED_VARIANCE``
+            if no seed matters.
     """
     places = list(combinations(range(len(arms)), 2))
     variances = [
         variance if ended else None for variance, ended in zip(variances, finished, strict=True)
     ]
-    networks = [networks_claim(arms[a], arms[b]) for a, b in places]
+    networks = [compare_networks(arms[a], arms[b]) for a, b in places]
     strategies = [
-        strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places
+        compare_strategies(arms[a], arms[b], (variances[a], variances[b])) for a, b in places
     ]
     # A claim about strategies includes the one about networks, so its p-value is never lower. This
     # matters if few images distinguish the sides.
@@ -205,7 +211,7 @@ class _TestedClaim:
 
 def _make_pair(
     place: tuple[int, int],
-    arms: Sequence[Answers],
+    arms: Sequence[ArmPredictions],
     networks: _TestedClaim,
     strategies: _TestedClaim | None,
     variances: Sequence[SeedVariance | None],
@@ -248,7 +254,7 @@ def _make_pair(
 
 
 def _make_verdict(
-    tested: _TestedClaim, arm: Answers, discordance: float | None = None
+    tested: _TestedClaim, arm: ArmPredictions, discordance: float | None = None
 ) -> PairVerdict:
     claim = tested.claim
     smallest = smallest_detectable(claim, arm.images, tested.family, discordance, arm.measure)

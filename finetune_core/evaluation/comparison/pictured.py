@@ -7,11 +7,11 @@ from pathlib import Path
 
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
-from finetune_core.evaluation.comparison.disagree import disagreement
+from finetune_core.evaluation.comparison.disagree import find_disagreements
 from finetune_core.evaluation.prediction.explain import explain
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.run_images import run_image
-from finetune_core.formatting import percent
+from finetune_core.evaluation.run_images import resolve_run_image
+from finetune_core.formatting import format_percent
 
 _MOST = 6  # images, each of which takes a moment
 
@@ -29,7 +29,9 @@ class ExplainedImage:
     pictures: tuple[tuple[bytes, str], ...]
 
 
-def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[ExplainedImage, ...]:
+def explain_disagreements(
+    comparison: Comparison, roots: Sequence[Path] = ()
+) -> tuple[ExplainedImage, ...]:
     """Explain the clearest disagreements between the advised arm and the next one.
 
     The two sides alternate. The result is empty if images or networks are missing, or if the images
@@ -45,7 +47,7 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Explai
     runs = [arm.members[0].run for arm in arms]
     images = []
     try:
-        disagreements = disagreement(*runs)
+        disagreements = find_disagreements(*runs)
         networks = [load_predictor(run) for run in runs]
         sides = (
             rows.head(_MOST).to_dict("records")
@@ -54,7 +56,7 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Explai
         rows = [row for pair in zip_longest(*sides) for row in pair if row][:_MOST]
         for row in rows:
             image, predicted = (
-                run_image(runs[0], row["id"], roots),
+                resolve_run_image(runs[0], row["id"], roots),
                 [int(row["predicted_a"]), int(row["predicted_b"])],
             )
             explanations = [
@@ -63,7 +65,7 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Explai
             ]
             captions = [
                 f"{'✓' if name == row['label'] else '✗'} {arm.title}: "
-                f"{disagreements.classes[name]} ({percent(row[confidence], 0)})"
+                f"{disagreements.classes[name]} ({format_percent(row[confidence], 0)})"
                 for arm, name, confidence in zip(
                     arms, predicted, ("confidence_a", "confidence_b"), strict=True
                 )

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from finetune_core.evaluation.comparison.arms import Arm, ArmVerdict, best_first
+from finetune_core.evaluation.comparison.arms import Arm, ArmVerdict, sort_by_score
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.costs import Cost
-from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
+from finetune_core.evaluation.comparison.layer_diagnostics import load_layers, representative_run
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
 from finetune_core.evaluation.comparison.pair_text import (
     CLAIMS,
@@ -20,9 +20,16 @@ from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 from finetune_core.evaluation.comparison.pictured import ExplainedImage
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
-from finetune_core.formatting import accuracy_name, duration, number, percent, size, things
-from finetune_core.markup import escaped, paragraphs, table
+from finetune_core.evaluation.comparison.thaw_next import RULE, advise_next_stage
+from finetune_core.formatting import (
+    accuracy_name,
+    format_bytes,
+    format_duration,
+    format_number,
+    format_percent,
+    pluralize,
+)
+from finetune_core.markup import escape, paragraphs, table
 from finetune_core.runs.design import depends_on_seed, is_baseline
 
 Headed = Sequence[tuple[str, go.Figure]]
@@ -102,7 +109,7 @@ def report_html(
     from plotly.offline import get_plotlyjs
 
     parts = [
-        f"<h1>{escaped(title)}</h1>",
+        f"<h1>{escape(title)}</h1>",
         comparison_html(comparison),
         f"<script>{get_plotlyjs()}</script>",
         *(_figure_html(f"figure-{index}", "h2", *figure) for index, figure in enumerate(figures)),
@@ -111,12 +118,12 @@ def report_html(
         _layers_html(comparison, moved),
         "<h2>Runs</h2>",
         table(*_runs_table(comparison)),
-        f"<p>{escaped(_METHOD)}</p>",
+        f"<p>{escape(_METHOD)}</p>",
     ]
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>'
-        f"{escaped(title)}</title><style>{_STYLE}</style>"
+        f"{escape(title)}</title><style>{_STYLE}</style>"
     )
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
@@ -185,7 +192,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     ]
     verdicts = {verdict.arm: arm_verdict_text(verdict) for verdict in comparison.arm_verdicts}
     rows = []
-    for index, arm in best_first(comparison.arms):
+    for index, arm in sort_by_score(comparison.arms):
         low, high = arm.range
         spread = (
             _explain_no_spread(arm)
@@ -200,16 +207,16 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 measure.format_value(arm.score.value),
                 f"{measure.format_value(arm.score.low)} to {measure.format_value(arm.score.high)}",
                 *([verdicts[index]] if verdicts else []),
-                *([percent(arm.accuracy.value)] if accuracy else []),
+                *([format_percent(arm.accuracy.value)] if accuracy else []),
                 ", ".join(str(member.run.config.seed) for member in arm.members),
                 spread,
                 *([_format_ensemble(arm)] if ensembles else []),
-                duration(cost.seconds),
+                format_duration(cost.seconds),
                 _format_uncached_time(cost),
-                number(cost.trainable_parameters),
-                size(cost.memory_bytes),
+                format_number(cost.trainable_parameters),
+                format_bytes(cost.memory_bytes),
                 *([_format_gpu_memory(cost)] if on_gpu else []),
-                size(cost.disk_bytes),
+                format_bytes(cost.disk_bytes),
             ]
         )
     return columns, rows
@@ -228,7 +235,7 @@ def footnotes(comparison: Comparison) -> list[str]:
     share = comparison.majority_class
     lines = [comparison.footnote, describe_ensemble(comparison)]
     if share is not None:
-        lines.insert(0, f"Always answering with the most frequent class: {percent(share)}.")
+        lines.insert(0, f"Always answering with the most frequent class: {format_percent(share)}.")
     return [line for line in lines if line]
 
 
@@ -256,13 +263,17 @@ def _format_gpu_memory(cost: Cost) -> str:
         return "none"
     if "," in cost.device:
         return f"trained on {cost.device}"
-    return "not measured" if cost.device_bytes is None else size(cost.device_bytes)
+    return "not measured" if cost.device_bytes is None else format_bytes(cost.device_bytes)
 
 
 def _format_uncached_time(cost: Cost) -> str:
     if cost.uncached_seconds is None:
         return "not known"
-    return duration(cost.uncached_seconds) if cost.uncached_seconds > cost.seconds else "the same"
+    return (
+        format_duration(cost.uncached_seconds)
+        if cost.uncached_seconds > cost.seconds
+        else "the same"
+    )
 
 
 def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -310,8 +321,8 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             member.run.run_id,
             arm.title,
             str(member.run.config.seed),
-            percent(member.accuracy.value),
-            duration(member.cost.seconds),
+            format_percent(member.accuracy.value),
+            format_duration(member.cost.seconds),
         ]
         for arm in comparison.arms
         for member in arm.members
@@ -320,14 +331,14 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "Run",
         "Strategy",
         "Seed",
-        f"{accuracy_name(comparison.split)} on {things(comparison.images, 'image')}",
+        f"{accuracy_name(comparison.split)} on {pluralize(comparison.images, 'image')}",
         "Time",
     ], rows
 
 
 def _verdict_html(comparison: Comparison) -> str:
     answer, *others = comparison.verdict.lines
-    return f'<div class="verdict"><p><b>{escaped(answer)}</b></p>{paragraphs(*others)}</div>'
+    return f'<div class="verdict"><p><b>{escape(answer)}</b></p>{paragraphs(*others)}</div>'
 
 
 def _details_html(comparison: Comparison) -> str:
@@ -343,29 +354,30 @@ def _details_html(comparison: Comparison) -> str:
 
 def _pair_html(text: PairText) -> str:
     return "<br>".join(
-        f"<b>{title}</b>: {escaped(getattr(text, claim))}" for claim, title in CLAIMS.items()
+        f"<b>{title}</b>: {escape(getattr(text, claim))}" for claim, title in CLAIMS.items()
     )
 
 
 def _layers_html(comparison: Comparison, figures: Headed) -> str:
     """Return the layer diagnostics that were measured, and which stage to thaw next."""
     known = [
-        (arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))
+        (arm, layers)
+        for arm in comparison.arms
+        if (layers := load_layers(representative_run(arm.runs)))
     ]
     if not known:
-        return f"<h2>Layer diagnostics</h2><p>{escaped(_NOT_MEASURED)}</p>"
+        return f"<h2>Layer diagnostics</h2><p>{escape(_NOT_MEASURED)}</p>"
     lines = []
     for arm, layers in known:
-        advice = thaw_next(layers)
+        advice = advise_next_stage(layers)
         lines.append(
-            f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. "
-            f"{escaped(advice.reason)}</li>"
+            f"<li><b>{escape(arm.title)}</b>: {escape(advice.what)}. {escape(advice.reason)}</li>"
         )
     figures_html = "".join(
         _figure_html(f"moved-{index}", "h3", *figure) for index, figure in enumerate(figures)
     )
     return (
-        f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>"
+        f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escape(RULE)}</p><ul>"
         f"{''.join(lines)}</ul>{figures_html}"
     )
 
@@ -377,12 +389,12 @@ def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
         found: the comparison on both axes.
         figure: figure of both axes, for a page that includes plotly's script.
     """
-    on = f"On {things(found.shifted.images, 'image')} of {found.other.described}."
+    on = f"On {pluralize(found.shifted.images, 'image')} of {found.other.described}."
     figure_html = (
         _figure_html("shifted", "h3", "In-distribution against shifted", figure) if figure else ""
     )
     content = (
-        f"{paragraphs(on)}{_verdict_html(found.shifted)}{figure_html}{table(*found.in_rows())}"
+        f"{paragraphs(on)}{_verdict_html(found.shifted)}{figure_html}{table(*found.to_rows())}"
         f"{paragraphs(*found.left_out())}{_details_html(found.shifted)}"
     )
     return f"<h2>Distribution shift</h2>{content}"
@@ -401,12 +413,12 @@ def _pictures_html(pictures: Sequence[ExplainedImage]) -> str:
     for picture in pictures:
         images = "".join(
             f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" '
-            f'alt="{escaped(caption)}" width="200">'
-            f"<figcaption>{escaped(caption)}</figcaption></figure>"
+            f'alt="{escape(caption)}" width="200">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
             for jpeg, caption in picture.pictures
         )
-        rows.append(f'<p><b>{escaped(picture.title)}</b></p><div class="row">{images}</div>')
-    return f"<h2>Disagreements</h2><p>{escaped(_SEEN)}</p>{''.join(rows)}"
+        rows.append(f'<p><b>{escape(picture.title)}</b></p><div class="row">{images}</div>')
+    return f"<h2>Disagreements</h2><p>{escape(_SEEN)}</p>{''.join(rows)}"
 
 
 def _figure_html(name: str, level: str, heading: str, figure: go.Figure) -> str:
@@ -423,4 +435,4 @@ def _figure_html(name: str, level: str, heading: str, figure: go.Figure) -> str:
         div_id=name,
         config={"displaylogo": False, "responsive": True},
     )
-    return f'<{level}>{escaped(heading)}</{level}><div class="figure">{html}</div>'
+    return f'<{level}>{escape(heading)}</{level}><div class="figure">{html}</div>'

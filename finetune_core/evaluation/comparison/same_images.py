@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from finetune_core.data.checks import some
+from finetune_core.data.checks import join_names
 from finetune_core.data.same_classes import describe_class_difference
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.tables import Images
-from finetune_core.evaluation.single_run.corruptions import Corrupted
+from finetune_core.evaluation.single_run.corruptions import CorruptedSplit
 from finetune_core.runs.store import Run
 
 
@@ -35,8 +35,8 @@ def check_same_classes(runs: Sequence[Run]) -> None:
     ]
     if differences:
         raise RunError(
-            "These runs know different classes, so their predictions cannot be compared. "
-            f"Against {first.run_id}: {some(differences)}. Compare runs that were trained on the "
+            "These runs know different classes, so their predictions cannot be compared. Against "
+            f"{first.run_id}: {join_names(differences)}. Compare runs that were trained on the "
             "same classes: train again where classes were added, removed or renamed since."
         )
 
@@ -58,7 +58,7 @@ def check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on:
     if not others:
         return
     named, first_id = ", ".join(others), runs[0].run_id
-    if isinstance(on, Corrupted):
+    if isinstance(on, CorruptedSplit):
         raise RunError(
             f"These runs did not predict the same images made worse: {named} did not use those of "
             f"{first_id}, because some could not be read. Measure their robustness again."

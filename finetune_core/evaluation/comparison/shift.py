@@ -10,16 +10,16 @@ from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.tables import load_table, make_key
 from finetune_core.evaluation.intervals import wilson
-from finetune_core.evaluation.single_run.corruptions import CLEAN, Corrupted, corrupted
-from finetune_core.evaluation.single_run.robustness_files import Robustness, known_robustness
+from finetune_core.evaluation.single_run.corruptions import CLEAN, CorruptedSplit, list_corruptions
+from finetune_core.evaluation.single_run.robustness_files import Robustness, load_robustness
 from finetune_core.evaluation.single_run.shared_classes import SharedClasses, find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
     MOST_LISTED,
     Shift,
-    known_shifts,
+    load_shifts,
     read_shift,
 )
-from finetune_core.evaluation.single_run.shifted import compute_drop, left_out_in_words
+from finetune_core.evaluation.single_run.shifted import compute_drop, describe_left_out
 from finetune_core.runs.store import Run
 
 
@@ -42,7 +42,7 @@ class ShiftComparison:
     own: Comparison
     matched: Comparison
     shifted: Comparison
-    other: Shift | Corrupted
+    other: Shift | CorruptedSplit
     shared: SharedClasses
 
     @property
@@ -68,9 +68,9 @@ class ShiftComparison:
         )
         return [*of_data, *self.shared.in_words()]
 
-    def in_rows(self) -> tuple[list[str], list[list[str]]]:
+    def to_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per arm, formatted as text."""
-        return both_axes(self.matched.arms, [arm.score for arm in self.shifted.arms])
+        return make_axes_table(self.matched.arms, [arm.score for arm in self.shifted.arms])
 
     def __repr__(self) -> str:
         return f"<{self.own!r}, on {self.other.described}: {self.shifted!r}>"
@@ -106,7 +106,7 @@ class ShiftComparison:
 
 
 def compare_shift(
-    runs: Sequence[Run], on: str | Corrupted, measure: str = ACCURACY.name
+    runs: Sequence[Run], on: str | CorruptedSplit, measure: str = ACCURACY.name
 ) -> ShiftComparison:
     """Compare runs on both axes.
 
@@ -131,11 +131,11 @@ def compare_shift(
     )
     matched = compare_runs(runs, measure, classes=shared.names) if shared.own_only else own
     shifted = compare_runs(runs, measure, on, shared.names)
-    other = on if isinstance(on, Corrupted) else read_shift(first, on)
+    other = on if isinstance(on, CorruptedSplit) else read_shift(first, on)
     return ShiftComparison(own, matched, shifted, other, shared)
 
 
-def both_axes(
+def make_axes_table(
     arms: Sequence[Arm], shifted: Sequence[Interval]
 ) -> tuple[list[str], list[list[str]]]:
     """Return (columns, rows) with one row per arm, formatted as text.
@@ -171,12 +171,12 @@ def arm_drop(arm: Arm, other: Interval) -> Interval:
     return Interval(*compute_drop(*ends, lower_is_better=arm.measure.lower_is_better))
 
 
-def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
+def list_shifts(runs: Sequence[Run]) -> dict[str, Shift]:
     """Return fingerprint -> ``Shift`` of the data sets that any run has predicted.
 
     The data sets that most runs have predicted come first.
     """
-    shifts = [shift for run in runs for shift in known_shifts(run)[0]]
+    shifts = [shift for run in runs for shift in load_shifts(run)[0]]
     counts: dict[str, int] = {}
     for shift in shifts:
         counts[shift.fingerprint] = counts.get(shift.fingerprint, 0) + 1
@@ -186,47 +186,49 @@ def shifts_of(runs: Sequence[Run]) -> dict[str, Shift]:
 
 
 def list_left_out(runs: Sequence[Run], fingerprint: str) -> list[str]:
-    """Return ``left_out_in_words`` of all runs on a data set, without repeated lines."""
+    """Return ``describe_left_out`` of all runs on a data set, without repeated lines."""
     return list(
         dict.fromkeys(
-            line for run in runs for line in left_out_in_words(read_shift(run, fingerprint))
+            line for run in runs for line in describe_left_out(read_shift(run, fingerprint))
         )
     )
 
 
-def corruptions_of(comparison: Comparison) -> list[Corrupted]:
+def list_common_corruptions(comparison: Comparison) -> list[CorruptedSplit]:
     """Return the corruptions that were measured for all runs of a comparison.
 
     They must have been measured on its split, on the same number of images.
     """
-    known = [known_robustness(run, comparison.split) for run in _list_runs(comparison)]
+    known = [load_robustness(run, comparison.split) for run in _list_runs(comparison)]
     if len({robustness.images if robustness else 0 for robustness in known}) > 1 or not all(known):
         return []
-    return [which for which in corrupted(comparison.split) if which.corruption != CLEAN]
+    return [which for which in list_corruptions(comparison.split) if which.corruption != CLEAN]
 
 
-def of_accuracies_only(comparison: Comparison) -> list[Run]:
+def list_runs_without_predictions(comparison: Comparison) -> list[Run]:
     """Return runs whose robustness was measured by an earlier version.
 
     It stored accuracies but no predictions, so paired tests are impossible.
     """
-    known = [(run, known_robustness(run, comparison.split)) for run in _list_runs(comparison)]
+    known = [(run, load_robustness(run, comparison.split)) for run in _list_runs(comparison)]
     return [run for run, robustness in known if robustness and not robustness.predicted]
 
 
-def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list[Interval], int]:
+def compute_corrupted_accuracies(
+    comparison: Comparison, which: CorruptedSplit
+) -> tuple[list[Interval], int]:
     """Return the accuracy of each arm on its corrupted images, and the number of images.
 
     The accuracy is the mean over the seeds, with Wilson's interval for other images. Nothing more
-    is known if some runs are ``of_accuracies_only``.
+    is known if some runs are ``list_runs_without_predictions``.
 
     Args:
         comparison: the comparison.
-        which: one of ``corruptions_of``.
+        which: one of ``list_common_corruptions``.
     """
     intervals, images = [], 0
     for arm in comparison.arms:
-        measured = [one for run in arm.runs if (one := known_robustness(run, which.split))]
+        measured = [one for run in arm.runs if (one := load_robustness(run, which.split))]
         images = measured[0].images
         share = sum(_corrupted_accuracy(robustness, which) for robustness in measured) / len(
             measured
@@ -236,7 +238,7 @@ def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list
     return intervals, images
 
 
-def _corrupted_accuracy(known: Robustness, which: Corrupted) -> float:
+def _corrupted_accuracy(known: Robustness, which: CorruptedSplit) -> float:
     row = (known.rows["corruption"] == which.corruption) & (
         known.rows["severity"] == which.severity
     )

@@ -49,7 +49,7 @@ import numpy as np
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.paired import (
     LEVEL,
-    Answers,
+    ArmPredictions,
     Claim,
     image_variance,
     percentile_interval,
@@ -92,7 +92,7 @@ class SeedVariance:
 NO_SEED_VARIANCE = SeedVariance(0.0, 0.0, freedom=1, pooled=False)
 
 
-def seed_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
+def estimate_seed_variances(arms: Sequence[ArmPredictions]) -> list[SeedVariance | None]:
     """Return the seed variance of each arm; None for an arm with one seed."""
     several = [arm for arm in arms if arm.seed_variance is not None]
     if not several:
@@ -115,7 +115,7 @@ def seed_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
     ]
 
 
-def _arm_variance(arm: Answers, pooled: float, freedom: int, has_own: bool) -> SeedVariance:
+def _arm_variance(arm: ArmPredictions, pooled: float, freedom: int, has_own: bool) -> SeedVariance:
     if has_own:
         return SeedVariance(
             max(0.0, (arm.seed_variance or 0.0) - arm.chance),
@@ -155,8 +155,8 @@ def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float((values * weights).sum() / weights.sum())
 
 
-def strategies_claim(
-    a: Answers, b: Answers, variances: tuple[SeedVariance | None, SeedVariance | None]
+def compare_strategies(
+    a: ArmPredictions, b: ArmPredictions, variances: tuple[SeedVariance | None, SeedVariance | None]
 ) -> Claim | None:
     """Compare two strategies on new images and with new seeds, by Student's t.
 
@@ -215,7 +215,7 @@ def total_variance(
     return variance, max(1.0, variance**2 / uncertain) if uncertain > 0 else np.inf
 
 
-def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
+def accuracy_interval(arm: ArmPredictions, variance: SeedVariance | None) -> Interval:
     """Return the accuracy of an arm with an interval for other images and other seeds.
 
     Seeds count if there are several. The interval is Wilson's (1927). With several seeds it is
@@ -245,7 +245,7 @@ def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
     return Interval(share, max(0.0, low), min(1.0, high))
 
 
-def measure_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
+def measure_interval(arm: ArmPredictions, variance: SeedVariance | None) -> Interval:
     """Return the score of an arm, in the metric's own sign, with its 95 % interval.
 
     The interval is for other images and, given several seeds, other seeds. For accuracy it is

@@ -10,22 +10,22 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from finetune_core.evaluation.single_run.corruptions import Corrupted
+from finetune_core.evaluation.single_run.corruptions import CorruptedSplit
 from finetune_core.evaluation.single_run.robustness_files import (
     load_corrupted_predictions,
     robustness_stamp,
 )
 from finetune_core.evaluation.single_run.shift_files import (
+    load_shifted_predictions,
     read_shift,
     shift_stamp,
-    shifted_predictions,
 )
 from finetune_core.runs.store import Run
-from finetune_core.training.predictions import load_predictions, predictions_changed
+from finetune_core.training.predictions import load_predictions, predictions_mtime
 
 # The fingerprint of another data set, a corruption of a run's own images, or None for its own
 # images.
-Images = str | Corrupted | None
+Images = str | CorruptedSplit | None
 
 
 class Key(NamedTuple):
@@ -57,8 +57,8 @@ def make_key(run: Run, images: Images, classes: Collection[str] | None = None) -
     Raises:
         RunError: if the run has not predicted that data set in its current state.
     """
-    version: Hashable = predictions_changed(run.run_dir)
-    if isinstance(images, Corrupted):
+    version: Hashable = predictions_mtime(run.run_dir)
+    if isinstance(images, CorruptedSplit):
         version = version, robustness_stamp(run.run_dir, images.split)
     elif images:
         read_shift(run, images)
@@ -83,8 +83,8 @@ def load_table(key: Key) -> pd.DataFrame:
         table = load_table(key._replace(labels=None))
         return table[table["label"].isin(key.labels)].reset_index(drop=True)
     run_dir, _, classes, images, _ = key
-    if isinstance(images, Corrupted):
+    if isinstance(images, CorruptedSplit):
         return load_corrupted_predictions(run_dir, images, classes)
     if images:
-        return shifted_predictions(run_dir, images, classes)
+        return load_shifted_predictions(run_dir, images, classes)
     return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)

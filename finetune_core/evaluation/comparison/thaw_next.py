@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers
-from finetune_core.formatting import percent
+from finetune_core.formatting import format_percent
 from finetune_core.inspection.suggestion import suggest_cut
 
 IDLE = 0.01  # share of the gradient over all epochs, below which a stage hardly trains
@@ -35,7 +35,7 @@ class Advice:
     reason: str
 
 
-def thaw_next(layers: Layers) -> Advice:
+def advise_next_stage(layers: Layers) -> Advice:
     """Apply ``suggest_cut`` to a run: advise the suggested stage, unless it trains already.
 
     If the first trained stage hardly trained, an earlier one would not either, so nothing is
@@ -70,8 +70,9 @@ def _describe_idle(layers: Layers, cut: str) -> str:
     if behind.gradient_share >= IDLE:
         return ""
     return (
-        f"But {behind.name}, the first stage that trains, got {percent(behind.gradient_share)} of "
-        "the gradient only: training does not reach for earlier stages."
+        f"But {behind.name}, the first stage that trains, got "
+        f"{format_percent(behind.gradient_share)} of the gradient only: training does not reach "
+        "for earlier stages."
     )
 
 
@@ -79,8 +80,8 @@ def _describe_fit(layers: Layers) -> str:
     if layers.fitted < _FITTED:
         return ""
     return (
-        f" But {percent(layers.fitted, 0)} of the training images are classified correctly as it "
-        "is, so expect little."
+        f" But {format_percent(layers.fitted, 0)} of the training images are classified correctly "
+        "as it is, so expect little."
     )
 
 

@@ -5,24 +5,24 @@ from typing import Any
 
 import numpy as np
 
-from finetune_core.data.checks import some
-from finetune_core.data.mirrored import directional
+from finetune_core.data.checks import join_names
+from finetune_core.data.mirrored import find_directional_classes
 from finetune_core.evaluation.comparison.paired import (
     Claim,
-    answers,
+    compare_networks,
     count_only_one_right,
     is_different,
-    networks_claim,
+    summarise_accuracy,
 )
-from finetune_core.evaluation.single_run.evaluate import evaluation, predicted_splits
+from finetune_core.evaluation.single_run.evaluate import evaluation, list_predicted_splits
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
-from finetune_core.evaluation.single_run.tta import FLIPS, with_flips
-from finetune_core.formatting import accuracy_name, percent, points, things
+from finetune_core.evaluation.single_run.tta import FLIPS, load_flip_predictions
+from finetune_core.formatting import accuracy_name, format_percent, format_points, pluralize
 from finetune_core.runs.store import Run
 
 
 @dataclass(frozen=True)
-class Augmented:
+class FlipEvaluation:
     """A split with flips and without.
 
     Attributes:
@@ -53,10 +53,11 @@ class Augmented:
             else "not distinguishable from without"
         )
         return (
-            f"With flips: {accuracy_name(flipped.split).lower()} {percent(flipped.accuracy)} on "
-            f"{things(flipped.images, 'image')}, {points(claim.gain)} points against without (95 % "
-            f"interval {points(claim.low)} to {points(claim.high)}, McNemar p = {claim.p:.2g}): "
-            f"{verdict}."
+            f"With flips: {accuracy_name(flipped.split).lower()} "
+            f"{format_percent(flipped.accuracy)} on {pluralize(flipped.images, 'image')}, "
+            f"{format_points(claim.gain)} points against without (95 % interval "
+            f"{format_points(claim.low)} to {format_points(claim.high)}, McNemar p = "
+            f"{claim.p:.2g}): {verdict}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class Augmented:
         }
 
 
-def augmented(run: Run) -> list[Augmented]:
+def evaluate_flips(run: Run) -> list[FlipEvaluation]:
     """Return each split that the run has predicted, the least biased first.
 
     Empty if flips were not measured (``predict_with_flips``).
@@ -89,20 +90,20 @@ def augmented(run: Run) -> list[Augmented]:
     Raises:
         RunError: if the run has no predictions.
     """
-    table = with_flips(run)
+    table = load_flip_predictions(run)
     if table is None:
         return []
     return [
         _compare_split(
             evaluation(run, split), evaluate(table, tuple(run.started["classes"]), split)
         )
-        for split in predicted_splits(run)
+        for split in list_predicted_splits(run)
     ]
 
 
 def tta_json(run: Run) -> dict[str, Any] | None:
     """Return all results of test-time augmentation as plain values; None if it was not measured."""
-    evaluations = augmented(run)
+    evaluations = evaluate_flips(run)
     if not evaluations:
         return None
     return {
@@ -115,11 +116,11 @@ def tta_json(run: Run) -> dict[str, Any] | None:
 def flip_warnings(run: Run) -> list[str]:
     """Return reasons against mirror images of a run's classes, in sentences."""
     warnings = []
-    if names := directional(run.started["classes"]):
+    if names := find_directional_classes(run.started["classes"]):
         warnings.append(
             "A mirror image may show another class, or none: "
-            f"{some([f'“{name}”' for name in names])} look like directions, letters or digits. "
-            "This is a guess from the names; the paired test on these images decides."
+            f"{join_names([f'“{name}”' for name in names])} look like directions, letters or "
+            "digits. This is a guess from the names; the paired test on these images decides."
         )
     if run.config.augmentation == "none" and not run.config.averaged:
         warnings.append(
@@ -128,18 +129,19 @@ def flip_warnings(run: Run) -> list[str]:
     return warnings
 
 
-def _compare_split(plain: Evaluation, flipped: Evaluation) -> Augmented:
+def _compare_split(plain: Evaluation, flipped: Evaluation) -> FlipEvaluation:
     both = plain.predictions[["id", "correct"]].merge(
         flipped.predictions[["id", "correct"]], on="id", validate="1:1"
     )
     without, having = (
-        answers(both[column].to_numpy(bool)[None]) for column in ("correct_x", "correct_y")
+        summarise_accuracy(both[column].to_numpy(bool)[None])
+        for column in ("correct_x", "correct_y")
     )
     only_with, only_without = count_only_one_right(having, without)
-    return Augmented(
+    return FlipEvaluation(
         plain,
         flipped,
-        networks_claim(having, without),
+        compare_networks(having, without),
         int(np.rint(only_with)),
         int(np.rint(only_without)),
     )

@@ -7,7 +7,7 @@ the trained models (new images), and says so. All other results stand under *Det
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_core.data.checks import some
+from finetune_core.data.checks import join_names
 from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.choice import BLUNT, Choice
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
@@ -17,9 +17,15 @@ from finetune_core.evaluation.comparison.pair_text import (
     find_seeded_arms,
 )
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
-from finetune_core.formatting import SPLIT_WORDS, duration, mid_sentence, number, things
+from finetune_core.formatting import (
+    SPLIT_TITLES,
+    format_duration,
+    format_number,
+    lower_first,
+    pluralize,
+)
 from finetune_core.runs.design import is_baseline
-from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
+from finetune_core.training.strategies import BASELINE, STRATEGIES, count_epochs
 
 # A difference that matters: more test images are requested to show it, and a linear probe is not
 # called as good while such a difference may be hidden.
@@ -51,7 +57,7 @@ class Verdict:
 
 def metric_text(measure: Measure, split: str) -> str:
     """Return the metric's name within a sentence: ``test accuracy``, ``log loss``."""
-    return mid_sentence(measure.title_on(split))
+    return lower_first(measure.title_on(split))
 
 
 def state_verdict(
@@ -98,15 +104,15 @@ class _Context:
     def on_images(self) -> str:
         """The images, with their split unless the metric's name includes it."""
         named = self.arms[0].measure is ACCURACY
-        kind = "image" if named else f"{SPLIT_WORDS[self.split].lower()} image"
-        return f"on {things(self.images, kind)}"
+        kind = "image" if named else f"{SPLIT_TITLES[self.split].lower()} image"
+        return f"on {pluralize(self.images, kind)}"
 
     @property
     def metric(self) -> str:
         return metric_text(self.arms[0].measure, self.split)
 
     def name(self, index: int) -> str:
-        return mid_sentence(self.arms[index].title)
+        return lower_first(self.arms[index].title)
 
     def score(self, index: int) -> str:
         return self.arms[index].measure.format_value(self.arms[index].score.value)
@@ -136,7 +142,11 @@ class _Context:
     def saving(self, cheap: int, dear: int) -> str:
         """Return ``: 3.0 s per run instead of 20 s``; empty if nothing is saved."""
         less, more = (self.arms[index].cost.seconds for index in (cheap, dear))
-        return f": {duration(less)} per run instead of {duration(more)}" if less < more else ""
+        return (
+            f": {format_duration(less)} per run instead of {format_duration(more)}"
+            if less < more
+            else ""
+        )
 
 
 def _describe_family(verdict: PairVerdict) -> str:
@@ -149,7 +159,7 @@ def _state_not_converged(arms: Sequence[Arm]) -> Verdict:
     if len(arms) > 1:
         reason = f"{arms[0].title}: {reason}"
     return Verdict(
-        f"Not trained long enough: {some([mid_sentence(arm.title) for arm in arms])}.",
+        f"Not trained long enough: {join_names([lower_first(arm.title) for arm in arms])}.",
         f"{reason[0].upper()}{reason[1:]}.",
         "Train further: until then nothing follows about layers.",
     )
@@ -167,7 +177,7 @@ def _state_one_strategy(view: _Context) -> Verdict:
     least, most = (measure.format_value(value) for value in (min(values), max(values)))
     ended = f", all {arms[0].unfinished}" if arms[0].unfinished else ""
     apart = sum(pair.networks.different for pair in view.pairs)
-    count = f"{apart} of {things(len(view.pairs), 'pair')}" if apart else "no two"
+    count = f"{apart} of {pluralize(len(view.pairs), 'pair')}" if apart else "no two"
     return Verdict(
         f"One strategy with {len(arms)} seeds{ended}: {view.metric} {least} to {most} "
         f"{view.on_images}.",
@@ -219,7 +229,7 @@ def _suggest_more(view: _Context, pair: Pair) -> str:
         return _suggest_seeds(view, pair, seeded)
     if images := pair.images_needed(WANTED):
         return (
-            f"Test more images: {number(images)} would show {measure.size(WANTED)} "
+            f"Test more images: {format_number(images)} would show {measure.size(WANTED)} "
             f"{measure.short_unit}."
         )
     if smallest >= measure.max_difference:
@@ -245,7 +255,7 @@ def _state_advice(view: _Context, choice: Choice) -> Verdict:
     take, best = choice.advised, choice.best
     assert take is not None
     others = _suggest_missing_runs(view, choice)
-    trained = [index for index in choice.comparable if epochs_of(view.arms[index].config)]
+    trained = [index for index in choice.comparable if count_epochs(view.arms[index].config)]
     if is_baseline(view.arms[take].config) and trained:
         rival = view.best_of(trained)
         if view.least_gain(take, rival) > -WANTED:
@@ -291,8 +301,12 @@ def _suggest_missing_runs(view: _Context, choice: Choice) -> str:
     silent = [index for index in range(len(view.arms)) if index not in choice.comparable]
     cut = [view.name(index) for index in silent if view.arms[index].unfinished]
     single = [view.name(index) for index in silent if not view.arms[index].unfinished]
-    text = f" Train more seeds of {some(single)} to compare {_pronoun(single)}." if single else ""
-    return text + (f" Resume {some(cut)} to compare {_pronoun(cut)}." if cut else "")
+    text = (
+        f" Train more seeds of {join_names(single)} to compare {_pronoun(single)}."
+        if single
+        else ""
+    )
+    return text + (f" Resume {join_names(cut)} to compare {_pronoun(cut)}." if cut else "")
 
 
 def _pronoun(names: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from finetune_core.data.decode import EXTENSIONS
-from finetune_core.data.names import is_noise, printable_name
-from finetune_core.data.threads import in_threads
+from finetune_core.data.names import escape_name, is_noise
+from finetune_core.data.threads import map_in_threads
 from finetune_core.errors import DataError, ImageError
 from finetune_core.evaluation.prediction.neighbours import Known
 from finetune_core.evaluation.prediction.predictor import Predictor
@@ -22,7 +22,7 @@ from finetune_core.files import staging_folder
 from finetune_core.paths import data_dir
 from finetune_core.training.compiled import Compiler
 from finetune_core.training.device import Device
-from finetune_core.training.device_turn import on_idle_device
+from finetune_core.training.device_turn import run_on_idle_device
 from finetune_core.training.predictions import FINAL_PRECISION
 from finetune_core.training.preview import network_input
 from finetune_core.work import Step, Work
@@ -48,7 +48,7 @@ class ImagePrediction:
     problem: str = ""
 
 
-def images_below(folder: Path) -> list[tuple[str, Path]]:
+def list_images(folder: Path) -> list[tuple[str, Path]]:
     """Return (relative path, file) of every image in a folder and its subfolders, in order.
 
     Links to folders are not followed.
@@ -67,13 +67,13 @@ def images_below(folder: Path) -> list[tuple[str, Path]]:
         images += [(path.relative_to(folder).as_posix(), path) for path in paths]
     if not images:
         raise DataError(
-            f"{printable_name(folder.name)} holds no image. Thaw reads "
+            f"{escape_name(folder.name)} holds no image. Thaw reads "
             f"{', '.join(sorted(EXTENSIONS))}."
         )
     return images
 
 
-def unpacking_folder() -> AbstractContextManager[Path]:
+def make_unpack_folder() -> AbstractContextManager[Path]:
     """Return a context manager for a temporary folder that an archive of images is unpacked to."""
     return staging_folder(data_dir(), "naming")
 
@@ -98,7 +98,7 @@ def predict_images(
     def predict_on(device: Device) -> Work[list[ImagePrediction]]:
         return _predict(predictor.on(device), images, known and (known[0].on(device), known[1]))
 
-    return (yield from on_idle_device(predict_on, FINAL_PRECISION))
+    return (yield from run_on_idle_device(predict_on, FINAL_PRECISION))
 
 
 def _predict(
@@ -115,7 +115,7 @@ def _predict(
     with Compiler(predictor.device, len(images), _BATCH) as compiler:
         evaluated = _make_forward(predictor, known, compiler)
         for start in range(0, len(images), _BATCH):
-            loaded = list(in_threads(read, images[start : start + _BATCH]))
+            loaded = list(map_in_threads(read, images[start : start + _BATCH]))
             squares = [square for _, square in loaded if not isinstance(square, str)]
             results = iter(evaluated(torch.stack(squares)) if squares else ())
             predictions += [
@@ -129,7 +129,7 @@ def _predict(
 
 
 @dataclass(frozen=True)
-class Answers:
+class NetworkPredictions:
     """Predictions of one network for a list of images that several networks predict."""
 
     title: str
@@ -152,7 +152,7 @@ def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> 
 
     Probabilities are NaN, and the class is None, if an image could not be read.
     """
-    columns = ["file", *_column_names(Answers("", classes, predictions))]
+    columns = ["file", *_column_names(NetworkPredictions("", classes, predictions))]
     rows = []
     for prediction in predictions:
         probabilities = prediction.probabilities
@@ -190,10 +190,10 @@ def to_csv(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> by
     Names are untrusted: a cell that a spreadsheet would take for a formula is prefixed by an
     apostrophe (OWASP, CSV injection).
     """
-    return side_by_side_csv([Answers("", classes, predictions)])
+    return side_by_side_csv([NetworkPredictions("", classes, predictions)])
 
 
-def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
+def side_by_side_csv(answers: Sequence[NetworkPredictions]) -> bytes:
     """Return ``to_csv`` of several networks side by side.
 
     The network's title is appended to the names of its columns.
@@ -211,7 +211,7 @@ def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
     return text.getvalue().encode("utf-8", "replace")
 
 
-def _column_names(answers: Answers) -> list[str]:
+def _column_names(answers: NetworkPredictions) -> list[str]:
     names = [
         "class",
         "probability",
@@ -241,12 +241,12 @@ def _make_forward(
     if known is None:
         forward = compiler.forward(predictor.part)
     else:
-        encoder, neighbourhood = known[0].compiled(compiler), known[1]
+        encoder, neighbourhood = known[0].compile(compiler), known[1]
 
     def evaluate(squares: torch.Tensor) -> list[tuple[np.ndarray, bool | None]]:
         squares = squares.contiguous(memory_format=predictor.device.layout)
         if known is None:
-            return [(row, None) for row in predictor.probabilities_of(squares, forward)]
+            return [(row, None) for row in predictor.predict_proba_of_tensor(squares, forward)]
         features, probabilities = encoder.features(squares)
         return list(zip(probabilities, neighbourhood.unlike(features).tolist(), strict=True))
 

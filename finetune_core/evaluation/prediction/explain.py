@@ -53,7 +53,7 @@ class Explanation:
     probabilities: np.ndarray
 
     @property
-    def coarse(self) -> bool:
+    def is_coarse(self) -> bool:
         """True if the last map is so small that an earlier one is explained by default."""
         return self.layers[next(reversed(self.layers))] <= _COARSE
 

@@ -7,15 +7,15 @@ import numpy as np
 
 from finetune_core.evaluation.prediction.neighbours import Known
 from finetune_core.evaluation.prediction.predictor import Predictor
-from finetune_core.training.batches import compute_alone
+from finetune_core.training.batches import disable_helper_threads
 
 # One image is too little work to share between threads: on busy cores they wait for each other
 # many times longer than the work takes.
-_threads = ThreadPoolExecutor(2, thread_name_prefix="live", initializer=compute_alone)
+_threads = ThreadPoolExecutor(2, thread_name_prefix="live", initializer=disable_helper_threads)
 
 
 @dataclass(frozen=True)
-class Answer:
+class FramePrediction:
     """Prediction of one network for one frame.
 
     Attributes:
@@ -27,7 +27,7 @@ class Answer:
     unlike: bool | None
 
 
-def answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
+def predict_frame(predictor: Predictor, known: Known | None, frame: bytes) -> FramePrediction:
     """Predict a frame.
 
     Args:
@@ -41,9 +41,9 @@ def answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
     return _threads.submit(_predict_frame, predictor, known, frame).result()
 
 
-def _predict_frame(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
+def _predict_frame(predictor: Predictor, known: Known | None, frame: bytes) -> FramePrediction:
     if known is None:
-        return Answer(predictor.probabilities([frame])[0], None)
+        return FramePrediction(predictor.probabilities([frame])[0], None)
     encoder, neighbourhood = known
-    features, probabilities = encoder.look(frame)
-    return Answer(probabilities, bool(neighbourhood.unlike(features[None])[0]))
+    features, probabilities = encoder.encode_image(frame)
+    return FramePrediction(probabilities, bool(neighbourhood.unlike(features[None])[0]))

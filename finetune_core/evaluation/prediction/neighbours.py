@@ -25,15 +25,15 @@ from torch import fx
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import Predictor
-from finetune_core.evaluation.run_images import RunImages, run_images
-from finetune_core.files import read_regular, regular_file, write_bytes
+from finetune_core.evaluation.run_images import RunImages, load_run_images
+from finetune_core.files import read_regular, stat_regular, write_bytes
 from finetune_core.inspection.features import iterate_inputs
-from finetune_core.models.partition import CannotSplit, trace
+from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
-from finetune_core.training.device_turn import on_idle_device
+from finetune_core.training.device_turn import run_on_idle_device
 from finetune_core.training.feeding import Forward
 from finetune_core.training.predictions import FINAL_PRECISION
 from finetune_core.training.preview import network_input
@@ -65,7 +65,7 @@ class Encoder:
     head: Forward
     start: Forward | None
 
-    def compiled(self, compiler: Compiler) -> "Encoder":
+    def compile(self, compiler: Compiler) -> "Encoder":
         """Return a copy whose body is compiled if that pays."""
         if not isinstance(self.body, fx.GraphModule):
             return self
@@ -77,7 +77,7 @@ class Encoder:
     def on(self, device: Device) -> "Encoder":
         """Return the encoder on another device."""
         predictor = self.predictor.on(device)
-        return self if predictor is self.predictor else encoder(predictor)
+        return self if predictor is self.predictor else make_encoder(predictor)
 
     def features(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return features and class probabilities of normalised images.
@@ -98,7 +98,7 @@ class Encoder:
         )
         return unit.cpu().numpy(), logits.float().cpu().double().softmax(1).numpy()
 
-    def look(self, image: Path | bytes) -> tuple[np.ndarray, np.ndarray]:
+    def encode_image(self, image: Path | bytes) -> tuple[np.ndarray, np.ndarray]:
         """Return features ``[parts, d]`` and probabilities ``[classes]`` of one image.
 
         Raises:
@@ -178,7 +178,7 @@ class Neighbourhood:
 Known = tuple[Encoder, Neighbourhood]  # of one network
 
 
-def encoder(predictor: Predictor) -> Encoder:
+def make_encoder(predictor: Predictor) -> Encoder:
     """Cut the predictor's network before its head; its modules are shared, not copied.
 
     Raises:
@@ -195,9 +195,9 @@ def encoder(predictor: Predictor) -> Encoder:
         body, head = segments.part(None, last).eval(), segments.part(last, None).eval()
         start = None
         if _has_changed_body(predictor):
-            before = predictor.device.hold(copy.deepcopy(network.pretrained).eval())
+            before = predictor.device.move_module(copy.deepcopy(network.pretrained).eval())
             start = trace(before, network.stages, network.image_size).part(None, last).eval()
-    except CannotSplit as error:
+    except SplitError as error:
         raise RunError(
             f"{network.info.name} has no features to compare images with: {error}."
         ) from None
@@ -217,7 +217,7 @@ def _has_changed_body(predictor: Predictor) -> bool:
     return any(not torch.equal(now[name].cpu(), before[name].cpu()) for name in names)
 
 
-def known_neighbourhood(run: Run, encoder: Encoder) -> Neighbourhood | None:
+def load_neighbourhood(run: Run, encoder: Encoder) -> Neighbourhood | None:
     """Return the stored result of ``compute_neighbourhood`` for these weights, or None."""
     try:
         arrays = _read_arrays(read_regular(run.run_dir / _FILE, _LARGEST))
@@ -282,9 +282,9 @@ def _build_neighbourhood(arrays: dict[str, np.ndarray], encoder: Encoder) -> Nei
     )
 
 
-def neighbours_changed(run: Run) -> int:
+def neighbours_mtime(run: Run) -> int:
     """Return when a run's neighbourhood was written, in nanoseconds; 0 if there is none."""
-    status = regular_file(run.run_dir / _FILE)
+    status = stat_regular(run.run_dir / _FILE)
     return status.st_mtime_ns if status else 0
 
 
@@ -307,10 +307,10 @@ def compute_neighbourhood(
         FinetuneError: if the images are missing or may not be read, or the run directory cannot be
             written to.
     """
-    images = yield from run_images(run, _MOST, roots)
+    images = yield from load_run_images(run, _MOST, roots)
     train, val = images.rows[TRAIN], images.rows[VAL]
     rows = np.concatenate([train, val])
-    features = yield from on_idle_device(
+    features = yield from run_on_idle_device(
         lambda device: _compute_features(looks.on(device), images, rows), FINAL_PRECISION
     )
     table = images.dataset.table.iloc[train]

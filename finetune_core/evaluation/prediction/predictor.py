@@ -16,11 +16,11 @@ from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info
 from finetune_core.training.compiled import Part
 from finetune_core.training.device import Device, choose_device
-from finetune_core.training.evaluation import logits_of
+from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.feeding import Forward
-from finetune_core.training.networks import best_network
+from finetune_core.training.networks import load_best_network
 from finetune_core.training.preview import network_input
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import count_epochs
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,22 @@ class Predictor:
             ImageError: if an image cannot be read.
         """
         info = self.network.info
-        return self.probabilities_of(
+        return self.predict_proba_of_tensor(
             torch.stack([network_input(image, info, self.image_size).tensor for image in images])
         )
 
-    def probabilities_of(self, squares: torch.Tensor, forward: Forward | None = None) -> np.ndarray:
+    def predict_proba_of_tensor(
+        self, squares: torch.Tensor, forward: Forward | None = None
+    ) -> np.ndarray:
         """Return float64 ``[n, classes]`` of normalised images ``[n, 3, image_size, image_size]``.
 
         Args:
             squares: the images.
             forward: compiled forward pass of the network, if there is one.
         """
-        logits = logits_of(forward or self.network.model, squares, self.device).astype(np.float64)
+        logits = compute_logits(forward or self.network.model, squares, self.device).astype(
+            np.float64
+        )
         probabilities: np.ndarray = softmax(logits, axis=1)
         return probabilities
 
@@ -61,7 +65,7 @@ class Predictor:
         """
         if (device.kind, device.precision) == (self.device.kind, self.device.precision):
             return self
-        network = replace(self.network, model=device.hold(copy.deepcopy(self.network.model)))
+        network = replace(self.network, model=device.move_module(copy.deepcopy(self.network.model)))
         return replace(self, network=network, device=device)
 
     @property
@@ -88,9 +92,9 @@ def load_predictor(run: Run, device: Device | None = None) -> Predictor:
         WeightsError: if the initial weights are not on this machine.
     """
     _check_same_run(run, read_info(run.run_dir, BEST))
-    network, info = best_network(run.config, run.run_dir)
+    network, info = load_best_network(run.config, run.run_dir)
     device = device or choose_device("cpu", "fp32")
-    device.hold(network.model)
+    device.move_module(network.model)
     return Predictor(network, info.classes, device, run.config.image_size)
 
 
@@ -107,7 +111,7 @@ def _check_same_run(run: Run, info: CheckpointInfo) -> None:
         tuple(started.get("classes", info.classes)),
         started.get("fingerprint", recorded[2]),
     )
-    epochs = epochs_of(run.config)
+    epochs = count_epochs(run.config)
     if recorded != expected or not min(1, epochs) <= info.epoch <= epochs:
         path = checkpoint_path(run.run_dir, BEST)
         raise RunError(

@@ -16,7 +16,7 @@ from finetune_core.evaluation.single_run.binning import (
     ece_interval,
     gap_matrix,
 )
-from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.evaluation.single_run.metrics import stack_logits
 from finetune_core.evaluation.single_run.scores import RESAMPLES, resample
 
 FEWEST = 30  # images that a temperature is fitted on
@@ -65,7 +65,7 @@ class Scaling:
     logits: np.ndarray
 
     @property
-    def at_limit(self) -> bool:
+    def is_at_limit(self) -> bool:
         """True if a temperature is at the end of the search range.
 
         Its images do not determine it then.
@@ -75,7 +75,7 @@ class Scaling:
         )
 
 
-def calibration(
+def compute_calibration(
     logits: np.ndarray,
     labels: np.ndarray,
     binning: Binning = "width",
@@ -146,11 +146,11 @@ def scale_split(table: pd.DataFrame, split: str) -> Scaling | None:
         split: the split to scale.
     """
     rows, others = table[table["split"] == split], table[table["split"] == VAL]
-    logits, labels = logits_of(rows), rows["label"].to_numpy()
+    logits, labels = stack_logits(rows), rows["label"].to_numpy()
     if logits.shape[1] < 2:
         return None
     if split != VAL and len(others) >= FEWEST:
-        temperature = fit_temperature(logits_of(others), others["label"].to_numpy())
+        temperature = fit_temperature(stack_logits(others), others["label"].to_numpy())
         return Scaling("val", (temperature,), (len(others),), logits / temperature)
     if len(rows) < 2 * FEWEST:
         return None

@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 
 from finetune_core.config import RunConfig
-from finetune_core.data.closeness import gray_squares
-from finetune_core.data.dataset import Dataset, assemble, look_through
-from finetune_core.data.duplicates import near_sets
+from finetune_core.data.closeness import load_gray_squares
+from finetune_core.data.dataset import Dataset, assemble_dataset, index_data
+from finetune_core.data.duplicates import find_near_duplicates
 from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.single_run.other_data import OtherData
 from finetune_core.evaluation.single_run.shift_files import Copies
-from finetune_core.runs.store import Run, is_run_folder, read_run
-from finetune_core.work import Work, in_phase
+from finetune_core.runs.store import Run, is_run_dir, read_run
+from finetune_core.work import Work, with_phase
 
 _MOST_EARLIER = 20  # runs in a chain
 
@@ -148,8 +148,8 @@ def _load_earlier_run(run: Run, roots: Sequence[Path]) -> Run:
     """
     recorded = Path(run.config.earlier_run or "")
     beside = run.run_dir.parent / recorded.name
-    if is_run_folder(beside) or not roots:
-        return read_run(beside if is_run_folder(beside) else recorded)
+    if is_run_dir(beside) or not roots:
+        return read_run(beside if is_run_dir(beside) else recorded)
     raise RunError(f"{recorded.name} is not among the runs any more.")
 
 
@@ -161,10 +161,10 @@ def _load_images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset
     """Load a run's data set in its current state, and its table with ``thumb``."""
     if roots:
         check_roots(config.data, roots)
-    survey = yield from in_phase(
-        "index", look_through(config.data, roots, thumbs=True, edits=config.edits)
+    survey = yield from with_phase(
+        "index", index_data(config.data, roots, thumbs=True, edits=config.edits)
     )
-    own = assemble(config.data, survey, **config.split_settings, edits=config.edits)
+    own = assemble_dataset(config.data, survey, **config.split_settings, edits=config.edits)
     return own, own.table.merge(survey.rows[["id", "thumb"]], on="id")
 
 
@@ -173,7 +173,7 @@ def _find_copies(
 ) -> Work[tuple[np.ndarray, np.ndarray]]:
     """Return bool ``[n]`` each: exact copies of training images; exact or near copies."""
     training, exact = table[table["split"] == TRAIN], _find_exact_copies(table, TRAIN, other)
-    return exact, (yield from in_phase("copies", _find_near_copies(training, own.root, other)))
+    return exact, (yield from with_phase("copies", _find_near_copies(training, own.root, other)))
 
 
 def _find_exact_copies(table: pd.DataFrame, split: str, other: OtherData) -> np.ndarray:
@@ -189,9 +189,11 @@ def _find_near_copies(training: pd.DataFrame, root: Path, other: OtherData) -> W
     own, others = ImagePaths(root, training["id"]), other.paths
 
     def squares(positions: np.ndarray, side: int) -> Iterator[np.ndarray | None]:
-        return gray_squares(
+        return load_gray_squares(
             [own[index] if index < count else others[index - count] for index in positions], side
         )
 
-    sets, _ = yield from near_sets(both["thumb"], both["content"].to_numpy(np.uint64), squares)
+    sets, _ = yield from find_near_duplicates(
+        both["thumb"], both["content"].to_numpy(np.uint64), squares
+    )
     return np.isin(sets[count:], sets[:count])

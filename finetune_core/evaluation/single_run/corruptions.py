@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from finetune_core.formatting import SPLIT_WORDS
+from finetune_core.formatting import SPLIT_TITLES
 
 _FULL_SIZE = 224  # side in pixels of the images that lengths refer to
 
@@ -76,7 +76,7 @@ CLEAN = "none"
 
 
 @dataclass(frozen=True)
-class Corrupted:
+class CorruptedSplit:
     """One corruption of the images of a split.
 
     Attributes:
@@ -106,22 +106,22 @@ class Corrupted:
     @property
     def described(self) -> str:
         """Description within a sentence."""
-        return f"the runs' own {SPLIT_WORDS[self.split].lower()} images, made worse: {self.name}"
+        return f"the runs' own {SPLIT_TITLES[self.split].lower()} images, made worse: {self.name}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values: ``corruption, severity``."""
         return {"corruption": self.corruption, "severity": self.severity}
 
 
-def corrupted(split: str) -> list[Corrupted]:
+def list_corruptions(split: str) -> list[CorruptedSplit]:
     """Return all corruptions of a split in order; the clean images come first."""
     corruptions = [
-        Corrupted(split, name, severity) for name in CORRUPTIONS for severity in SEVERITIES
+        CorruptedSplit(split, name, severity) for name in CORRUPTIONS for severity in SEVERITIES
     ]
-    return [Corrupted(split, CLEAN, 0), *corruptions]
+    return [CorruptedSplit(split, CLEAN, 0), *corruptions]
 
 
-def corrupt(squares: np.ndarray, which: Corrupted, seed: int) -> np.ndarray:
+def corrupt(squares: np.ndarray, which: CorruptedSplit, seed: int) -> np.ndarray:
     """Corrupt images; the result depends on the seed only.
 
     Args:

@@ -12,7 +12,7 @@ from finetune_core.evaluation.single_run.binning import Binning
 from finetune_core.evaluation.single_run.calibration import (
     Calibration,
     Scaling,
-    calibration,
+    compute_calibration,
     scale_split,
 )
 from finetune_core.evaluation.single_run.curves import OneVsRest, one_vs_rest
@@ -20,7 +20,7 @@ from finetune_core.evaluation.single_run.metrics import (
     Evaluation,
     evaluate,
     list_splits,
-    logits_of,
+    stack_logits,
     to_arrays,
 )
 from finetune_core.evaluation.single_run.scores import Scores, resamples_for, score
@@ -34,7 +34,7 @@ from finetune_core.files import Stamp
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import (
     load_predictions,
-    predictions_changed,
+    predictions_mtime,
     predictions_precision,
 )
 
@@ -47,17 +47,17 @@ def evaluation(run: Run, split: str | None = None) -> Evaluation:
     Raises:
         RunError: if the run has no predictions for it.
     """
-    return _evaluate(run.run_dir, predictions_changed(run.run_dir), _class_names(run), split)
+    return _evaluate(run.run_dir, predictions_mtime(run.run_dir), _class_names(run), split)
 
 
-def predicted_splits(run: Run) -> list[str]:
+def list_predicted_splits(run: Run) -> list[str]:
     """Return the splits that the run has predictions for, the least biased first.
 
     Raises:
         RunError: if it has none.
     """
     return list_splits(
-        _load_table(run.run_dir, predictions_changed(run.run_dir), len(_class_names(run)))
+        _load_table(run.run_dir, predictions_mtime(run.run_dir), len(_class_names(run)))
     )
 
 
@@ -74,7 +74,7 @@ def evaluation_precision(run: Run) -> str | None:
 
     For runs of earlier versions it is that of the training. None if nothing records it.
     """
-    return _load_precision(run.run_dir, predictions_changed(run.run_dir)) or (
+    return _load_precision(run.run_dir, predictions_mtime(run.run_dir)) or (
         run.history.started or {}
     ).get("precision")
 
@@ -93,7 +93,7 @@ def precision_note(run: Run) -> str:
     )
 
 
-def scores(run: Run, split: str) -> Scores:
+def score_run(run: Run, split: str) -> Scores:
     """Return every number of a split with its interval.
 
     If images and classes are many, fewer resamples are drawn.
@@ -103,11 +103,11 @@ def scores(run: Run, split: str) -> Scores:
     """
     evaluation(run, split)
     return _compute_scores(
-        run.run_dir, predictions_changed(run.run_dir), len(_class_names(run)), split
+        run.run_dir, predictions_mtime(run.run_dir), len(_class_names(run)), split
     )
 
 
-def scores_of(result: Evaluation) -> Scores:
+def score_evaluation(result: Evaluation) -> Scores:
     """Return every number of an evaluation with its interval."""
     rows = result.predictions
     return _score_arrays(
@@ -115,14 +115,14 @@ def scores_of(result: Evaluation) -> Scores:
     )
 
 
-def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
+def compute_class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
     """Return the curves of one class against the rest; None if they are not defined.
 
     Raises:
         RunError: if the run has no predictions for the split.
     """
     return _compute_class_curves(
-        run.run_dir, predictions_changed(run.run_dir), _class_names(run), split, label
+        run.run_dir, predictions_mtime(run.run_dir), _class_names(run), split, label
     )
 
 
@@ -138,7 +138,7 @@ class CalibrationPair:
     after: Calibration | None
 
 
-def calibrated(run: Run, split: str, binning: Binning = "width") -> CalibrationPair:
+def calibrate_run(run: Run, split: str, binning: Binning = "width") -> CalibrationPair:
     """Return the calibration of a split before and after temperature scaling.
 
     Raises:
@@ -146,17 +146,17 @@ def calibrated(run: Run, split: str, binning: Binning = "width") -> CalibrationP
     """
     evaluation(run, split)
     return _calibrate(
-        run.run_dir, predictions_changed(run.run_dir), len(_class_names(run)), split, binning
+        run.run_dir, predictions_mtime(run.run_dir), len(_class_names(run)), split, binning
     )
 
 
-def sliced(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
+def slice_run(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
     """Return facts about a split's images, and the accuracy in slices by these facts.
 
     Raises:
         RunError: if the run has no predictions for it.
     """
-    changed = predictions_changed(run.run_dir), *facts_stamp(run.config.data)
+    changed = predictions_mtime(run.run_dir), *facts_stamp(run.config.data)
     return _compute_slices(run.run_dir, changed, _class_names(run), split, run.config.data)
 
 
@@ -228,10 +228,10 @@ def calibrate_table(table: pd.DataFrame, split: str, binning: Binning = "width")
         binning: as for ``assign_bins``.
     """
     rows, scaling = table[table["split"] == split], scale_split(table, split)
-    labels, logits = rows["label"].to_numpy(), logits_of(rows)
+    labels, logits = rows["label"].to_numpy(), stack_logits(rows)
 
     def calibrate_logits(logits: np.ndarray) -> Calibration:
-        return calibration(logits, labels, binning, resamples=resamples_for(logits.size))
+        return compute_calibration(logits, labels, binning, resamples=resamples_for(logits.size))
 
     return CalibrationPair(
         calibrate_logits(logits), scaling, calibrate_logits(scaling.logits) if scaling else None

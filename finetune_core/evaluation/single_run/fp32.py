@@ -14,15 +14,15 @@ import torch
 
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
-from finetune_core.evaluation.run_images import run_images
-from finetune_core.evaluation.single_run.evaluate import evaluation_precision, predicted_splits
-from finetune_core.formatting import things
-from finetune_core.runs.locks import locked
+from finetune_core.evaluation.run_images import load_run_images
+from finetune_core.evaluation.single_run.evaluate import evaluation_precision, list_predicted_splits
+from finetune_core.formatting import pluralize
+from finetune_core.runs.locks import hold_lock
 from finetune_core.runs.store import Run
-from finetune_core.training.answers import Answer, answers
+from finetune_core.training.answers import OutputFunction, compute_outputs
 from finetune_core.training.device import Device
-from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.evaluation import logits_of
+from finetune_core.training.device_turn import run_on_idle_device
+from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.predictions import (
     FINAL_PRECISION,
     load_predictions,
@@ -32,7 +32,7 @@ from finetune_core.training.predictions import (
 from finetune_core.work import Work
 
 
-def can_be_evaluated(run: Run) -> bool:
+def can_evaluate_in_fp32(run: Run) -> bool:
     """Return whether a run has ended and was evaluated in another precision than fp32."""
     return (
         run.history.end is not None
@@ -54,15 +54,15 @@ def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
         FinetuneError: if the run is active, its images have changed or cannot be read, or its
             checkpoint is damaged.
     """
-    with locked(run.run_dir):
-        yield from on_idle_device(partial(_evaluate, run, roots), FINAL_PRECISION)
+    with hold_lock(run.run_dir):
+        yield from run_on_idle_device(partial(_evaluate, run, roots), FINAL_PRECISION)
 
 
 def _evaluate(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     predictor = load_predictor(run, device)
 
     def answer(inputs: torch.Tensor) -> np.ndarray:
-        return logits_of(predictor.network.model, inputs, predictor.device)
+        return compute_logits(predictor.network.model, inputs, predictor.device)
 
     save_predictions(
         run.run_dir, (yield from predict_again(run, predictor, answer, roots)), FINAL_PRECISION
@@ -70,7 +70,7 @@ def _evaluate(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
 
 
 def predict_again(
-    run: Run, predictor: Predictor, answer: Answer, roots: Sequence[Path]
+    run: Run, predictor: Predictor, answer: OutputFunction, roots: Sequence[Path]
 ) -> Work[pd.DataFrame]:
     """Predict the images that a run was evaluated on with another forward function.
 
@@ -86,7 +86,9 @@ def predict_again(
     Raises:
         FinetuneError: if the images have changed since the run was trained, or cannot be read.
     """
-    images = yield from run_images(run, dict.fromkeys(predicted_splits(run), sys.maxsize), roots)
+    images = yield from load_run_images(
+        run, dict.fromkeys(list_predicted_splits(run), sys.maxsize), roots
+    )
     if not images.unchanged:
         raise RunError(
             f"The images, their labels or their split have changed since {run.run_id} was "
@@ -97,11 +99,11 @@ def predict_again(
     rows = rows[images.dataset.table["id"].iloc[rows].isin(before["id"]).to_numpy()]
     if num_missing := len(before) - len(rows):
         raise RunError(
-            f"{things(num_missing, 'image')} of {run.run_id} cannot be read any more. Put them "
+            f"{pluralize(num_missing, 'image')} of {run.run_id} cannot be read any more. Put them "
             "back."
         )
 
-    logits = yield from answers(
+    logits = yield from compute_outputs(
         images.pixels, rows, predictor.network.info, predictor.image_size, answer, "evaluate"
     )
     table: pd.DataFrame = images.dataset.table.iloc[rows]

@@ -10,7 +10,7 @@ from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.intervals import accuracy_interval, wilson
 from finetune_core.evaluation.single_run.scores import AREAS, NOT_DEFINED, score, share_text
-from finetune_core.formatting import accuracy_name, interval_text, percent, things
+from finetune_core.formatting import accuracy_name, format_interval, format_percent, pluralize
 from finetune_core.markup import paragraphs, table
 
 
@@ -49,9 +49,9 @@ class Evaluation:
     def in_words(self) -> str:
         """Return one line: the accuracy with its interval, and the loss."""
         return (
-            f"{accuracy_name(self.split)} {percent(self.accuracy)} on "
-            f"{things(self.images, 'image')} "
-            f"(95 % interval {interval_text(self.low, self.high)}), loss {self.loss:.3f}"
+            f"{accuracy_name(self.split)} {format_percent(self.accuracy)} on "
+            f"{pluralize(self.images, 'image')} "
+            f"(95 % interval {format_interval(self.low, self.high)}), loss {self.loss:.3f}"
         )
 
     def __repr__(self) -> str:
@@ -108,7 +108,7 @@ class Evaluation:
         )
 
     @property
-    def hardest(self) -> pd.DataFrame:
+    def hardest_classes(self) -> pd.DataFrame:
         """``per_class``, sorted by recall; classes without images come last."""
         return self.per_class.sort_values(["recall", "f1", "class"], ignore_index=True)
 
@@ -213,12 +213,12 @@ def to_arrays(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         Labels int ``[n]``, probabilities float64 ``[n, classes]`` and cross-entropies ``[n]``.
     """
     labels = rows["label"].to_numpy()
-    logs = log_softmax(logits_of(rows), axis=1)
+    logs = log_softmax(stack_logits(rows), axis=1)
     # From the logits, because a probability too small for a float still has a finite loss.
     return labels, np.exp(logs), -np.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
 
 
-def logits_of(rows: pd.DataFrame) -> np.ndarray:
+def stack_logits(rows: pd.DataFrame) -> np.ndarray:
     """Return the logits in rows of a table of predictions: float64 ``[n, classes]``."""
     return np.stack(rows["logits"].tolist()).astype(np.float64)
 
@@ -244,7 +244,7 @@ def confusion_order(confusion: np.ndarray) -> list[int]:
 
 
 def _format_percent(value: float) -> str:
-    return NOT_DEFINED if np.isnan(value) else percent(value)
+    return NOT_DEFINED if np.isnan(value) else format_percent(value)
 
 
 def _confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

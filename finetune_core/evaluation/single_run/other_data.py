@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from finetune_core.data.dataset import fingerprint_of, look_through
+from finetune_core.data.dataset import compute_fingerprint, index_data
 from finetune_core.data.edits import apply_edits, load_edits
 from finetune_core.data.image_paths import ImagePaths
-from finetune_core.data.sources import readable_data
+from finetune_core.data.sources import resolve_readable_data
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError
-from finetune_core.work import Work, in_phase
+from finetune_core.work import Work, with_phase
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class OtherData:
     @property
     def fingerprint(self) -> str:
         """Hash of the images' names, content and classes."""
-        return fingerprint_of(self.table)
+        return compute_fingerprint(self.table)
 
 
 def index_other_data(data: str, roots: Sequence[Path] = ()) -> Work[OtherData]:
@@ -55,8 +55,8 @@ def index_other_data(data: str, roots: Sequence[Path] = ()) -> Work[OtherData]:
     Raises:
         DataError: if the data set cannot be read, or has no readable image.
     """
-    folder = yield from in_phase("unpack", readable_data(data, roots))
-    survey = yield from in_phase("index", look_through(folder, roots, thumbs=True))
+    folder = yield from with_phase("unpack", resolve_readable_data(data, roots))
+    survey = yield from with_phase("index", index_data(folder, roots, thumbs=True))
     readable = survey.rows["problem"] == ""
     table = apply_edits(survey.rows[readable], load_edits(folder)).assign(split=SHIFTED)
     if table.empty:

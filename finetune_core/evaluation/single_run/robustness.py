@@ -9,20 +9,20 @@ import numpy as np
 import torch
 
 from finetune_core.data.decode import Resize, read_square
-from finetune_core.data.threads import in_threads
+from finetune_core.data.threads import map_in_threads
 from finetune_core.errors import ImageError, RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
-from finetune_core.evaluation.run_images import run_image
-from finetune_core.evaluation.single_run.corruptions import corrupt, corrupted
+from finetune_core.evaluation.run_images import resolve_run_image
+from finetune_core.evaluation.single_run.corruptions import corrupt, list_corruptions
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness_files import Robustness, save_robustness
 from finetune_core.runs.store import Run
-from finetune_core.training.batches import evaluated, normalised
+from finetune_core.training.batches import center_crop, normalize
 from finetune_core.training.compiled import Compiler
 from finetune_core.training.device import Device
-from finetune_core.training.device_turn import on_idle_device
+from finetune_core.training.device_turn import run_on_idle_device
 from finetune_core.training.feeding import Forward
-from finetune_core.training.predictions import FINAL_PRECISION, predictions_changed
+from finetune_core.training.predictions import FINAL_PRECISION, predictions_mtime
 from finetune_core.work import Step, Work
 
 MOST_IMAGES = 200
@@ -49,16 +49,18 @@ def measure_robustness(
         FinetuneError: if there is no network, there are no predictions, or no image can be read any
             more.
     """
-    return (yield from on_idle_device(partial(_measure, run, split, seed, roots), FINAL_PRECISION))
+    return (
+        yield from run_on_idle_device(partial(_measure, run, split, seed, roots), FINAL_PRECISION)
+    )
 
 
 def _measure(
     run: Run, split: str, seed: int, roots: Sequence[Path], device: Device
 ) -> Work[Robustness]:
-    changed = predictions_changed(run.run_dir)
+    changed = predictions_mtime(run.run_dir)
     predictor = load_predictor(run, device)
     ids, squares, labels = _load_sample(run, predictor, split, seed, roots)
-    ways = corrupted(split)
+    ways = list_corruptions(split)
     logits: list[np.ndarray] = []
     total = len(ways) * len(squares)
     with Compiler(predictor.device, total, _BATCH) as compiler:
@@ -88,8 +90,8 @@ def _load_sample(
     resize = predictor.network.info.resize(predictor.image_size)
     ids, squares, labels = [], [], []
     with closing(
-        in_threads(
-            lambda row: _read_square(run_image(run, row[0], roots), resize),
+        map_in_threads(
+            lambda row: _read_square(resolve_run_image(run, row[0], roots), resize),
             list(zip(chosen["id"], chosen["label"], strict=True)),
         )
     ) as read:
@@ -113,8 +115,8 @@ def _read_square(path: Path, resize: Resize) -> np.ndarray | None:
 def _compute_logits(predictor: Predictor, forward: Forward, squares: np.ndarray) -> np.ndarray:
     """Return float32 ``[n, classes]``; preprocessing is as in validation."""
     info = predictor.network.info
-    images = evaluated(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
+    images = center_crop(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
     with torch.no_grad(), predictor.device.autocast():
-        logits = forward(predictor.device.take(normalised(images, info.mean, info.std)))
+        logits = forward(predictor.device.take(normalize(images, info.mean, info.std)))
     array: np.ndarray = logits.float().cpu().numpy()
     return array

@@ -17,16 +17,16 @@ from typing_extensions import TypedDict
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import RunError
 from finetune_core.evaluation.intervals import accuracy_interval
-from finetune_core.evaluation.single_run.corruptions import Corrupted, corrupted
-from finetune_core.evaluation.single_run.metrics import logits_of
-from finetune_core.files import Stamp, problem_with, read_regular, stamp
+from finetune_core.evaluation.single_run.corruptions import CorruptedSplit, list_corruptions
+from finetune_core.evaluation.single_run.metrics import stack_logits
+from finetune_core.files import Stamp, describe_problem, file_stamp, read_regular
 from finetune_core.runs.store import Run
 from finetune_core.training.events import Count, Name, Share
 from finetune_core.training.predictions import (
     Moment,
-    fact_of,
     prediction_table,
-    predictions_changed,
+    predictions_mtime,
+    read_fact,
     read_table,
     write_table,
 )
@@ -93,14 +93,14 @@ def save_robustness(
         ids: ids of the images.
         labels: int ``[images]``.
         logits: float ``[images, classes]`` for each of ``corrupted(split)``.
-        changed: ``predictions_changed`` from before the network was loaded.
+        changed: ``predictions_mtime`` from before the network was loaded.
 
     Raises:
         RunError: if the file cannot be written.
     """
     tables = [
         prediction_table(pd.Series(ids, dtype=object), which.key, labels, way_logits)
-        for which, way_logits in zip(corrupted(split), logits, strict=True)
+        for which, way_logits in zip(list_corruptions(split), logits, strict=True)
     ]
     table = pd.concat(tables, ignore_index=True)
     try:
@@ -110,7 +110,7 @@ def save_robustness(
     return _summarise(table, split)
 
 
-def known_robustness(run: Run, split: str) -> Robustness | None:
+def load_robustness(run: Run, split: str) -> Robustness | None:
     """Return the stored robustness.
 
     None if it was not measured, or the run has been trained on since.
@@ -121,7 +121,7 @@ def known_robustness(run: Run, split: str) -> Robustness | None:
         return _load_earlier_version(run, split)
 
 
-def load_corrupted_predictions(run_dir: Path, which: Corrupted, classes: int) -> pd.DataFrame:
+def load_corrupted_predictions(run_dir: Path, which: CorruptedSplit, classes: int) -> pd.DataFrame:
     """Return ``id, split, label, logits``, sorted by id.
 
     The split is ``SHIFTED``, and a label is an index into the run's classes.
@@ -142,12 +142,12 @@ def load_corrupted_predictions(run_dir: Path, which: Corrupted, classes: int) ->
 
 def robustness_stamp(run_dir: Path, split: str) -> Stamp | None:
     """Return a stamp that changes with ``load_corrupted_predictions``; None if there are none."""
-    return stamp(_file_path(run_dir, split))
+    return file_stamp(_file_path(run_dir, split))
 
 
 def _table_key(run_dir: Path, split: str, classes: int) -> tuple[Path, str, int, Stamp | None, int]:
     """Return the arguments of ``_load_table``: all that its result depends on."""
-    return run_dir, split, classes, robustness_stamp(run_dir, split), predictions_changed(run_dir)
+    return run_dir, split, classes, robustness_stamp(run_dir, split), predictions_mtime(run_dir)
 
 
 @lru_cache(maxsize=64)  # a page asks for all of a comparison's runs whenever it is redrawn
@@ -167,14 +167,14 @@ def _load_table(
         run_dir: the run directory.
         split: the split.
         classes: number of classes of the run.
-        changed: ``predictions_changed`` of the run in its current state.
+        changed: ``predictions_mtime`` of the run in its current state.
 
     Raises:
         RunError: if the file is missing, damaged, or belongs to other predictions of the run.
     """
-    path, ways = _file_path(run_dir, split), [which.key for which in corrupted(split)]
+    path, ways = _file_path(run_dir, split), [which.key for which in list_corruptions(split)]
     try:
-        recorded = fact_of(path, _FACT)
+        recorded = read_fact(path, _FACT)
         table = read_table(path, ways, classes)
     except FileNotFoundError:
         raise RunError(
@@ -183,7 +183,7 @@ def _load_table(
         ) from None
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{run_dir.name}: {problem_with(path, error)}. Measure its robustness again."
+            f"{run_dir.name}: {describe_problem(path, error)}. Measure its robustness again."
         ) from None
     if recorded != str(changed).encode():
         raise RunError(
@@ -203,9 +203,9 @@ def _load_table(
 
 def _summarise(table: pd.DataFrame, split: str) -> Robustness:
     rows = []
-    for which in corrupted(split):
+    for which in list_corruptions(split):
         part = table[table["split"] == which.key]
-        right = int((logits_of(part).argmax(1) == part["label"].to_numpy()).sum())
+        right = int((stack_logits(part).argmax(1) == part["label"].to_numpy()).sum())
         rows.append((which.corruption, which.severity, *accuracy_interval(right, len(part))))
     return Robustness(
         split, len(table) // len(rows), pd.DataFrame(rows, columns=_COLUMNS), predicted=True
@@ -219,8 +219,8 @@ def _load_earlier_version(run: Run, split: str) -> Robustness | None:
     except (OSError, ValueError):
         return None
     rows = pd.DataFrame(stored["rows"], columns=_COLUMNS)
-    ways = [(which.corruption, which.severity) for which in corrupted(split)]
-    if stored["predictions"] != predictions_changed(run.run_dir) or ways != [
+    ways = [(which.corruption, which.severity) for which in list_corruptions(split)]
+    if stored["predictions"] != predictions_mtime(run.run_dir) or ways != [
         *zip(rows["corruption"], rows["severity"], strict=True)
     ]:
         return None

@@ -11,17 +11,17 @@ from finetune_core.evaluation.single_run.calibration import Calibration
 from finetune_core.evaluation.single_run.corruptions import CLEAN, CORRUPTIONS
 from finetune_core.evaluation.single_run.evaluate import (
     CalibrationPair,
-    calibrated,
+    calibrate_run,
     evaluation,
     evaluation_precision,
     precision_note,
-    scores,
-    sliced,
+    score_run,
+    slice_run,
 )
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.robustness_files import Robustness
 from finetune_core.evaluation.single_run.scores import Scores
-from finetune_core.formatting import interval_text, percent, things
+from finetune_core.formatting import format_interval, format_percent, pluralize
 from finetune_core.markup import paragraphs, table
 from finetune_core.runs.store import Run
 
@@ -49,7 +49,7 @@ class RunEvaluation(Evaluation):
         """Precision that the predictions were computed in; None if nothing records it."""
         return evaluation_precision(self.run)
 
-    def caveats(self) -> list[str]:
+    def list_caveats(self) -> list[str]:
         """Return notes to read before the numbers."""
         chosen = (
             "The best epoch was chosen on these images, so the numbers are a little optimistic."
@@ -64,14 +64,14 @@ class RunEvaluation(Evaluation):
     def beside(self) -> str:
         """Return the reference points as a sentence; empty if none is known."""
         known = self.reference_points()
-        return known.in_sentence() if known else ""
+        return known.to_sentence() if known else ""
 
-    def absences(self) -> str:
+    def describe_absent_classes(self) -> str:
         """Return a sentence on the classes that averages leave out; empty if there is none."""
         missing = ", ".join(self.classes[label] for label in self.scores.absent)
         return f"Without images here, and left out of averages: {missing}." if missing else ""
 
-    def details(self) -> list[str]:
+    def list_details(self) -> list[str]:
         """Describe the calibration, and the slices that clearly differ from the rest."""
         confidence = self.calibrated
         ece = (
@@ -88,8 +88,8 @@ class RunEvaluation(Evaluation):
             )
         clear = self.slices[self.slices["verdict"].isin(["worse", "better"])]
         return [f"{ece}."] + [
-            f"{row['by']} {row['slice']}: accuracy {percent(row['accuracy'])}, {row['verdict']} "
-            f"than the rest ({things(row['images'], 'image')})."
+            f"{row['by']} {row['slice']}: accuracy {format_percent(row['accuracy'])}, "
+            f"{row['verdict']} than the rest ({pluralize(row['images'], 'image')})."
             for row in clear.to_dict("records")
         ]
 
@@ -103,7 +103,7 @@ class RunEvaluation(Evaluation):
             [
                 corruption.title,
                 *(
-                    percent(accuracy)
+                    format_percent(accuracy)
                     for accuracy in (right[CLEAN, 0], *(right[name, n] for n in (1, 2, 3)))
                 ),
             ]
@@ -113,11 +113,11 @@ class RunEvaluation(Evaluation):
 
     def _repr_html_(self) -> str:
         parts = [
-            paragraphs(self.in_words(), self.beside(), *self.caveats()),
-            table(*self.scores.in_rows(self.split)),
-            paragraphs(self.absences()),
+            paragraphs(self.in_words(), self.beside(), *self.list_caveats()),
+            table(*self.scores.to_rows(self.split)),
+            paragraphs(self.describe_absent_classes()),
         ]
-        parts += [table(*self.class_table()), paragraphs(*self.details())]
+        parts += [table(*self.class_table()), paragraphs(*self.list_details())]
         return "".join(parts) + (table(*self.robustness_rows()) if self.robustness else "")
 
 
@@ -130,15 +130,15 @@ def evaluate_run(run: Run, split: str, robustness: Robustness | None) -> RunEval
     return RunEvaluation(
         **vars(evaluation(run, split)),
         run=run,
-        scores=scores(run, split),
-        calibrated=calibrated(run, split),
-        slices=sliced(run, split)[1],
+        scores=score_run(run, split),
+        calibrated=calibrate_run(run, split),
+        slices=slice_run(run, split)[1],
         robustness=robustness,
     )
 
 
 def _format_ece(calibration: Calibration) -> str:
     return (
-        f"{percent(calibration.ece)} (95 % interval "
-        f"{interval_text(calibration.ece_low, calibration.ece_high)})"
+        f"{format_percent(calibration.ece)} (95 % interval "
+        f"{format_interval(calibration.ece_low, calibration.ece_high)})"
     )

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.single_run.binning import BINS, assign_bins, ece_interval, gap_matrix
-from finetune_core.formatting import accuracy_name, percent
+from finetune_core.formatting import accuracy_name, format_percent
 
 RESAMPLES = 1000
 # With more probabilities a thousand resamples take many seconds, and intervals are narrow anyway.
@@ -71,7 +71,7 @@ class Scores:
     absent: tuple[int, ...]
     resamples: int
 
-    def in_rows(self, split: str) -> tuple[list[str], list[list[str]]]:
+    def to_rows(self, split: str) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per number, formatted as text.
 
         Args:
@@ -80,8 +80,8 @@ class Scores:
         rows = [
             [
                 score_name(row["name"], split),
-                value_text(row["name"], row["value"]),
-                range_text(row["name"], row["low"], row["high"]),
+                format_value(row["name"], row["value"]),
+                format_range(row["name"], row["low"], row["high"]),
             ]
             for row in self.table.to_dict("records")
         ]
@@ -103,14 +103,14 @@ def is_percent(name: str) -> bool:
     return name.startswith(_PERCENT) or name.endswith("accuracy")
 
 
-def value_text(name: str, value: float) -> str:
+def format_value(name: str, value: float) -> str:
     """Format a score (a key of ``NAMES``): shares in percent, all others to three digits."""
-    return percent(value) if is_percent(name) and not np.isnan(value) else share_text(value)
+    return format_percent(value) if is_percent(name) and not np.isnan(value) else share_text(value)
 
 
-def range_text(name: str, low: float, high: float) -> str:
+def format_range(name: str, low: float, high: float) -> str:
     """Format the ends of a score's interval; empty where it is not known."""
-    return "" if np.isnan(low) else f"{value_text(name, low)} to {value_text(name, high)}"
+    return "" if np.isnan(low) else f"{format_value(name, low)} to {format_value(name, high)}"
 
 
 def share_text(value: float) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from finetune_core.data.checks import some
+from finetune_core.data.checks import join_names
 from finetune_core.errors import RunError
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 
 _MOST_NAMED = 8  # classes in a sentence
 
@@ -35,7 +35,7 @@ class SharedClasses:
     shifted_only: dict[str, int]
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """True if both sides have images of the same classes, so that nothing is left out."""
         return not self.own_only and not self.shifted_only
 
@@ -44,10 +44,10 @@ class SharedClasses:
 
         Empty if nothing is left out.
         """
-        if self.complete:
+        if self.is_complete:
             return []
-        named = some([f"“{name}”" for name in self.names], _MOST_NAMED)
-        count = things(len(self.names), "class", "classes")
+        named = join_names([f"“{name}”" for name in self.names], _MOST_NAMED)
+        count = pluralize(len(self.names), "class", "classes")
         sentences = [f"Both sides are compared on the {count} that both have images of: {named}."]
         if self.own_only:
             sentences.append(
@@ -93,8 +93,8 @@ def find_shared_classes(
     if not labels:
         raise RunError(
             "The run's own images and the shifted ones have no class in common, so there is no "
-            f"drop to measure: its own are of {some(list(own_only))}, the shifted ones of "
-            f"{some(list(shifted_only))}. Use shifted images of the same classes, or another "
+            f"drop to measure: its own are of {join_names(list(own_only))}, the shifted ones of "
+            f"{join_names(list(shifted_only))}. Use shifted images of the same classes, or another "
             "split of the run's own images."
         )
     return SharedClasses(
@@ -103,6 +103,6 @@ def find_shared_classes(
 
 
 def _list_images(images: dict[str, int]) -> str:
-    return some(
-        [f"“{name}” ({things(count, 'image')})" for name, count in images.items()], _MOST_NAMED
+    return join_names(
+        [f"“{name}” ({pluralize(count, 'image')})" for name, count in images.items()], _MOST_NAMED
     )

@@ -11,26 +11,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune_core.data.checks import some
+from finetune_core.data.checks import join_names
 from finetune_core.data.pixels import Pixels, decode_pixels
-from finetune_core.data.same_classes import SameClasses, same_classes
+from finetune_core.data.same_classes import ClassMatch, match_classes
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.copies import KnownCopies, images_key, look_for_copies
 from finetune_core.evaluation.single_run.other_data import OtherData, index_other_data
-from finetune_core.evaluation.single_run.shift_files import Copies, Shift, lacking_shift, save_shift
+from finetune_core.evaluation.single_run.shift_files import (
+    Copies,
+    Shift,
+    list_runs_without_shift,
+    save_shift,
+)
 from finetune_core.runs.store import Run
-from finetune_core.training.answers import answers
+from finetune_core.training.answers import compute_outputs
 from finetune_core.training.device import Device
-from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.evaluation import logits_of
+from finetune_core.training.device_turn import run_on_idle_device
+from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.predictions import (
     FINAL_PRECISION,
     prediction_table,
-    predictions_changed,
+    predictions_mtime,
 )
-from finetune_core.work import Work, in_phase, with_subject
+from finetune_core.work import Work, with_phase, with_subject
 
 
 def predict_shifted(runs: Sequence[Run], data: str, roots: Sequence[Path] = ()) -> Work[str]:
@@ -60,7 +65,7 @@ def predict_shifted(runs: Sequence[Run], data: str, roots: Sequence[Path] = ()) 
     """
     other = yield from index_other_data(data, roots)
     known: dict[str, KnownCopies] = {}
-    for run in lacking_shift(runs, other.fingerprint):
+    for run in list_runs_without_shift(runs, other.fingerprint):
         work = _predict_and_save(run, other, known, roots)
         yield from (with_subject(run.run_id, work) if len(runs) > 1 else work)
     return other.fingerprint
@@ -78,12 +83,12 @@ def _predict_and_save(
         roots: if given, data outside of these folders is refused.
     """
     classes = run.started["classes"]
-    matched = same_classes(classes, other.table["class"].unique())
+    matched = match_classes(classes, other.table["class"].unique())
     if not matched.labels:
         raise DataError(
-            f"{other.data} has none of the classes of {run.run_id} ({some(classes)}): its own are "
-            f"{some(matched.unknown)}. Rename its folders, or rename its classes on the Dataset "
-            "page."
+            f"{other.data} has none of the classes of {run.run_id} ({join_names(classes)}): its "
+            f"own are {join_names(matched.unknown)}. Rename its folders, or rename its classes on "
+            "the Dataset page."
         )
     key = images_key(run)
     if key not in known:
@@ -96,16 +101,18 @@ def _predict_and_save(
             "one of its own images: there is nothing to evaluate on."
         )
     shift = _make_shift(run, other, matched, known[key].copies(has_class))
-    yield from on_idle_device(partial(_predict, run, other, rows, matched, shift), FINAL_PRECISION)
+    yield from run_on_idle_device(
+        partial(_predict, run, other, rows, matched, shift), FINAL_PRECISION
+    )
 
 
-def _make_shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies) -> Shift:
+def _make_shift(run: Run, other: OtherData, matched: ClassMatch, copies: Copies) -> Shift:
     counts = other.table["class"].value_counts()
     return Shift(
         other.data,
         other.fingerprint,
         # Read before the network: if the run is trained on meanwhile, the stamp is out of date.
-        predictions_changed(run.run_dir),
+        predictions_mtime(run.run_dir),
         list(run.started["classes"]),
         matched.respelled,
         {name: int(counts[name]) for name in matched.unknown},
@@ -116,21 +123,23 @@ def _make_shift(run: Run, other: OtherData, matched: SameClasses, copies: Copies
 
 
 def _predict(
-    run: Run, other: OtherData, rows: np.ndarray, matched: SameClasses, shift: Shift, device: Device
+    run: Run, other: OtherData, rows: np.ndarray, matched: ClassMatch, shift: Shift, device: Device
 ) -> Work[None]:
     predictor = load_predictor(run, device)
     info = predictor.network.info
     keys = other.table["content"].to_numpy(np.uint64)
     decoding = decode_pixels(other.paths, keys, rows, info.resize(predictor.image_size))
-    pixels: Pixels = yield from in_phase("decode", decoding)
+    pixels: Pixels = yield from with_phase("decode", decoding)
     rows = np.setdiff1d(rows, list(pixels.failed))
     if not len(rows):
         raise DataError(f"None of the images in {other.data} can be decoded.")
 
     def answer(inputs: torch.Tensor) -> np.ndarray:
-        return logits_of(predictor.network.model, inputs, predictor.device)
+        return compute_logits(predictor.network.model, inputs, predictor.device)
 
-    logits = yield from answers(pixels, rows, info, predictor.image_size, answer, "evaluate")
+    logits = yield from compute_outputs(
+        pixels, rows, info, predictor.image_size, answer, "evaluate"
+    )
     table = other.table.iloc[rows]
     labels = table["class"].map(matched.labels).to_numpy(np.int64)
     save_shift(

@@ -17,13 +17,13 @@ from pydantic import Field, TypeAdapter
 
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import RunError
-from finetune_core.files import Stamp, problem_with, stamp
+from finetune_core.files import Stamp, describe_problem, file_stamp
 from finetune_core.runs.store import Run
 from finetune_core.training.events import Classes, Count, Name, Text
 from finetune_core.training.predictions import (
     Moment,
-    fact_of,
-    predictions_changed,
+    predictions_mtime,
+    read_fact,
     read_table,
     write_table,
 )
@@ -133,7 +133,7 @@ def save_shift(run: Run, shift: Shift, table: pd.DataFrame) -> None:
         ) from None
 
 
-def known_shifts(run: Run) -> tuple[list[Shift], list[str]]:
+def load_shifts(run: Run) -> tuple[list[Shift], list[str]]:
     """Return the data sets that the run has predictions for, the latest first.
 
     Returns:
@@ -162,7 +162,7 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
     """
     path = _file_path(run.run_dir, fingerprint)
     try:
-        facts = fact_of(path, SHIFT_FACTS)
+        facts = read_fact(path, SHIFT_FACTS)
         if len(facts) > _LARGEST:
             raise ValueError("what it says of its data set is too long")
         shift: Shift = _SHIFT.validate_json(facts, strict=True)
@@ -170,7 +170,8 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
         raise RunError(f"{run.run_id} has not predicted that data set yet.") from None
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{run.run_id}: {problem_with(path, error)}. Evaluate the run on that data set again."
+            f"{run.run_id}: {describe_problem(path, error)}. Evaluate the run on that data set "
+            "again."
         ) from None
     if shift.fingerprint != fingerprint or shift.classes != list(run.started["classes"]):
         raise RunError(
@@ -182,7 +183,7 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
             f"copies of the run's own test images ({shift.name}). Evaluate the run on that data "
             "set again."
         )
-    if shift.predictions != predictions_changed(run.run_dir):
+    if shift.predictions != predictions_mtime(run.run_dir):
         raise RunError(
             f"{run.run_id}: {path.name} is of an earlier state of the run ({shift.name}). "
             "Evaluate the run on that data set again."
@@ -190,7 +191,7 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
     return shift
 
 
-def shifted_predictions(run_dir: Path, fingerprint: str, classes: int) -> pd.DataFrame:
+def load_shifted_predictions(run_dir: Path, fingerprint: str, classes: int) -> pd.DataFrame:
     """Return ``id, split, label, logits``, sorted by id.
 
     The split is ``SHIFTED``, and a label is an index into the run's classes. ``read_shift`` checks
@@ -207,16 +208,16 @@ def shifted_predictions(run_dir: Path, fingerprint: str, classes: int) -> pd.Dat
 
 
 def shift_stamp(run: Run, fingerprint: str) -> Stamp | None:
-    """Return a stamp that changes with ``shifted_predictions``; None if there are none."""
-    return stamp(_file_path(run.run_dir, fingerprint))
+    """Return a stamp that changes with ``load_shifted_predictions``; None if there are none."""
+    return file_stamp(_file_path(run.run_dir, fingerprint))
 
 
-def lacking_shift(runs: Sequence[Run], fingerprint: str) -> list[Run]:
+def list_runs_without_shift(runs: Sequence[Run], fingerprint: str) -> list[Run]:
     """Return the runs that have no usable predictions for a data set."""
-    return [run for run in runs if shift_problem(run, fingerprint)]
+    return [run for run in runs if find_shift_problem(run, fingerprint)]
 
 
-def shift_problem(run: Run, fingerprint: str) -> str:
+def find_shift_problem(run: Run, fingerprint: str) -> str:
     """Return why a run's predictions for a data set are of no use; empty if they are usable."""
     try:
         classes = len(read_shift(run, fingerprint).classes)
@@ -228,7 +229,7 @@ def shift_problem(run: Run, fingerprint: str) -> str:
 @lru_cache(maxsize=1024)  # a page asks again whenever it is redrawn
 def _find_damage(run_dir: Path, fingerprint: str, _version: Stamp | None, classes: int) -> str:
     try:
-        shifted_predictions(run_dir, fingerprint, classes)
+        load_shifted_predictions(run_dir, fingerprint, classes)
     except RunError as error:
         return str(error)
     return ""

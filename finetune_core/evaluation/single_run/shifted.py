@@ -14,35 +14,41 @@ from finetune_core.evaluation.intervals import difference_interval
 from finetune_core.evaluation.single_run.evaluate import (
     CalibrationPair,
     calibrate_table,
-    predicted_splits,
-    scores_of,
+    list_predicted_splits,
+    score_evaluation,
 )
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
-from finetune_core.evaluation.single_run.robustness_files import known_robustness
+from finetune_core.evaluation.single_run.robustness_files import load_robustness
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
 from finetune_core.evaluation.single_run.scores import (
     NAMES,
     Scores,
+    format_range,
+    format_value,
     is_percent,
-    range_text,
     share_text,
-    value_text,
 )
 from finetune_core.evaluation.single_run.shared_classes import SharedClasses, find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
     Shift,
+    load_shifted_predictions,
     read_shift,
     shift_stamp,
-    shifted_predictions,
 )
 from finetune_core.evaluation.single_run.slices import compute_slices, load_image_facts
 from finetune_core.files import Stamp
-from finetune_core.formatting import SPLIT_WORDS, interval_text, percent, points, things
+from finetune_core.formatting import (
+    SPLIT_TITLES,
+    format_interval,
+    format_percent,
+    format_points,
+    pluralize,
+)
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import (
     FINAL_PRECISION,
     load_predictions,
-    predictions_changed,
+    predictions_mtime,
 )
 
 IntervalTuple = tuple[float, float, float]  # a value, and the ends of its 95 % interval
@@ -81,25 +87,28 @@ class ShiftedEvaluation(RunEvaluation):
         """Drop of the accuracy with its 95 % interval (Newcombe 1998)."""
         return compute_drop(_accuracy_interval(self.own), _accuracy_interval(self))
 
-    def drop_in_words(self) -> str:
+    def describe_drop(self) -> str:
         """Return text on how much lower the accuracy is here than on the run's own images."""
         value, low, high = self.drop
         own = (
-            f"{percent(self.own.accuracy)} on "
-            f"{things(self.own.images, f'{SPLIT_WORDS[self.own.split].lower()} image')}"
+            f"{format_percent(self.own.accuracy)} on "
+            f"{pluralize(self.own.images, f'{SPLIT_TITLES[self.own.split].lower()} image')}"
         )
-        if not self.shared.complete:
-            own += f" of the same {things(len(self.shared.names), 'class', 'classes')}"
-        text = f"{points(abs(value))} points {'below' if value >= 0 else 'above'} the {own}"
-        return f"{text} (95 % interval of the drop {points(low)} to {points(high)} points)"
+        if not self.shared.is_complete:
+            own += f" of the same {pluralize(len(self.shared.names), 'class', 'classes')}"
+        text = f"{format_points(abs(value))} points {'below' if value >= 0 else 'above'} the {own}"
+        return (
+            f"{text} (95 % interval of the drop {format_points(low)} to {format_points(high)} "
+            "points)"
+        )
 
     def in_words(self) -> str:
         """Return one line: the accuracy with its interval, the loss, and the drop."""
-        return f"{super().in_words()}, {self.drop_in_words()}"
+        return f"{super().in_words()}, {self.describe_drop()}"
 
-    def caveats(self) -> list[str]:
+    def list_caveats(self) -> list[str]:
         """Return notes to read before the numbers, with what was left out."""
-        return [*self.own.caveats(), *left_out_in_words(self.shift), *self.shared.in_words()]
+        return [*self.own.list_caveats(), *describe_left_out(self.shift), *self.shared.in_words()]
 
     def reference_points(self) -> None:
         """Return None: there are no reference points on other images."""
@@ -125,7 +134,7 @@ class ShiftedEvaluation(RunEvaluation):
         for name, drop in _group_by_name(self.drops).items():
             cells = [NAMES[name]]
             for value, low, high in (sides[0][name], sides[1][name]):
-                cells += [value_text(name, value), range_text(name, low, high)]
+                cells += [format_value(name, value), format_range(name, low, high)]
             lost, least, most = (_format_drop(name, end) for end in drop)
             span = "" if np.isnan(drop[1]) else f"{least} to {most}"
             rows.append([*cells, f"{lost} points" if is_percent(name) else lost, span])
@@ -155,11 +164,11 @@ class ShiftedEvaluation(RunEvaluation):
             cells = [
                 row["class"],
                 f"{row['images']:,}",
-                percent(shifted[0]),
-                interval_text(shifted[1], shifted[2]),
+                format_percent(shifted[0]),
+                format_interval(shifted[1], shifted[2]),
             ]
-            span = f"{points(drop[1])} to {points(drop[2])}"
-            rows.append([*cells, percent(own[0]), points(drop[0]), span])
+            span = f"{format_points(drop[1])} to {format_points(drop[2])}"
+            rows.append([*cells, format_percent(own[0]), format_points(drop[0]), span])
         return columns, rows
 
 
@@ -175,10 +184,10 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
         RunError: if the run has not predicted that data set or its own images, if the predictions
             are damaged, or if both have no class in common.
     """
-    split = split or predicted_splits(run)[0]
-    own = evaluate_run(run, split, known_robustness(run, split))
+    split = split or list_predicted_splits(run)[0]
+    own = evaluate_run(run, split, load_robustness(run, split))
     shift = read_shift(run, fingerprint)
-    changed = predictions_changed(run.run_dir), shift_stamp(run, fingerprint)
+    changed = predictions_mtime(run.run_dir), shift_stamp(run, fingerprint)
     shared = _find_shared_classes(run.run_dir, fingerprint, changed, own.classes, split)
     result, shifted_scores, confidence = _evaluate_shifted(
         run.run_dir, fingerprint, changed, own.classes, shared.labels
@@ -201,10 +210,10 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
 
 def _format_drop(name: str, drop: float) -> str:
     """Format a drop of a score; shares are given in points."""
-    return points(drop) if is_percent(name) else share_text(drop).replace("-", "−")
+    return format_points(drop) if is_percent(name) else share_text(drop).replace("-", "−")
 
 
-def data_of(run: Run, result: Evaluation) -> str:
+def get_data(run: Run, result: Evaluation) -> str:
     """Return the data set whose images an evaluation is about."""
     return result.shift.data if isinstance(result, ShiftedEvaluation) else run.config.data
 
@@ -223,7 +232,7 @@ def compute_drop(
     )
 
 
-def left_out_in_words(shift: Shift) -> list[str]:
+def describe_left_out(shift: Shift) -> list[str]:
     """Describe what of the data set was left out, renamed, or known from training.
 
     Empty if there is nothing to report.
@@ -234,27 +243,27 @@ def left_out_in_words(shift: Shift) -> list[str]:
         sentences.append(f"Class names that differ in case or spaces were matched: {named}.")
     if shift.unknown:
         named = ", ".join(
-            f"“{name}” ({things(count, 'image')})" for name, count in shift.unknown.items()
+            f"“{name}” ({pluralize(count, 'image')})" for name, count in shift.unknown.items()
         )
         sentences.append(f"Left out, because the run has no such class: {named}.")
     if shift.unreadable:
         sentences.append(
-            f"Left out, because they cannot be read: {things(shift.unreadable, 'image')}."
+            f"Left out, because they cannot be read: {pluralize(shift.unreadable, 'image')}."
         )
     copies = shift.copies
     own = {"training": copies.training, "validation": copies.validation, "test": copies.test}
-    if counts := [f"{things(count, f'{split} image')}" for split, count in own.items() if count]:
+    if counts := [f"{pluralize(count, f'{split} image')}" for split, count in own.items() if count]:
         sentences.append(
             f"Left out, because they are exact copies of the run's own images: {', '.join(counts)}."
         )
     if copies.near:
         sentences.append(
-            f"Contamination: {things(copies.near, 'image')} may be near-copies of training "
+            f"Contamination: {pluralize(copies.near, 'image')} may be near-copies of training "
             "images; they are not left out, and can make the accuracy look better than it is."
         )
     if copies.earlier:
         sentences.append(
-            f"Contamination: {things(copies.earlier, 'image')} may be copies of training images "
+            f"Contamination: {pluralize(copies.earlier, 'image')} may be copies of training images "
             "of a run that this one started from; they are not left out, and can make the "
             "accuracy look better than it is."
         )
@@ -273,13 +282,13 @@ def _find_shared_classes(
     return find_shared_classes(
         classes,
         own.loc[own["split"] == split, "label"].to_numpy(),
-        shifted_predictions(run_dir, fingerprint, len(classes))["label"].to_numpy(),
+        load_shifted_predictions(run_dir, fingerprint, len(classes))["label"].to_numpy(),
     )
 
 
 def _restrict(run: Run, own: RunEvaluation, shared: SharedClasses) -> RunEvaluation:
     """Return a run's evaluation on its own images of the shared classes."""
-    changed = predictions_changed(run.run_dir)
+    changed = predictions_mtime(run.run_dir)
     result, own_scores, confidence = _evaluate_own(
         run.run_dir, changed, own.classes, own.split, shared.labels
     )
@@ -301,7 +310,7 @@ def _evaluate_own(
     table = load_predictions(run_dir, len(classes)).sort_values("id", ignore_index=True)
     table = table[(table["split"] != split) | table["label"].isin(labels)].reset_index(drop=True)
     result = evaluate(table, classes, split)
-    return result, scores_of(result), calibrate_table(table, split)
+    return result, score_evaluation(result), calibrate_table(table, split)
 
 
 @lru_cache(maxsize=16)
@@ -313,13 +322,13 @@ def _evaluate_shifted(
     labels: tuple[int, ...],
 ) -> tuple[Evaluation, Scores, CalibrationPair]:
     """Evaluate the shifted images of some classes, once for each table of predictions."""
-    table = shifted_predictions(run_dir, fingerprint, len(classes))
+    table = load_shifted_predictions(run_dir, fingerprint, len(classes))
     table = table[table["label"].isin(labels)].reset_index(drop=True)
     result = evaluate(table, classes, SHIFTED)
     own = load_predictions(run_dir, len(classes))
     return (
         result,
-        scores_of(result),
+        score_evaluation(result),
         calibrate_table(pd.concat([own, table], ignore_index=True), SHIFTED),
     )
 

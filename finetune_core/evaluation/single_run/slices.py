@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from finetune_core.data.index import index_changed, known_images
-from finetune_core.data.manifest import is_manifest, other_columns
+from finetune_core.data.index import index_stamp, load_known_images
+from finetune_core.data.manifest import is_manifest, read_other_columns
 from finetune_core.errors import DataError
 from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.files import Stamp, stamp
+from finetune_core.files import Stamp, file_stamp
 
 FEW = 20  # images, below which an interval is too wide to show anything
 _ALPHA = 0.05
@@ -53,13 +53,13 @@ def load_image_facts(data: str | Path, ids: pd.Series) -> Facts:
 
     Columns with one value only are left out.
     """
-    rows = known_images(data).reindex(ids)
+    rows = load_known_images(data).reindex(ids)
     columns = {name: make(rows) for name, make in _SEEN.items()}
     path = Path(data)
     own: tuple[str, ...] = ()
     if path.is_file() and is_manifest(path):
         try:
-            extra = other_columns(path).reindex(ids)
+            extra = read_other_columns(path).reindex(ids)
         except DataError:  # the manifest was changed or removed since: evaluate without it
             extra = pd.DataFrame(index=pd.Index(ids))
         own = tuple(name for name in extra.columns if extra[name].nunique() > 1)
@@ -73,7 +73,7 @@ def load_image_facts(data: str | Path, ids: pd.Series) -> Facts:
 
 def facts_stamp(data: str | Path) -> tuple[Stamp | None, Stamp | None]:
     """Return stamps of the index and the manifest that ``load_image_facts`` reads."""
-    return index_changed(data), stamp(Path(os.path.realpath(data)))
+    return index_stamp(data), file_stamp(Path(os.path.realpath(data)))
 
 
 def compute_slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:

@@ -19,17 +19,17 @@ from finetune_core.errors import ConfigError, RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.evaluation.single_run.fp32 import predict_again
-from finetune_core.files import Stamp, stamp
+from finetune_core.files import Stamp, file_stamp
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.runs.store import Run
 from finetune_core.training.device import Device
-from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.evaluation import logits_of
+from finetune_core.training.device_turn import run_on_idle_device
+from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.predictions import (
     FINAL_PRECISION,
     Moment,
-    fact_of,
-    predictions_changed,
+    predictions_mtime,
+    read_fact,
     read_table,
     write_table,
 )
@@ -81,24 +81,24 @@ def predict_with_flips(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
             f"{run.run_id} was evaluated in {precision or 'a precision that is not recorded'}, "
             "and flips are in fp32: evaluate it in fp32 first."
         )
-    yield from on_idle_device(partial(_predict, run, roots), FINAL_PRECISION)
+    yield from run_on_idle_device(partial(_predict, run, roots), FINAL_PRECISION)
 
 
-def with_flips(run: Run) -> pd.DataFrame | None:
+def load_flip_predictions(run: Run) -> pd.DataFrame | None:
     """Return ``id, split, label, logits`` with flips; the logits are logs of mean probabilities.
 
     None if flips were not measured since the run was trained.
     """
     path, classes = run.run_dir / _FILE, len(run.started["classes"])
-    return _read_predictions(path, stamp(path), predictions_changed(run.run_dir), classes)
+    return _read_predictions(path, file_stamp(path), predictions_mtime(run.run_dir), classes)
 
 
 def _predict(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
-    changed, predictor = predictions_changed(run.run_dir), load_predictor(run, device)
+    changed, predictor = predictions_mtime(run.run_dir), load_predictor(run, device)
 
     def answer(inputs: torch.Tensor) -> np.ndarray:
         both = [
-            logits_of(predictor.network.model, one, predictor.device)
+            compute_logits(predictor.network.model, one, predictor.device)
             for one in (inputs, inputs.flip(-1))
         ]
         return mean_log_probabilities(np.stack(both))
@@ -119,7 +119,7 @@ def _read_predictions(
     path: Path, _version: Stamp | None, predictions: int, classes: int
 ) -> pd.DataFrame | None:
     try:
-        facts = fact_of(path, _FACTS)
+        facts = read_fact(path, _FACTS)
         if (
             len(facts) > _LONGEST
             or _STAMP.validate_json(facts, strict=True)["predictions"] != predictions

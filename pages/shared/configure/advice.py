@@ -19,14 +19,14 @@ from finetune_core.evaluation.advice.advise import (
     UNKNOWN,
     Advice,
     advise,
-    comparison_of,
+    make_comparison_configs,
 )
 from finetune_core.figures.advice import MOST as MOST_DRAWN
-from finetune_core.figures.advice import probes_by_stage
-from finetune_core.formatting import duration, things
-from finetune_core.models.catalogue import backbone_info, ready_backbones
+from finetune_core.figures.advice import plot_probes_by_stage
+from finetune_core.formatting import format_duration, pluralize
+from finetune_core.models.catalogue import backbone_info, list_ready_backbones
 from finetune_core.work import Work
-from pages.shared.chrome import go, plain
+from pages.shared.chrome import escape_markdown, go
 from pages.shared.configure import settings
 from pages.shared.configure.comparison_form import queue_runs
 from pages.shared.configure.networks import list_networks
@@ -69,7 +69,7 @@ def _draw_options(config: RunConfig, dataset: Dataset) -> None:
         "cross-validated on training images only, and forecasts what training would take with the "
         "settings of this page."
     )
-    ready = ready_backbones()
+    ready = list_ready_backbones()
     selected = st.multiselect(
         "Networks",
         list_networks(config.backbone, *st.session_state.get(_NETWORKS, [])),
@@ -117,11 +117,13 @@ def _draw_options(config: RunConfig, dataset: Dataset) -> None:
         )
     # Unknown networks are explained by the outcome.
     missing = [
-        info for info in map(backbone_info, filter(settings.is_known, selected)) if not info.ready
+        info
+        for info in map(backbone_info, filter(settings.is_known, selected))
+        if not info.is_ready
     ]
     if missing:
         names, download = (
-            ", ".join(plain(info.name) for info in missing),
+            ", ".join(escape_markdown(info.name) for info in missing),
             format_download_size(missing),
         )
         st.caption(
@@ -136,7 +138,7 @@ def _draw_options(config: RunConfig, dataset: Dataset) -> None:
     key = f"advice:{hashlib.sha256(question.encode()).hexdigest()[:16]}-{dataset.fingerprint}"
     reason = why_not_timed()
     st.button(
-        f"Probe {things(len(networks), 'network')}",
+        f"Probe {pluralize(len(networks), 'network')}",
         icon=":material/lightbulb:",
         key="advice_ask",
         disabled=reason is not None,
@@ -166,11 +168,12 @@ def _draw_ranking(advice: Advice) -> None:
     """Draw the ranking, and the networks that could not be probed."""
     for one in advice.failed:
         st.warning(
-            f"**{plain(one.backbone)}** was left out: {plain(one.reason)}", icon=":material/block:"
+            f"**{escape_markdown(one.backbone)}** was left out: {escape_markdown(one.reason)}",
+            icon=":material/block:",
         )
     if advice.candidates:
         _draw_table(*advice.network_rows(), key="advice_ranking")
-        st.caption(plain(advice.in_words()))
+        st.caption(escape_markdown(advice.in_words()))
 
 
 def _draw_details(advice: Advice) -> None:
@@ -180,7 +183,7 @@ def _draw_details(advice: Advice) -> None:
     drawn, forecasts, every = st.tabs(["Probes by stage", "Forecasts", "All stages"])
     stages = {one.backbone: one.stages for one in advice.networks}
     drawn.plotly_chart(
-        probes_by_stage(advice.candidates, stages),
+        plot_probes_by_stage(advice.candidates, stages),
         key="advice_stages",
         alt="Accuracy of the linear probe at each stage, one line per network",
     )
@@ -219,16 +222,16 @@ def _offer_comparison(advice: Advice, config: RunConfig, dataset: Dataset) -> No
     if not advice.suggested:
         return
     for number, one in enumerate(advice.suggested, 1):
-        st.markdown(f"**{number}. {plain(one.backbone)}**: {plain(one.reason)}")
+        st.markdown(f"**{number}. {escape_markdown(one.backbone)}**: {escape_markdown(one.reason)}")
     st.info(UNKNOWN, icon=":material/help:")
     num_seeds = st.session_state[settings.comparison_key("seeds")]
     num_images = dataset.split_counts.get(TRAIN, 0)
     try:
-        configs = comparison_of(
+        configs = make_comparison_configs(
             advice.suggested, config, range(config.seed, config.seed + num_seeds), num_images
         )
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return
     has_two = len(advice.suggested) > 1
     pressed = st.button(
@@ -239,9 +242,13 @@ def _offer_comparison(advice: Advice, config: RunConfig, dataset: Dataset) -> No
     )
     durations = [one.seconds for one in advice.suggested]
     total = sum(filter(None, durations)) * num_seeds
-    in_all = f" Fine-tuning takes about {duration(total)} in all." if None not in durations else ""
+    in_all = (
+        f" Fine-tuning takes about {format_duration(total)} in all."
+        if None not in durations
+        else ""
+    )
     st.caption(
-        f"{things(len(configs), 'run')}: last block with {things(num_seeds, 'seed')} (set on "
+        f"{pluralize(len(configs), 'run')}: last block with {pluralize(num_seeds, 'seed')} (set on "
         f"*Compare*), beside the linear probe.{in_all}"
     )
     if pressed and (ids := queue_runs(configs)):

@@ -11,22 +11,27 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, FinetuneError, WeightsError
 from finetune_core.evaluation.run_accuracy import (
-    best_before,
     best_run,
+    find_best_runs,
     run_accuracy,
-    way_to_train,
+    training_key,
 )
-from finetune_core.formatting import memory, percent, rough_duration, short_number
-from finetune_core.models.catalogue import PACKAGED, backbone_info, ready_backbones
+from finetune_core.formatting import (
+    format_memory,
+    format_percent,
+    format_rough_duration,
+    format_short_number,
+)
+from finetune_core.models.catalogue import PACKAGED, backbone_info, list_ready_backbones
 from finetune_core.models.weights import why_no_download
 from finetune_core.runs.store import Run
-from finetune_core.training.forecast import Forecast, expected
+from finetune_core.training.forecast import Forecast, forecast_run
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe, plan, stages_of
+from finetune_core.training.stage_plan import describe_stages, describe_strategy, plan_strategy
 from finetune_core.training.strategies import BASELINE, STRATEGIES, Fit
 from pages.shared.account import owner
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.configure import settings
 from pages.shared.configure.cards import Card, choose_card
 from pages.shared.configure.stages import stage_look
@@ -45,7 +50,7 @@ class ChoiceContext:
     Attributes:
         dataset: None if none is chosen.
         timed: whether forecasts can be made: the settings are valid.
-        best: ``best_before`` of this person's runs.
+        best: ``find_best_runs`` of this person's runs.
         book: speeds that were measured on this machine.
     """
 
@@ -73,7 +78,7 @@ class ChoiceContext:
             self._forecasts[key] = None
             # The config may name a stage of another backbone: then the card shows no time.
             with suppress(FinetuneError):
-                self._forecasts[key] = expected(config, self.dataset, self.book)
+                self._forecasts[key] = forecast_run(config, self.dataset, self.book)
         return self._forecasts[key]
 
 
@@ -82,7 +87,7 @@ def collect_context(dataset: Dataset | None, *, timed: bool) -> ChoiceContext:
     person = owner()
     own_runs = (run for run in store().runs() if run.owner == person)
     return ChoiceContext(
-        dataset, timed, best_before(own_runs, dataset.fingerprint) if dataset else {}
+        dataset, timed, find_best_runs(own_runs, dataset.fingerprint) if dataset else {}
     )
 
 
@@ -101,7 +106,9 @@ def draw_strategy_cards(config: RunConfig, context: ChoiceContext) -> None:
     names = list(dict.fromkeys([*_USUAL_STRATEGIES, chosen]))
     _choose_strategy("Strategies", names, config, context)
     strategy = STRATEGIES[chosen]
-    st.caption(f"**{strategy.title}**: {strategy.help}", help=f"{plain(strategy.source)}.")
+    st.caption(
+        f"**{strategy.title}**: {strategy.help}", help=f"{escape_markdown(strategy.source)}."
+    )
 
 
 def draw_other_strategy_cards(config: RunConfig, context: ChoiceContext) -> None:
@@ -133,7 +140,7 @@ def _list_backbones(chosen: str, context: ChoiceContext) -> list[str]:
         for name in dict.fromkeys(recipe[0] for recipe in context.best)
         if settings.is_known(name)
     ]
-    names = list(dict.fromkeys([*used, *ready_backbones(), *_USUAL]))[:_MOST_BACKBONES]
+    names = list(dict.fromkeys([*used, *list_ready_backbones(), *_USUAL]))[:_MOST_BACKBONES]
     return names if chosen in names else [*names[:-1], chosen]
 
 
@@ -145,14 +152,14 @@ def _make_backbone_card(name: str, config: RunConfig, context: ChoiceContext) ->
         # The field above says why.
         return Card(name, name, line="not on this machine", before=_format_best_run(best))
     size = count_parameters(info)
-    count = f"{short_number(size)} parameters" if size else "size not known"
+    count = f"{format_short_number(size)} parameters" if size else "size not known"
     download = (
         "no weights"
         if why_no_download(info)
         else f"download {format_download_size([info])}".rstrip()
     )
     top1 = f" · {info.top1:.1f} % on ImageNet" if info.top1 else ""
-    research = " · research only" if info.research_only else ""
+    research = " · research only" if info.is_non_commercial else ""
     return Card(
         name,
         name,
@@ -164,7 +171,7 @@ def _make_backbone_card(name: str, config: RunConfig, context: ChoiceContext) ->
                 )
             )
         )
-        or ("" if info.ready else download),
+        or ("" if info.is_ready else download),
         before=_format_best_run(best),
     )
 
@@ -173,7 +180,7 @@ def _make_strategy_card(name: str, config: RunConfig, context: ChoiceContext) ->
     strategy = STRATEGIES[name]
     other = config
     if name != config.strategy:
-        other = config.model_copy(update=config.for_strategy(name))
+        other = config.model_copy(update=config.strategy_changes(name))
         if context.num_images:
             other = fill_auto(other, context.num_images)
     card = Card(name, strategy.title, strategy.summary, tip=f"{strategy.help} ({strategy.source})")
@@ -181,8 +188,8 @@ def _make_strategy_card(name: str, config: RunConfig, context: ChoiceContext) ->
         return card
     classes = len(context.dataset.classes) if context.dataset else 1000
     try:
-        stages = stages_of(other, classes)
-        rows = describe(plan(other, stages), stages)
+        stages = describe_stages(other, classes)
+        rows = describe_strategy(plan_strategy(other, stages), stages)
     except ConfigError as error:
         # Problems of the network itself are shown once, beside its fields.
         problems = [
@@ -200,7 +207,7 @@ def _make_strategy_card(name: str, config: RunConfig, context: ChoiceContext) ->
         strategy.title,
         strategy.summary,
         facts=_format_share(strategy.fits, share) + (f" · {costs}" if costs else ""),
-        before=_format_best_run(context.best.get(way_to_train(other))),
+        before=_format_best_run(context.best.get(training_key(other))),
         strip=tuple(stage_look(row, index == len(rows) - 1) for index, row in enumerate(rows)),
         tip=card.tip,
     )
@@ -209,14 +216,14 @@ def _make_strategy_card(name: str, config: RunConfig, context: ChoiceContext) ->
 def _format_share(fits: Fit | None, share: float) -> str:
     if fits == "nearest_neighbours":
         return "no training"
-    share_in_words = percent(share, 0 if share == 1 else 1)
+    share_in_words = format_percent(share, 0 if share == 1 else 1)
     return f"{share_in_words} of parameters{' fitted' if fits else ''}"
 
 
 def _format_costs(forecast: Forecast | None) -> str:
     return (
-        f"{rough_duration(forecast.seconds)} · "
-        f"{memory(forecast.memory_bytes, forecast.device_bytes)}"
+        f"{format_rough_duration(forecast.seconds)} · "
+        f"{format_memory(forecast.memory_bytes, forecast.device_bytes)}"
         if forecast
         else ""
     )

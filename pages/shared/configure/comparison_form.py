@@ -10,22 +10,29 @@ import streamlit as st
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import effective
+from finetune_core.data.edits import select_effective_edits
 from finetune_core.data.recent import data_id
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, FinetuneError, WeightsError
 from finetune_core.evaluation.comparison.arms import arm_titles
-from finetune_core.formatting import duration, percent, things
-from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, spread, with_rates
+from finetune_core.formatting import format_duration, format_percent, pluralize
+from finetune_core.runs.design import (
+    FROM,
+    design_runs,
+    forecast_arm,
+    forecast_spread,
+    group_by_arm,
+    set_rates,
+)
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.recipes import DEMO_RECIPE
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
+from finetune_core.training.strategies import BASELINE, STRATEGIES, count_epochs
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Work
 from pages.shared.address import link_parameters
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.configure import form, settings
 from pages.shared.configure.networks import list_networks
 from pages.shared.configure.weights import offer_weights
@@ -61,7 +68,9 @@ def draw_start_form() -> list[str] | None:
     if dataset is None:
         return None
     base, problems = form.check_settings(
-        settings.read_values(data_folder(), effective(dataset.edits)), readable_roots(), dataset
+        settings.read_values(data_folder(), select_effective_edits(dataset.edits)),
+        readable_roots(),
+        dataset,
     )
     if device_problems := form.check_devices():
         base, problems = None, problems | device_problems
@@ -70,7 +79,7 @@ def draw_start_form() -> list[str] | None:
         return None
     selection = _draw_choices(base)
     try:
-        configs = design(
+        configs = design_runs(
             base,
             selection.strategies,
             range(base.seed, base.seed + selection.seeds),
@@ -80,7 +89,7 @@ def draw_start_form() -> list[str] | None:
         )
     except ConfigError as error:
         st.info(
-            plain(
+            escape_markdown(
                 " ".join(
                     f"{form.get_label(name)}: {problem}."
                     for name, problem in error.problems.items()
@@ -89,14 +98,14 @@ def draw_start_form() -> list[str] | None:
         )
         return None
     except WeightsError as error:
-        st.info(plain(str(error)))
+        st.info(escape_markdown(str(error)))
         return None
     found_rates = st.session_state.setdefault("compared_rates", {})
     rates = {
         arm: found_rates.get(_search_key(arm_configs[0]))
-        for arm, arm_configs in by_arm(configs).items()
+        for arm, arm_configs in group_by_arm(configs).items()
     }
-    configs = with_rates(configs, rates)
+    configs = set_rates(configs, rates)
     table = st.container()
     with st.container():
         reason = offer_weights(configs)
@@ -117,20 +126,20 @@ def _draw_summary(base: RunConfig | None, problems: dict[str, str], dataset: Dat
     data = data_folder()
     is_sample, name = data_id(data) == SAMPLE_NAME, data_name(data)
     if "data" in problems:
-        st.error(plain(problems["data"]), icon=":material/error:")
+        st.error(escape_markdown(problems["data"]), icon=":material/error:")
     elif base is None:
         listed = " ".join(
             f"{form.get_label(field)} {problem}." for field, problem in problems.items()
         )
         st.error(
-            plain(f"The settings of the Configure page are invalid. {listed}"),
+            escape_markdown(f"The settings of the Configure page are invalid. {listed}"),
             icon=":material/error:",
         )
     else:
         st.markdown(
-            plain(
-                f"All on {name} ({things(len(dataset.table), 'image')}), from "
-                f"{_describe_start(base)}: {things(base.epochs, 'epoch')} of batches of "
+            escape_markdown(
+                f"All on {name} ({pluralize(len(dataset.table), 'image')}), from "
+                f"{_describe_start(base)}: {pluralize(base.epochs, 'epoch')} of batches of "
                 f"{base.batch_size}, learning rate {base.learning_rate:g} "
                 f"({base.schedule.replace('_', ' ')}, {base.optimizer}), {base.image_size} "
                 f"pixels, augmentation {base.augmentation.replace('_', ' ')}. All share the "
@@ -236,10 +245,10 @@ def _draw_more_choices(base: RunConfig) -> tuple[list[str], list[float], list[st
     fractions = st.multiselect(
         "Training fractions",
         settings.FRACTIONS,
-        format_func=lambda share: percent(share, 0),
+        format_func=lambda share: format_percent(share, 0),
         key=settings.comparison_key("fractions"),
         persist_state="session",
-        placeholder=percent(base.train_fraction, 0),
+        placeholder=format_percent(base.train_fraction, 0),
         help="Also train on a part of the images, to see what more data is worth. A larger part "
         "contains the smaller ones; all are evaluated on the same images.",
     )
@@ -259,11 +268,11 @@ def _draw_table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
     """Draw the forecast of each arm, and of all arms together."""
     book, rows = SpeedBook(), []
     forecasts: list[list[float]] = []
-    arms = list(by_arm(configs).values())
+    arms = list(group_by_arm(configs).values())
     for title, arm_configs in zip(
         arm_titles([arm_configs[0] for arm_configs in arms]), arms, strict=True
     ):
-        arm_forecasts = arm_seconds(arm_configs, dataset, book)
+        arm_forecasts = forecast_arm(arm_configs, dataset, book)
         seconds = sum(arm_forecasts) if arm_forecasts else None
         forecasts += [arm_forecasts] if arm_forecasts else []
         rows.append(
@@ -271,14 +280,14 @@ def _draw_table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
                 "Strategy": title,
                 "Runs": len(arm_configs),
                 "Learning rate": f"{arm_configs[0].learning_rate:g}"
-                if epochs_of(arm_configs[0])
+                if count_epochs(arm_configs[0])
                 else "none",
-                "Forecast": duration(seconds) if seconds is not None else "not timed yet",
+                "Forecast": format_duration(seconds) if seconds is not None else "not timed yet",
             }
         )
     st.dataframe(rows, hide_index=True)
     st.markdown(
-        f"**{things(len(configs), 'run')}** in total: "
+        f"**{pluralize(len(configs), 'run')}** in total: "
         f"{_describe_total(forecasts) if len(forecasts) == len(arms) else _NOT_TIMED}."
     )
     form.draw_forecast_note()
@@ -295,23 +304,23 @@ def _describe_total(forecasts: Sequence[Sequence[float]]) -> str:
     """
     machines = worker().executor.machines()
     if sum(machines) < 2:
-        return f"about {duration(sum(map(sum, forecasts)))}"
-    schedule = spread(forecasts, machines)
+        return f"about {format_duration(sum(map(sum, forecasts)))}"
+    schedule = forecast_spread(forecasts, machines)
     saves = (
         " Runs that find the frozen stages' output on their machine save "
-        f"{duration(schedule.saved)} of work"
+        f"{format_duration(schedule.saved)} of work"
         if schedule.saved
         else ""
     )
     return (
-        f"about {duration(schedule.seconds)}, {sum(machines)} runs at a time on "
-        f"{things(len(machines), 'machine')}.{saves}"
+        f"about {format_duration(schedule.seconds)}, {sum(machines)} runs at a time on "
+        f"{pluralize(len(machines), 'machine')}.{saves}"
     ).rstrip(".")
 
 
 def _draw_start_button(configs: Sequence[RunConfig], reason: str | None) -> bool:
     return st.button(
-        f"Start {things(len(configs), 'run')}",
+        f"Start {pluralize(len(configs), 'run')}",
         type="primary",
         icon=":material/local_fire_department:",
         disabled=reason is not None,
@@ -329,11 +338,11 @@ def queue_runs(configs: Sequence[RunConfig]) -> list[str] | None:
     try:
         with st.spinner("Queueing"):
             return [
-                submit(config, settings.get_devices() if epochs_of(config) else 1)
+                submit(config, settings.get_devices() if count_epochs(config) else 1)
                 for config in configs
             ]
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
     return None
 
 
@@ -344,8 +353,8 @@ def _draw_preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> t
         The keys of both jobs.
     """
     reason = why_not_timed()
-    first_configs = [arm_configs[0] for arm_configs in by_arm(configs).values()]
-    is_timed = all(SpeedBook().knows(config, dataset) for config in first_configs)
+    first_configs = [arm_configs[0] for arm_configs in group_by_arm(configs).values()]
+    is_timed = all(SpeedBook().has_all_speeds(config, dataset) for config in first_configs)
     mark = hashlib.sha256(
         "".join(config.model_dump_json() for config in first_configs).encode()
     ).hexdigest()[:16]
@@ -401,7 +410,7 @@ def _find_rates(configs: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dic
         Arm (``_search_key``) -> learning rate.
     """
     rates = {}
-    for config in filter(epochs_of, configs):
+    for config in filter(count_epochs, configs):
         curve = yield from find_rate(config, roots)
         if curve.suggestion is not None:
             rates[_search_key(config)] = curve.suggestion

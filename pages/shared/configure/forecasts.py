@@ -9,9 +9,9 @@ import streamlit as st
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
-from finetune_core.formatting import duration, number, size
+from finetune_core.formatting import format_bytes, format_duration, format_number
 from finetune_core.models.catalogue import backbone_info
-from finetune_core.training.forecast import comparable
+from finetune_core.training.forecast import list_comparable_configs
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from pages.shared.configure import form
@@ -49,7 +49,7 @@ def time_in_background(config: RunConfig, context: ChoiceContext) -> bool:
     if not jobs().find(key):
         timed: set[str] = st.session_state.setdefault(_TIMED, set())
         # The job would wait behind a training run, and hold back the jobs that a person starts.
-        if key in timed or not _is_small(config) or why_not_timed() or worker().queues():
+        if key in timed or not _is_small(config) or why_not_timed() or worker().list_queues():
             return False
         timed.add(key)
         begin(key, "Timing a few steps", partial(calibrate, [config], dataset, context.book))
@@ -75,7 +75,7 @@ def _timing_key(configs: Sequence[RunConfig], dataset: Dataset) -> str:
 
 def forecast_all(config: RunConfig, context: ChoiceContext, dataset: Dataset) -> None:
     """Offer to time every strategy, and draw the table of the timed strategies."""
-    configs = comparable(config, context.num_images)
+    configs = list_comparable_configs(config, context.num_images)
     is_complete = all(context.forecast(one) for one in configs)
     key = f"forecast:{_timing_key(configs, dataset)}"
     reason = why_not_timed()
@@ -111,10 +111,14 @@ def _make_row(config: RunConfig, chosen: RunConfig, context: ChoiceContext) -> d
     assert forecast
     return {
         "Strategy": "▸ " * (config.strategy == chosen.strategy) + STRATEGIES[config.strategy].title,
-        "Trainable": number(forecast.trainable_parameters),
-        "Total": duration(forecast.seconds),
-        "Per epoch": duration(forecast.epoch_seconds) if forecast.epoch_seconds else "none",
-        "Memory": size(forecast.memory_bytes),
-        **({} if forecast.device_bytes is None else {"GPU memory": size(forecast.device_bytes)}),
-        "Cache": size(forecast.cache_bytes) if forecast.cache_bytes else "none",
+        "Trainable": format_number(forecast.trainable_parameters),
+        "Total": format_duration(forecast.seconds),
+        "Per epoch": format_duration(forecast.epoch_seconds) if forecast.epoch_seconds else "none",
+        "Memory": format_bytes(forecast.memory_bytes),
+        **(
+            {}
+            if forecast.device_bytes is None
+            else {"GPU memory": format_bytes(forecast.device_bytes)}
+        ),
+        "Cache": format_bytes(forecast.cache_bytes) if forecast.cache_bytes else "none",
     }

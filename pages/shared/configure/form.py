@@ -7,15 +7,15 @@ from typing import Any
 import streamlit as st
 
 from finetune_core import paths
-from finetune_core.config import RunConfig, all_settings, make_config, names_in, setting_of
-from finetune_core.config.changes import value_in_words
+from finetune_core.config import RunConfig, all_settings, get_setting, make_config, setting_names
+from finetune_core.config.changes import format_setting_value
 from finetune_core.config.metadata import SPLIT, Setting
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, DataError, FinetuneError, WeightsError
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.timm_networks import FOLDER
 from finetune_core.models.weights import PRETRAINED, RANDOM
@@ -23,7 +23,7 @@ from finetune_core.runs.store import Run
 from finetune_core.training.prepare import check_classes, check_config
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.strategies import STRATEGIES, Fit
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.configure import settings
 from pages.shared.configure.networks import offer_look_up, warn_about_licence
 from pages.shared.data.chosen import check_access, chosen_data, data_folder, offer_data
@@ -44,7 +44,7 @@ def load_chosen_dataset() -> Dataset | None:
             return current_dataset()
         st.warning("No data set is chosen yet.", icon=":material/photo_library:")
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
     if not data_folder():
         offer_data()
     return None
@@ -72,7 +72,7 @@ def draw_split_fields(data: str) -> None:
 
 
 def _read_split_widgets() -> dict[str, Any]:
-    return {name: st.session_state.get(settings.key(name)) for name in names_in(SPLIT)}
+    return {name: st.session_state.get(settings.key(name)) for name in setting_names(SPLIT)}
 
 
 def _check_split() -> dict[str, str]:
@@ -102,7 +102,7 @@ def check_settings(
         config = make_config(values)
         if config.earlier_run:
             check_roots(config.earlier_run, [paths.runs_dir(), *roots])
-        elif config.starts_from not in (PRETRAINED, RANDOM):
+        elif config.initial_weights not in (PRETRAINED, RANDOM):
             check_access(config.weights)
         if config.backbone.startswith(FOLDER):
             check_access(config.backbone.removeprefix(FOLDER))
@@ -186,7 +186,7 @@ def check_devices(config: RunConfig | None = None) -> dict[str, str]:
 
 def describe_devices() -> str:
     """Return the number of devices in words; empty for one device."""
-    return f"on {things(settings.get_devices(), 'device')}" if settings.get_devices() > 1 else ""
+    return f"on {pluralize(settings.get_devices(), 'device')}" if settings.get_devices() > 1 else ""
 
 
 def draw_forecast_note() -> None:
@@ -203,8 +203,8 @@ def list_fields(section: str) -> list[str]:
     is_stepwise = get_head_fit() is None
     return [
         name
-        for name in names_in(section)
-        if name not in settings.NO_WIDGETS and (is_stepwise or not setting_of(name).stepwise)
+        for name in setting_names(section)
+        if name not in settings.NO_WIDGETS and (is_stepwise or not get_setting(name).stepwise)
     ]
 
 
@@ -232,12 +232,12 @@ def draw_setting(
         on_change: called when the field has changed.
         config: as for ``draw_section``.
     """
-    setting = setting_of(name)
+    setting = get_setting(name)
     placeholder = setting.placeholder
     if setting.follows:
         is_known = config and name in config.auto
         placeholder = (
-            f"auto: {value_in_words(setting, getattr(config, name))}" if is_known else "auto"
+            f"auto: {format_setting_value(setting, getattr(config, name))}" if is_known else "auto"
         )
     arguments: dict[str, Any] = {
         "label": setting.label,
@@ -352,7 +352,7 @@ def _draw_run_field() -> None:
         on_change=_follow_run,
         placeholder="No run has finished yet",
         disabled=not options,
-        help=setting_of("from_run").help,
+        help=get_setting("from_run").help,
     )
 
 
@@ -397,7 +397,7 @@ def _draw_custom_widgets() -> None:
 
 def _draw_stage_widget(name: str) -> None:
     """Draw the widget of a setting that names a stage, or none."""
-    names, setting = settings.list_stage_names()[:-1], setting_of(name)
+    names, setting = settings.list_stage_names()[:-1], get_setting(name)
     if st.session_state.get(name) not in names:
         st.session_state[name] = None
     st.selectbox(
@@ -419,8 +419,10 @@ def get_label(name: str) -> str:
 
 def format_value(setting: Setting, value: Any) -> str:
     """Return a setting's value as the form shows it, escaped for Markdown."""
-    return plain(
-        STRATEGIES[value].title if setting.name == "strategy" else value_in_words(setting, value)
+    return escape_markdown(
+        STRATEGIES[value].title
+        if setting.name == "strategy"
+        else format_setting_value(setting, value)
     )
 
 
@@ -431,4 +433,7 @@ def _draw_problem(name: str, problems: dict[str, str]) -> None:
     """
     place = st.empty()
     if name in problems:
-        place.markdown(f":red[:material/error: {plain(get_label(name))} {plain(problems[name])}]")
+        place.markdown(
+            f":red[:material/error: {escape_markdown(get_label(name))} "
+            f"{escape_markdown(problems[name])}]"
+        )

@@ -5,25 +5,25 @@ from functools import partial
 
 import streamlit as st
 
-from finetune_core.config import setting_of
+from finetune_core.config import get_setting
 from finetune_core.errors import FinetuneError
-from finetune_core.formatting import percent
+from finetune_core.formatting import format_percent
 from finetune_core.models.catalogue import (
     BackboneInfo,
     backbone_info,
     backbone_names,
+    catalogue_entry,
     check_backbone_name,
     download_bytes,
-    found_backbones,
-    known_parameters,
-    listed,
-    ready_backbones,
+    find_backbones,
+    known_parameter_count,
+    list_ready_backbones,
 )
 from finetune_core.models.licences import licence_name
 from finetune_core.models.network import network_stages
-from finetune_core.models.timm_networks import FOLDER, HUB, is_described, is_timm_name
+from finetune_core.models.timm_networks import FOLDER, HUB, has_description, is_timm_name
 from finetune_core.models.weights import fetch_description
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.configure import settings
 from pages.shared.data.chosen import check_access
 from pages.shared.jobs import offer
@@ -46,7 +46,7 @@ def list_networks(*chosen: str) -> list[str]:
     the chosen ones.
     """
     names = [name for name in backbone_names() if not is_timm_name(name)]
-    return list(dict.fromkeys([*names, *ready_backbones(), *chosen]))
+    return list(dict.fromkeys([*names, *list_ready_backbones(), *chosen]))
 
 
 def format_name_and_size(name: str) -> str:
@@ -56,7 +56,7 @@ def format_name_and_size(name: str) -> str:
     """
     num_parameters = None
     with suppress(FinetuneError):
-        num_parameters = known_parameters(name)
+        num_parameters = known_parameter_count(name)
     return f"{name} · {num_parameters / 1e6:.1f} M" if num_parameters else name
 
 
@@ -66,11 +66,11 @@ def _draw_chosen_network() -> None:
     # The options do not say whether weights are on this machine, because that may change while
     # the list is open.
     st.selectbox(
-        setting_of("backbone").label,
+        get_setting("backbone").label,
         list_networks(chosen),
         format_func=format_name_and_size,
         key=settings.key("backbone"),
-        help=setting_of("backbone").help,
+        help=get_setting("backbone").help,
         persist_state="session",
         on_change=settings.follow_backbone,
         args=(chosen,),
@@ -85,20 +85,20 @@ def _describe_network(info: BackboneInfo) -> None:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
     badge = (
-        f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: "
-        f"{plain(licence_name(info.licence))}]"
+        f":{'orange' if info.is_non_commercial else 'gray'}-badge[:material/gavel: "
+        f"{escape_markdown(licence_name(info.licence))}]"
     )
     # No caption: its grey is too faint for the badge.
     st.markdown(f"{badge}{page}", help="The licence of the weights, as their source states it.")
     st.caption(
-        f"Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, "
+        f"Pretrained at {info.image_size} pixels, {format_percent(info.crop)} of the image, "
         f"{info.interpolation}; mean {mean}, std {std}"
     )
 
 
 def warn_about_licence(info: BackboneInfo) -> None:
     """Warn if the licence of a network's weights rules commercial use out."""
-    if info.research_only:
+    if info.is_non_commercial:
         st.warning(_RESEARCH_ONLY, icon=":material/gavel:")
 
 
@@ -113,17 +113,19 @@ def draw_network_finder() -> None:
 
 def _draw_table() -> None:
     query, filters, size_limit = _draw_filters()
-    ready = set(ready_backbones())
-    found = [name for name in found_backbones(query) if name in ready or _READY not in filters]
-    infos = [info for info in map(listed, found) if _matches(info, filters, size_limit)]
+    ready = set(list_ready_backbones())
+    found = [name for name in find_backbones(query) if name in ready or _READY not in filters]
+    infos = [info for info in map(catalogue_entry, found) if _matches(info, filters, size_limit)]
     selection = st.dataframe(
         {
             "Network": [info.name for info in infos],
             "Licence": [
-                licence_name(info.licence) + (" · research only" if info.research_only else "")
+                licence_name(info.licence) + (" · research only" if info.is_non_commercial else "")
                 for info in infos
             ],
-            "Million parameters": [(info.known_parameters or 0) / 1e6 or None for info in infos],
+            "Million parameters": [
+                (info.known_parameter_count or 0) / 1e6 or None for info in infos
+            ],
             "Pixels": [info.image_size for info in infos],
             "ImageNet accuracy": [info.top1 for info in infos],
             "Download": [
@@ -150,7 +152,7 @@ def _draw_table() -> None:
     rows = selection["selection"]["rows"]
     chosen = infos[rows[0]].name if rows and rows[0] < len(infos) else None
     st.button(
-        f"Use {plain(chosen)}" if chosen else "Select a row to use that network",
+        f"Use {escape_markdown(chosen)}" if chosen else "Select a row to use that network",
         disabled=chosen is None,
         key="networks_use",
         on_click=settings.use_backbone,
@@ -160,7 +162,7 @@ def _draw_table() -> None:
 
 def _download_megabytes(info: BackboneInfo) -> float | None:
     """Return the size of a download in MB; None if it is not known."""
-    return download_bytes(info.known_parameters) / 1e6 if info.known_parameters else None
+    return download_bytes(info.known_parameter_count) / 1e6 if info.known_parameter_count else None
 
 
 def _draw_filters() -> tuple[str, list[str], str]:
@@ -187,10 +189,10 @@ def _draw_filters() -> tuple[str, list[str], str]:
 
 def _matches(info: BackboneInfo, filters: list[str], size_limit: str) -> bool:
     max_parameters = _SIZES[size_limit]
-    if max_parameters and (info.known_parameters or 0) > max_parameters:
+    if max_parameters and (info.known_parameter_count or 0) > max_parameters:
         # A network of unknown size may fit.
         return False
-    return not (_COMMERCIAL in filters and info.research_only)
+    return not (_COMMERCIAL in filters and info.is_non_commercial)
 
 
 def _draw_name_field() -> None:
@@ -200,7 +202,7 @@ def _draw_name_field() -> None:
         key=_NAMED,
         placeholder=f"{HUB}USER/MODEL or {FOLDER}FOLDER",
         help="A network of timm by its repository on the Hugging Face Hub, or by a folder with "
-        "config.json and model.safetensors. " + setting_of("backbone").help,
+        "config.json and model.safetensors. " + get_setting("backbone").help,
     ).strip()
     if not name.startswith((HUB, FOLDER)):
         return
@@ -208,17 +210,17 @@ def _draw_name_field() -> None:
         check_backbone_name(name)
         if name.startswith(FOLDER):
             check_access(name.removeprefix(FOLDER))
-        if not is_described(name):
+        if not has_description(name):
             offer_look_up(name, "named")
         elif network_stages(name):
             st.button(
-                f"Use {plain(name)}",
+                f"Use {escape_markdown(name)}",
                 key="networks_use_named",
                 on_click=settings.use_backbone,
                 args=(name,),
             )
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
 
 
 def offer_look_up(name: str, place: str) -> None:

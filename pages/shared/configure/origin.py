@@ -6,7 +6,7 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.config import all_settings
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.configure import settings
 from pages.shared.data.chosen import data_name
 
@@ -29,7 +29,8 @@ def warn_of_other_data(data: str | None) -> None:
     names = ", ".join(all_settings()[name].label.lower() for name in changed)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(
-            f":material/history: Filled in for **{plain(data_name(previous))}**: {plain(names)}.",
+            f":material/history: Filled in for **{escape_markdown(data_name(previous))}**: "
+            f"{escape_markdown(names)}.",
             width="content",
         )
         st.button(

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from finetune_core.config import all_settings, following_names
+from finetune_core.config import all_settings, auto_setting_names
 from finetune_core.models.catalogue import PACKAGED, backbone_info
 from finetune_core.training.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
 from pages.shared.configure import form, settings
@@ -49,7 +49,7 @@ _PRESETS = (
         ":material/auto_awesome:",
         "Length, learning rate and schedule follow from the number of training images and the "
         "strategy.",
-        dict.fromkeys(following_names()),
+        dict.fromkeys(auto_setting_names()),
         whole=False,
     ),
     Preset(
@@ -118,7 +118,7 @@ def _describe_download(preset: Preset) -> str:
     if not name or name == st.session_state[settings.key("backbone")]:
         return ""
     info = backbone_info(name)
-    return "" if info.ready else format_download_size([info])
+    return "" if info.is_ready else format_download_size([info])
 
 
 @st.dialog("Switch to a backbone without its weights?")

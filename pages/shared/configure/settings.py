@@ -13,11 +13,11 @@ from finetune_core.config import (
     Edit,
     RunConfig,
     all_settings,
-    following_names,
+    auto_setting_names,
     make_config,
-    names_in,
+    setting_names,
 )
-from finetune_core.config.metadata import HARDWARE, SPLIT, numbers_text
+from finetune_core.config.metadata import HARDWARE, SPLIT, format_numbers
 from finetune_core.config.run_config import FITTED
 from finetune_core.data.entry import load_split
 from finetune_core.errors import ConfigError, FinetuneError
@@ -25,12 +25,12 @@ from finetune_core.models.catalogue import (
     backbone_info,
     check_backbone_name,
     default_backbone,
-    usual_image_size,
+    default_image_size,
 )
 from finetune_core.models.network import network_stages
 from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.saved_settings import save_settings, saved_settings
+from finetune_core.saved_settings import load_settings, save_settings
 from finetune_core.training.strategies import BASELINE, STRATEGIES
 from pages.shared.configure import COMPARISON_PREFIX, FIELD_PREFIX
 
@@ -59,7 +59,7 @@ PRETRAINED_WEIGHTS, EARLIER_RUN, FILE_OF_WEIGHTS, RANDOM_WEIGHTS = (
     "A file",
     "Random",
 )
-_NOT_KEPT = {"data", "edits", *names_in(SPLIT)}  # they belong to the data set
+_NOT_KEPT = {"data", "edits", *setting_names(SPLIT)}  # they belong to the data set
 _MOST_RATES = 200
 _MOST_DEVICES = 10_000  # far more than any machine has
 # Backbone -> its stages when it was last readable, or the stages that the settings name.
@@ -115,7 +115,7 @@ def apply_recipe(recipe: dict[str, Any]) -> None:
 
     A callback, before the widgets are drawn.
     """
-    unchanged = (*names_in(SPLIT, HARDWARE), *NO_WIDGETS, "seed")
+    unchanged = (*setting_names(SPLIT, HARDWARE), *NO_WIDGETS, "seed")
     set_fields(
         {
             name: value
@@ -137,8 +137,8 @@ def use_defaults() -> None:
     backbone = st.session_state[key("backbone")]
     recipe = {"backbone": backbone, "strategy": st.session_state[key("strategy")]}
     with suppress(FinetuneError):
-        recipe["image_size"] = usual_image_size(backbone)
-    apply_recipe(recipe | dict.fromkeys(following_names()))
+        recipe["image_size"] = default_image_size(backbone)
+    apply_recipe(recipe | dict.fromkeys(auto_setting_names()))
 
 
 def list_changed() -> list[str]:
@@ -146,14 +146,14 @@ def list_changed() -> list[str]:
     config = read_config()
     default = default_values()
     with suppress(FinetuneError):
-        default["image_size"] = usual_image_size(config.backbone)
-    left_out = {"backbone", "strategy", "seed", *names_in(SPLIT, HARDWARE), *NO_WIDGETS}
+        default["image_size"] = default_image_size(config.backbone)
+    left_out = {"backbone", "strategy", "seed", *setting_names(SPLIT, HARDWARE), *NO_WIDGETS}
     changed = {
         name
         for name, value in default.items()
         if name not in left_out and name not in config.auto and getattr(config, name) != value
     }
-    changed |= set(following_names()) - set(config.auto)
+    changed |= set(auto_setting_names()) - set(config.auto)
     changed |= {name for name in ("weights", "from_run") if getattr(config, name) != default[name]}
     return [name for name in all_settings() if name in changed]
 
@@ -193,8 +193,8 @@ def backbone_fields(name: str, previous: str, image_size: int | None) -> dict[st
         image_size: image size in the form, in pixels.
     """
     with suppress(FinetuneError):
-        if image_size == usual_image_size(previous):
-            return {"backbone": name, "image_size": usual_image_size(name)}
+        if image_size == default_image_size(previous):
+            return {"backbone": name, "image_size": default_image_size(name)}
     return {"backbone": name, "image_size": image_size}
 
 
@@ -209,7 +209,9 @@ def start_from(config: RunConfig) -> None:
 
 def set_missing_defaults() -> None:
     """Set every field that has no value yet to its default."""
-    fields = default_values() | dict.fromkeys(following_names()) | {"backbone": default_backbone()}
+    fields = (
+        default_values() | dict.fromkeys(auto_setting_names()) | {"backbone": default_backbone()}
+    )
     for name, default in fields.items():
         if name not in NO_WIDGETS:
             st.session_state.setdefault(key(name), _to_widget_value(name, default))
@@ -312,7 +314,10 @@ def make_valid_config(values: Mapping[str, Any]) -> RunConfig:
             )
             remaining = {name: value for name, value in remaining.items() if name not in invalid}
             if "auto" in remaining:
-                remaining["auto"] = [*remaining["auto"], *invalid.intersection(following_names())]
+                remaining["auto"] = [
+                    *remaining["auto"],
+                    *invalid.intersection(auto_setting_names()),
+                ]
 
 
 def save() -> str:
@@ -344,7 +349,7 @@ def restore(settings_id: str) -> None:
             initial settings.
     """
     try:
-        saved = saved_settings(settings_id)
+        saved = load_settings(settings_id)
         settings, comparison = saved.get("settings"), saved.get("comparison")
         if not isinstance(settings, dict) or not isinstance(comparison, dict):
             raise ConfigError({"settings": f"what was saved under “{settings_id}” are no settings"})
@@ -420,7 +425,7 @@ def _read_widgets() -> dict[str, Any]:
     values = {
         name: st.session_state.get(key(name)) for name in default_values() if name not in NO_WIDGETS
     }
-    auto = [name for name in following_names() if values[name] in (None, "", AUTO)]
+    auto = [name for name in auto_setting_names() if values[name] in (None, "", AUTO)]
     fallback = default_values()
     values |= _read_weights() | {"auto": auto} | {name: fallback[name] for name in auto}
     if (
@@ -494,7 +499,7 @@ def _dump_config(config: RunConfig) -> dict[str, Any]:
 
 
 def _dump_initial() -> dict[str, Any]:
-    first = {"data": "any", "backbone": default_backbone(), "auto": following_names()}
+    first = {"data": "any", "backbone": default_backbone(), "auto": auto_setting_names()}
     return _dump_config(make_config(first))
 
 
@@ -504,7 +509,7 @@ def _to_widget_value(name: str, value: Any) -> Any:
         kind = all_settings()[name].kind
         return {"number": "", "numbers": "", "choice": AUTO}.get(kind)
     if isinstance(value, list | tuple):
-        return numbers_text(value)
+        return format_numbers(value)
     if not isinstance(value, float):
         return value
     short = f"{value:g}"

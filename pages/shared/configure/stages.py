@@ -9,9 +9,20 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.config import RunConfig
-from finetune_core.formatting import learning_rate_text, number, percent, short_number
+from finetune_core.formatting import (
+    format_learning_rate,
+    format_number,
+    format_percent,
+    format_short_number,
+)
 from finetune_core.models.network import network_stages
-from finetune_core.training.stage_plan import cut_index, describe, last_used, plan, stages_of
+from finetune_core.training.stage_plan import (
+    cut_index,
+    describe_stages,
+    describe_strategy,
+    find_last_stage,
+    plan_strategy,
+)
 from finetune_core.training.strategies import STRATEGIES, Fit
 
 _HEAD_WORDS: dict[Fit | None, str] = {
@@ -118,8 +129,8 @@ def draw_strategy(
             more.
         WeightsError: if the backbone is not known any more.
     """
-    stages = stages_of(config, classes)
-    rows = add_unused_stages(describe(plan(config, stages), stages), config)
+    stages = describe_stages(config, classes)
+    rows = add_unused_stages(describe_strategy(plan_strategy(config, stages), stages), config)
     draw_stages(
         rows, config.learning_rate if rates else None, on_click, STRATEGIES[config.strategy].fits
     )
@@ -136,7 +147,9 @@ def add_unused_stages(
     """
     used = {stage["name"] for stage in stages}
     all_stages = (
-        network_stages(config.backbone, image_size=config.image_size) if last_used(config) else ()
+        network_stages(config.backbone, image_size=config.image_size)
+        if find_last_stage(config)
+        else ()
     )
     unused = [stage for stage in all_stages if stage.name not in used]
     rows = [
@@ -186,16 +199,16 @@ def draw_stages(
         stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages
     )
     total = sum(stage["parameters"] for stage in stages)
-    share = percent(trained / total, 0 if trained == total else 1)
+    share = format_percent(trained / total, 0 if trained == total else 1)
     caption = (
-        f"**{number(trained)}** of {number(total)} parameters {'are fitted' if fits else 'train'} "
-        f"({share})."
+        f"**{format_number(trained)}** of {format_number(total)} parameters "
+        f"{'are fitted' if fits else 'train'} ({share})."
     )
     # The factors of LoRA come on top of the network's own parameters.
     if any(tile["look"] == "tinted" for tile in tiles):
         caption = (
-            f"**{number(trained)}** parameters train, {share} of the network's {number(total)}: "
-            "LoRA's factors beside frozen weights."
+            f"**{format_number(trained)}** parameters train, {share} of the network's "
+            f"{format_number(total)}: LoRA's factors beside frozen weights."
         )
     if fits == "nearest_neighbours":
         caption = "Nothing trains: the training images' features stand in for the head."
@@ -214,13 +227,13 @@ def draw_passing(config: RunConfig, first: str) -> None:
         ConfigError: as in ``draw_strategy``.
         WeightsError: as in ``draw_strategy``.
     """
-    stages = stages_of(config)
-    strategy = plan(config, stages)
+    stages = describe_stages(config)
+    strategy = plan_strategy(config, stages)
     tiles = [
         _make_tile(
             stage, index == len(stages) - 1, config.learning_rate, STRATEGIES[config.strategy].fits
         )
-        for index, stage in enumerate(describe(strategy, stages))
+        for index, stage in enumerate(describe_strategy(strategy, stages))
     ]
     names = [tile["name"] for tile in tiles]
     computing = range(names.index(first) if first in names else 0, cut_index(strategy))
@@ -265,14 +278,14 @@ def _make_tile(
     text = {
         "unused": "not used",
         "frozen": "frozen",
-        "tinted": f"LoRA {percent(share, 1)}",
+        "tinted": f"LoRA {format_percent(share, 1)}",
         "thaws": f"from epoch {stage['thaw_epoch']}",
         "warm": _PART_WORDS.get(stage.get("part", "all"), "trains"),
         "head": _HEAD_WORDS[fits],
     }
     return {
         "name": stage["name"],
-        "size": "" if style == "unused" else short_number(stage["parameters"]),
+        "size": "" if style == "unused" else format_short_number(stage["parameters"]),
         "word": text[style],
         "rate": "left out"
         if style == "unused"
@@ -282,6 +295,6 @@ def _make_tile(
         if fits
         else "lr ?"
         if learning_rate is None
-        else f"lr {learning_rate_text(learning_rate * stage['rate'])}",
+        else f"lr {format_learning_rate(learning_rate * stage['rate'])}",
         "look": style,
     }

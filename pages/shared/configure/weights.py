@@ -8,12 +8,12 @@ import streamlit as st
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import FinetuneError
-from finetune_core.formatting import size
+from finetune_core.formatting import format_bytes
 from finetune_core.models.catalogue import PACKAGED, BackboneInfo, download_bytes
 from finetune_core.models.network import parameter_count
 from finetune_core.models.weights import why_no_download
 from finetune_core.training.prepare import fetch_weights, missing_weights
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.jobs import offer
 
 
@@ -35,7 +35,7 @@ def format_download_size(infos: Iterable[BackboneInfo]) -> str:
         An empty string if the size of one of them is not known.
     """
     counts = [count_parameters(info) or 0 for info in infos]
-    return size(download_bytes(sum(counts))) if all(counts) else ""
+    return format_bytes(download_bytes(sum(counts))) if all(counts) else ""
 
 
 def offer_weights(configs: Sequence[RunConfig]) -> str | None:
@@ -55,9 +55,9 @@ def offer_weights(configs: Sequence[RunConfig]) -> str | None:
         return None
     reasons = [reason for info in missing if (reason := why_no_download(info))]
     for reason in reasons:
-        st.warning(plain(reason), icon=":material/folder_off:")
+        st.warning(escape_markdown(reason), icon=":material/folder_off:")
     if reasons:
-        return plain(reasons[0])
+        return escape_markdown(reasons[0])
     names = ", ".join(info.name for info in missing)
     st.info(
         f"The pretrained weights of {names} are not on this machine yet. Offline, use {PACKAGED} "

@@ -7,7 +7,7 @@ import streamlit as st
 
 from finetune_core.data.dataset import Dataset
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
-from finetune_core.models.catalogue import PACKAGED, default_backbone, ready_backbones
+from finetune_core.models.catalogue import PACKAGED, default_backbone, list_ready_backbones
 from finetune_core.work import Work
 from pages.shared.configure import settings
 from pages.shared.data.datasets import cache_report, find_report, image_fit
@@ -39,7 +39,7 @@ def analyze(dataset: Dataset, key: str) -> None:
         key: names this button among several.
     """
     _, image_size = backbone_and_size()
-    ready = ready_backbones()
+    ready = list_ready_backbones()
     # The boxes may have changed since the analysis was started.
     job_key = st.session_state.get(f"embeddings-{dataset.fingerprint}", "")
     is_running = jobs().find(job_key) is not None
@@ -72,7 +72,7 @@ def compare_layers(dataset: Dataset) -> None:
     if find_report(dataset) is not None:
         return
     _, image_size = backbone_and_size()
-    backbone, *_ = ready_backbones()
+    backbone, *_ = list_ready_backbones()
     _begin_analysis(dataset.fingerprint, *_plan_analysis(dataset, backbone, image_size))
 
 

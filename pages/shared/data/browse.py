@@ -9,9 +9,9 @@ from finetune_core import paths
 from finetune_core.data.browse import FolderView, Subfolder, view_folder
 from finetune_core.data.listing import is_within
 from finetune_core.errors import DataError
-from finetune_core.formatting import number, things
+from finetune_core.formatting import format_number, pluralize
 from pages.shared.account import is_sign_in_required
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import readable_roots
 
 _CACHE_SECONDS = 20  # seconds: each click redraws the page
@@ -63,13 +63,13 @@ def _draw_head(
             args=(str(up),),
         )
         st.markdown(
-            f":material/folder_open: **{plain(path)}** · {things(view.images, 'image')}, "
-            f"{things(len(view.subfolders), 'subfolder')}",
+            f":material/folder_open: **{escape_markdown(path)}** · "
+            f"{pluralize(view.images, 'image')}, {pluralize(len(view.subfolders), 'subfolder')}",
             width="stretch",
         )
         for root in other_roots if up is None else []:
             st.button(
-                plain(str(root)),
+                escape_markdown(str(root)),
                 icon=":material/folder:",
                 key=f"browse-root-{root}",
                 on_click=_open_folder,
@@ -107,9 +107,9 @@ def _draw_subfolders(view: FolderView) -> None:
 
 def _describe_subfolder(subfolder: Subfolder) -> str:
     if subfolder.counted:
-        return f"{subfolder.name} · {things(subfolder.images, 'image')}"
+        return f"{subfolder.name} · {pluralize(subfolder.images, 'image')}"
     return (
-        f"{subfolder.name} · at least {number(subfolder.images)} images"
+        f"{subfolder.name} · at least {format_number(subfolder.images)} images"
         if subfolder.images
         else subfolder.name
     )

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import streamlit as st
 
 from finetune_core.config import Edit
-from finetune_core.data.checks import some
+from finetune_core.data.checks import join_names
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import edit_in_words, edits_in_words, relabelled_class
+from finetune_core.data.edits import describe_edit, describe_edits, relabel_class
 from finetune_core.data.findings import KINDS
 from finetune_core.data.splits import SPLITS
-from finetune_core.formatting import SPLIT_WORDS, number, things
-from pages.shared.chrome import plain
+from finetune_core.formatting import SPLIT_TITLES, format_number, pluralize
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.datasets import attempt_change, change, undo
 from pages.shared.images import choose_page, unselect
 
@@ -35,8 +35,8 @@ def draw_last_change(edits: Sequence[Edit]) -> None:
     latest = st.session_state.get("last_change", ())
     if not latest or not set(latest) <= set(edits):
         return
-    text = plain(
-        "; ".join(edit_in_words(edit) for edit in latest[:_SHOWN])
+    text = escape_markdown(
+        "; ".join(describe_edit(edit) for edit in latest[:_SHOWN])
         + (", …" if len(latest) > _SHOWN else "")
     )
     if st.session_state.pop("change_is_new", False):
@@ -50,13 +50,13 @@ def draw_changes(edits: Sequence[Edit]) -> None:
     """List all changes, the latest first, each with *Undo*."""
     if not edits:
         return
-    summary = edits_in_words(edits)
+    summary = describe_edits(edits)
     text = (
         f"Changes to this data set: {summary}"
         if summary
-        else f"{things(len(edits), 'finding')} dismissed"
+        else f"{pluralize(len(edits), 'finding')} dismissed"
     )
-    st.markdown(f":material/edit_note: {plain(text)}")
+    st.markdown(f":material/edit_note: {escape_markdown(text)}")
     # The numbers stand above, because a label that changes with each undone change would close the
     # box.
     box = st.expander("All changes", key="changes_box", on_change="rerun")
@@ -69,7 +69,7 @@ def draw_changes(edits: Sequence[Edit]) -> None:
             mark = hashlib.sha256(edit.model_dump_json().encode()).hexdigest()[:16]
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(
-                    plain(edit_in_words(edit) + _format_reason(edit) + _list_paths(edit)),
+                    escape_markdown(describe_edit(edit) + _format_reason(edit) + _list_paths(edit)),
                     width="stretch",
                 )
                 st.button(
@@ -87,7 +87,7 @@ def _format_reason(edit: Edit) -> str:
 
 
 def _list_paths(edit: Edit) -> str:
-    return f": {some(edit.paths)}" if edit.paths else ""
+    return f": {join_names(edit.paths)}" if edit.paths else ""
 
 
 def draw_tools(dataset: Dataset, chosen: set[str], key: str) -> None:
@@ -115,12 +115,12 @@ def draw_tools(dataset: Dataset, chosen: set[str], key: str) -> None:
     split, name = f"{key}-split", f"{key}-class"
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.button(
-            f"Exclude {things(len(paths), 'image')}",
+            f"Exclude {pluralize(len(paths), 'image')}",
             key=f"{key}-exclude",
             on_click=change_images,
             args=("exclude",),
         )
-        st.selectbox("Split", SPLITS, key=split, format_func=SPLIT_WORDS.__getitem__, width=140)
+        st.selectbox("Split", SPLITS, key=split, format_func=SPLIT_TITLES.__getitem__, width=140)
         st.button("Move there", key=f"{key}-move", on_click=change_images, args=("move", split))
         st.selectbox(
             "Class",
@@ -157,13 +157,19 @@ def draw_rename_form(dataset: Dataset) -> None:
             if is_merge
             else ("Rename", ":material/edit:")
         )
-        st.button(plain(text), icon=icon, key="rename", on_click=_rename, args=(dataset, name, key))
+        st.button(
+            escape_markdown(text),
+            icon=icon,
+            key="rename",
+            on_click=_rename,
+            args=(dataset, name, key),
+        )
     if is_merge:
         counts = dataset.table["class"].value_counts()
         st.caption(
-            plain(
-                f"{things(counts[name], 'image')} of {name} join the {number(counts[new_name])} "
-                f"of {new_name}."
+            escape_markdown(
+                f"{pluralize(counts[name], 'image')} of {name} join the "
+                f"{format_number(counts[new_name])} of {new_name}."
             )
         )
 
@@ -174,5 +180,5 @@ def _rename(dataset: Dataset, name: str, key: str) -> None:
     It reads the text box itself, because the same click may have filled the box in.
     """
     attempt_change(
-        lambda: change_undoably(relabelled_class(dataset.table, name, st.session_state[key]))
+        lambda: change_undoably(relabel_class(dataset.table, name, st.session_state[key]))
     )

@@ -9,15 +9,15 @@ from finetune_core.data.recent import (
     Source,
     check_private,
     data_id,
-    recent_sources,
-    remember,
-    source_of,
+    list_recent_sources,
+    remember_source,
+    resolve_source,
 )
 from finetune_core.data.sample import SAMPLE_NAME
-from finetune_core.data.sources import check_roots, data_roots
+from finetune_core.data.sources import check_roots, list_data_roots
 from finetune_core.errors import DataError
 from pages.shared.account import is_sign_in_required, owner
-from pages.shared.chrome import go, plain
+from pages.shared.chrome import escape_markdown, go
 
 MOST_RECENT = 5
 
@@ -27,7 +27,7 @@ def readable_roots() -> tuple[Path, ...]:
 
     The home folder of the server's owner is among them only on a server without sign-in.
     """
-    return data_roots(home_too=not is_sign_in_required())
+    return list_data_roots(home_too=not is_sign_in_required())
 
 
 def check_access(path: str | Path) -> None:
@@ -52,7 +52,7 @@ def chosen_data() -> str:
         return ""
     # The path is kept beside its id, so that it is there even if nothing can be written to disk.
     cached = st.session_state.get("data_path")
-    path = cached[1] if cached and cached[0] == chosen_id else source_of(chosen_id)
+    path = cached[1] if cached and cached[0] == chosen_id else resolve_source(chosen_id)
     check_access(path)
     st.session_state["data_path"] = (chosen_id, path)
     return path
@@ -73,7 +73,7 @@ def choose_data(data: str) -> None:
         DataError: if it may not be read.
     """
     check_access(data)
-    st.session_state["data_id"] = remember(data, owner())
+    st.session_state["data_id"] = remember_source(data, owner())
     st.session_state["data_path"] = (st.session_state["data_id"], data)
 
 
@@ -94,7 +94,9 @@ def data_name(data: str) -> str:
 
 def recent_data() -> Sequence[Source]:
     """Return the data sets opened lately; on a server with sign-in, those opened by this person."""
-    return recent_sources(readable_roots(), MOST_RECENT, owner() if is_sign_in_required() else None)
+    return list_recent_sources(
+        readable_roots(), MOST_RECENT, owner() if is_sign_in_required() else None
+    )
 
 
 def offer_data() -> None:
@@ -127,7 +129,8 @@ def draw_recent(sources: Sequence[Source], *, lead_to: str | None = None) -> Non
             key=f"recent-{source.data_id}",
         ):
             st.markdown(
-                f":material/photo_library: **{plain(path.name)}** · {plain(str(path.parent))}",
+                f":material/photo_library: **{escape_markdown(path.name)}** · "
+                f"{escape_markdown(str(path.parent))}",
                 width="stretch",
             )
             pressed = st.button(

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import streamlit as st
 
 from finetune_core.config import Edit
-from finetune_core.data.dataset import Dataset, Seen, assemble, look_through
+from finetune_core.data.dataset import Dataset, IndexedData, assemble_dataset, index_data
 from finetune_core.data.decode import CROP
 from finetune_core.data.edits import add_edits, load_edits, remove_edits
 from finetune_core.data.entry import load_split
-from finetune_core.data.recent import remember
+from finetune_core.data.recent import remember_source
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.inspection.deep import DeepReport
 from pages.shared.account import owner
@@ -25,7 +25,7 @@ _MOST_HELD = 4  # data sets
 
 
 @st.cache_resource(show_spinner=False)
-def _scans() -> dict[str, Seen]:
+def _scans() -> dict[str, IndexedData]:
     return {}
 
 
@@ -65,7 +65,7 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
         if again:
             forget(job)
         with place:
-            work = partial(look_through, root, readable_roots(), edits=edits)
+            work = partial(index_data, root, readable_roots(), edits=edits)
             scan = wait_for(job, "Scanning images", work)
         if scan is None:
             raise DataError(
@@ -79,11 +79,11 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
     key = (root, tuple(settings.values()), edits)
     dataset = _datasets().get(key)
     if dataset is None:
-        dataset = assemble(root, scan, **settings, edits=edits)
+        dataset = assemble_dataset(root, scan, **settings, edits=edits)
         keep_latest(_datasets(), key, dataset)
     if st.session_state.get("opened_data") != root:
         st.session_state["opened_data"] = root
-        remember(root, owner())
+        remember_source(root, owner())
     return dataset
 
 

@@ -9,8 +9,8 @@ from finetune_core.config import Edit
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import PAD
 from finetune_core.data.findings import KINDS, Action, Finding, Severity
-from finetune_core.formatting import number, things
-from pages.shared.chrome import Color, plain
+from finetune_core.formatting import format_number, pluralize
+from pages.shared.chrome import Color, escape_markdown
 from pages.shared.configure import settings
 from pages.shared.configure.origin import set_fields_for
 from pages.shared.data.changes import change_undoably
@@ -65,7 +65,7 @@ def _draw_line(dataset: Dataset, finding: Finding) -> None:
     with st.container(gap="xsmall"):
         with st.container(horizontal=True, vertical_alignment="center", wrap=False):
             st.badge(count, color=color, icon=icon)
-            st.markdown(plain(sentence), width="stretch")
+            st.markdown(escape_markdown(sentence), width="stretch")
             st.button(
                 "Close" if is_open else "Review",
                 key=f"review-{finding.kind}",
@@ -94,7 +94,7 @@ def _split_message(finding: Finding) -> tuple[str, str]:
     The number is empty if the message starts with another one, or nothing is counted.
     """
     first, _, rest = finding.message.partition(" ")
-    count = number(finding.count)
+    count = format_number(finding.count)
     if first == count:
         return count, rest
     is_counted = (finding.paths or finding.classes) and not first[0].isdigit()
@@ -103,8 +103,8 @@ def _split_message(finding: Finding) -> tuple[str, str]:
 
 def _draw_details(dataset: Dataset, finding: Finding) -> None:
     kind = KINDS[finding.kind]
-    st.markdown(f"**{plain(kind.title)}**")
-    st.caption(plain(kind.why))
+    st.markdown(f"**{escape_markdown(kind.title)}**")
+    st.caption(escape_markdown(kind.why))
     # Either all paths of a finding are images of the table, or none is. There may be a million.
     if finding.kind == "shift" or not finding.paths or finding.paths[0] not in dataset.by_id.index:
         _draw_paths(finding)
@@ -215,7 +215,7 @@ def _draw_bulk_selection(
                 key = f"border-{text}-{finding.kind}"
                 draw_picture_gallery(len(pictures), pictures.__getitem__, key)
         st.button(
-            f"{_VERBS[action]} these {number(count)}",
+            f"{_VERBS[action]} these {format_number(count)}",
             key=f"act-several-{finding.kind}",
             on_click=_apply,
             args=(finding, paths[:count]),
@@ -236,9 +236,9 @@ def _draw_spellings(dataset: Dataset, finding: Finding) -> None:
             return Picture(dataset.root / path, str(dataset.by_id.at[path, "class"]), path, path)
 
         draw_picture_gallery(len(examples), picture, key=f"spelling-{name}-{target}")
-        text = f"Relabel {things(len(paths), 'image')} of {name} as {target}"
+        text = f"Relabel {pluralize(len(paths), 'image')} of {name} as {target}"
         key = f"act-spelling-{name}-{target}"
-        st.button(plain(text), key=key, on_click=_apply, args=(finding, paths))
+        st.button(escape_markdown(text), key=key, on_click=_apply, args=(finding, paths))
 
 
 def _draw_paths(finding: Finding) -> None:
@@ -246,9 +246,9 @@ def _draw_paths(finding: Finding) -> None:
     if names:
         listed = names[:_MOST_LISTED]
         text = (
-            f"All {number(len(names))}"
+            f"All {format_number(len(names))}"
             if len(listed) == len(names)
-            else f"{number(len(listed))} of {number(len(names))}"
+            else f"{format_number(len(listed))} of {format_number(len(names))}"
         )
         with st.expander(text if len(names) > 1 else "Which one"):
             st.dataframe(
@@ -264,7 +264,7 @@ def _draw_actions(finding: Finding, chosen: set[str]) -> None:
     """
     action = KINDS[finding.kind].action
     paths = [path for path in finding.paths if path in chosen]
-    if not paths and (finding.bulk or len(finding.paths) == 1):
+    if not paths and (finding.allows_bulk_action or len(finding.paths) == 1):
         paths = list(finding.paths)
     with st.container(horizontal=True, vertical_alignment="center"):
         if action and paths:
@@ -275,7 +275,7 @@ def _draw_actions(finding: Finding, chosen: set[str]) -> None:
             # A click on the button for all images must not act on images that were selected
             # meanwhile, nor the other way round.
             key = f"act-{'selected' if chosen else 'all'}-{finding.kind}"
-            st.button(plain(text), key=key, on_click=_apply, args=(finding, paths))
+            st.button(escape_markdown(text), key=key, on_click=_apply, args=(finding, paths))
         elif action:
             st.caption(f"Select the images to {_VERBS[action].lower()}.", width="content")
         if finding.kind == "extreme_aspect":
@@ -325,5 +325,5 @@ def _dismiss(finding: Finding) -> None:
 
 def _describe_selection(paths: Sequence[str], chosen: set[str]) -> str:
     if chosen:
-        return f"the {number(len(paths))} selected"
-    return "it" if len(paths) == 1 else f"all {number(len(paths))}"
+        return f"the {format_number(len(paths))} selected"
+    return "it" if len(paths) == 1 else f"all {format_number(len(paths))}"

@@ -8,9 +8,9 @@ import streamlit as st
 
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import SPLITS
-from finetune_core.figures.data import feature_map
-from finetune_core.formatting import SPLIT_WORDS, percent, things
-from pages.shared.chrome import plain
+from finetune_core.figures.data import plot_embedding_map
+from finetune_core.formatting import SPLIT_TITLES, format_percent, pluralize
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.analysis import analyze
 from pages.shared.data.changes import draw_tools
 from pages.shared.data.chosen import key_for_data
@@ -58,7 +58,7 @@ def draw_images(dataset: Dataset) -> None:
         split = st.selectbox(
             "Split",
             ["", *splits],
-            format_func=lambda s: SPLIT_WORDS.get(s, "All"),
+            format_func=lambda s: SPLIT_TITLES.get(s, "All"),
             width=180,
             **_filter_options("split"),
         )
@@ -84,7 +84,7 @@ def draw_images(dataset: Dataset) -> None:
     rows = rows[rows["id"].str.contains(name_part, regex=False, case=False)] if name_part else rows
     predictions = report.predictions if report and order in _BY_CONFIDENCE else None
     ids = _sort_ids(rows, order, predictions)
-    st.caption(things(len(rows), "image"))
+    st.caption(pluralize(len(rows), "image"))
     place = st.container()
     chosen = _draw_selection(dataset, ids, "browse", 24, predictions)
     with place:
@@ -129,15 +129,17 @@ def _draw_selection(
 
     def picture(index: int) -> Picture:
         sample = ids[index]
-        name, split = classes.loc[sample], SPLIT_WORDS[splits.loc[sample]].lower()
+        name, split = classes.loc[sample], SPLIT_TITLES[splits.loc[sample]].lower()
         text = f"{name} · {split}"
         if predictions is not None and sample in predictions.index:
             likeliest, sure, own = (
                 predictions[one].loc[sample]
                 for one in ("predicted", "confidence", "label_confidence")
             )
-            other = "" if likeliest == name else f", predicted {likeliest} ({percent(sure, 0)})"
-            text = f"{name} ({percent(own, 0)}){other} · {split}"
+            other = (
+                "" if likeliest == name else f", predicted {likeliest} ({format_percent(sure, 0)})"
+            )
+            text = f"{name} ({format_percent(own, 0)}){other} · {split}"
         return Picture(dataset.root / sample, text, f"{sample}, class {name}", sample)
 
     return choose_images(ids, picture, key=key, per_page=per_page)
@@ -167,7 +169,7 @@ def _draw_similar(dataset: Dataset, chosen: set[str], key: str) -> None:
 
     def picture(index: int) -> Picture:
         other, distance = neighbours[index]
-        name, split = classes.loc[other], SPLIT_WORDS[splits.loc[other]].lower()
+        name, split = classes.loc[other], SPLIT_TITLES[splits.loc[other]].lower()
         alt = f"Similar image {other}, class {name}, distance {distance:.2f}"
         return Picture(
             dataset.root / other, f"{name} · {split} · distance {distance:.2f}", alt, other
@@ -175,7 +177,7 @@ def _draw_similar(dataset: Dataset, chosen: set[str], key: str) -> None:
 
     with st.container(border=True):
         st.markdown(
-            f"**Similar to {plain(sample)}** ({plain(classes.loc[sample])})",
+            f"**Similar to {escape_markdown(sample)}** ({escape_markdown(classes.loc[sample])})",
             help="Nearest neighbours by cosine distance (0 to 2) between the embeddings of "
             f"{report.backbone}.",
         )
@@ -199,17 +201,17 @@ def draw_map(dataset: Dataset) -> None:
     )
     points = report.places.merge(dataset.table[["id", "class", "split"]], on="id")
     st.caption(
-        f"{things(len(points), 'image')}: images with similar features of {report.backbone} are "
+        f"{pluralize(len(points), 'image')}: images with similar features of {report.backbone} are "
         "close together. Click a point, or draw around some (box or lasso, at the top right), to "
         "see the images. Distances between distant groups mean little."
     )
     names = (
-        {split: SPLIT_WORDS[split] for split in SPLITS}
+        {split: SPLIT_TITLES[split] for split in SPLITS}
         if colour == "split"
         else {name: name for name in dataset.classes}
     )
     event = st.plotly_chart(
-        feature_map(points, colour, names),
+        plot_embedding_map(points, colour, names),
         key=f"map-{colour}",
         on_select="rerun",
         selection_mode=("points", "box", "lasso"),
@@ -220,6 +222,6 @@ def draw_map(dataset: Dataset) -> None:
         place = st.container()
         chosen = _draw_selection(dataset, picked, "map", 12)
         with place:
-            st.markdown(f"**{things(len(picked), 'image')}** picked")
+            st.markdown(f"**{pluralize(len(picked), 'image')}** picked")
             draw_tools(dataset, chosen, "map")
         _draw_similar(dataset, chosen, "map")

@@ -4,8 +4,8 @@ from functools import partial
 from typing import Any
 
 from finetune_core.data.splits import TEST
-from finetune_core.data.threads import in_threads
-from finetune_core.formatting import percent
+from finetune_core.data.threads import map_in_threads
+from finetune_core.formatting import format_percent
 from finetune_core.jobs import Job
 from finetune_core.labelling.session import Labelling, Labels, Probe, Ranking
 from pages.shared.images import make_thumbnail, serve_picture
@@ -78,13 +78,13 @@ class SessionQueue:
         rows = self._latest.rows
         rows = rows[labels.waiting[rows]][:_AHEAD].tolist()
         missing = [row for row in rows if row not in self._thumbnails]
-        thumbnails = dict(in_threads(self._make_thumbnail, missing[:_MADE_AT_ONCE]))
+        thumbnails = dict(map_in_threads(self._make_thumbnail, missing[:_MADE_AT_ONCE]))
         for row, picture in thumbnails.items():
             self._thumbnails[row] = (f"label-{self._num_made % _PLACES}", picture)
             self._num_made += 1
         self._thumbnails = {row: self._thumbnails[row] for row in rows if row in self._thumbnails}
         ready = [row for row, (_, picture) in self._thumbnails.items() if picture]
-        names, shares = self.labelling.proposals(self.probe, ready)
+        names, shares = self.labelling.propose_labels(self.probe, ready)
         images = [
             self._describe_image(row, name, share)
             for row, name, share in zip(ready, names, shares, strict=True)
@@ -97,7 +97,7 @@ class SessionQueue:
         return self._ranking
 
     def _take(self) -> None:
-        if self._job is None or self._job.working:
+        if self._job is None or self._job.is_running:
             return
         job, self._job = self._job, None
         if job.error:
@@ -116,7 +116,7 @@ class SessionQueue:
         is_test = self.labelling.pool["split"].iat[row] == TEST
         note = "Test image, drawn at random: there is no proposal." if is_test else ""
         if name is not None and share is not None:
-            note = f"Proposed: {name}, {percent(share, 0)}"
+            note = f"Proposed: {name}, {format_percent(share, 0)}"
         return {
             "id": sample,
             "src": serve_picture(self._thumbnails[row][1], self._thumbnails[row][0]),

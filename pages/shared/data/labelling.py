@@ -9,13 +9,13 @@ import streamlit as st
 
 from finetune_core.config import Edit
 from finetune_core.config.edit import LONGEST_NAME
-from finetune_core.data.dataset import Dataset, fingerprint_of
-from finetune_core.data.edits import labelled_paths, load_edits, remove_edits
+from finetune_core.data.dataset import Dataset, compute_fingerprint
+from finetune_core.data.edits import collect_labelled_paths, load_edits, remove_edits
 from finetune_core.data.entry import unlabelled_folder
 from finetune_core.data.listing import image_root
 from finetune_core.data.splits import TEST
 from finetune_core.errors import FinetuneError
-from finetune_core.formatting import number, percent
+from finetune_core.formatting import format_number, format_percent
 from finetune_core.labelling.answers import SKIPPED, Answer, save_answers
 from finetune_core.labelling.pool import (
     Unlabelled,
@@ -24,14 +24,14 @@ from finetune_core.labelling.pool import (
     remove_folder,
 )
 from finetune_core.labelling.session import ORDERS, Labelling, Labels, Probe, prepare_labelling
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.analysis import backbone_and_size
 from pages.shared.data.chosen import chosen_data, key_for_data, readable_roots
 from pages.shared.data.datasets import attempt_change, image_fit, keep_latest
 from pages.shared.data.label_queue import SessionQueue
 from pages.shared.data.unlabelled import add_unlabelled
 from pages.shared.jobs import forget, wait_for
-from pages.shared.labeller import labeller
+from pages.shared.labeller import draw_labeller
 
 _AT_ONCE = {1: "One", 9: "Nine"}
 
@@ -50,7 +50,7 @@ def label_images(dataset: Dataset) -> None:
             _draw_desk(data, labelling)
     except FinetuneError as error:
         # A folder may be gone: it can be removed below.
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
     with st.expander("Folders without labels", icon=":material/folder:", key="label-folders"):
         _draw_folders(data, unlabelled)
         add_unlabelled(data, unlabelled)
@@ -62,7 +62,7 @@ def _draw_folders(data: str, unlabelled: Unlabelled) -> None:
             # Uploads and recordings lie in a folder that nobody has chosen: show the name only.
             is_upload = Path(folder).is_relative_to(unlabelled_folder(image_root(data)))
             folder_name = Path(folder).name if is_upload else folder
-            st.markdown(f":material/folder: {plain(folder_name)}", width="stretch")
+            st.markdown(f":material/folder: {escape_markdown(folder_name)}", width="stretch")
             st.button(
                 "Remove",
                 key=f"label-remove-{folder}",
@@ -85,8 +85,16 @@ def _prepare_labelling(dataset: Dataset, data: str, unlabelled: Unlabelled) -> L
     """
     backbone, size = backbone_and_size()
     fit = image_fit()
-    own = dataset.table[~dataset.table["id"].isin(list(labelled_paths(dataset.edits)))]
-    key = (data, unlabelled.folders, unlabelled.set_aside, backbone, size, fit, fingerprint_of(own))
+    own = dataset.table[~dataset.table["id"].isin(list(collect_labelled_paths(dataset.edits)))]
+    key = (
+        data,
+        unlabelled.folders,
+        unlabelled.set_aside,
+        backbone,
+        size,
+        fit,
+        compute_fingerprint(own),
+    )
     labelling = _labellings().get(key)
     if labelling is None:
         job = "label:" + ":".join(map(str, key))
@@ -104,7 +112,7 @@ def _prepare_labelling(dataset: Dataset, data: str, unlabelled: Unlabelled) -> L
 def _draw_desk(data: str, labelling: Labelling) -> None:
     """Draw the part of the page that a key changes. An answer redraws only this fragment."""
     if problem := st.session_state.pop("label_problem", None):
-        st.error(plain(problem), icon=":material/error:")
+        st.error(escape_markdown(problem), icon=":material/error:")
     try:
         edits = load_edits(data)
         labels = labelling.labels(edits)
@@ -112,7 +120,7 @@ def _draw_desk(data: str, labelling: Labelling) -> None:
         order, of, num_images = _choose_order(classes)
         queue = _get_queue(labelling)
         queue.rank(labels, order, of)
-        labeller(
+        draw_labeller(
             key_for_data("label-keys"),
             {
                 "data": st.session_state.get("data_id", ""),
@@ -127,7 +135,7 @@ def _draw_desk(data: str, labelling: Labelling) -> None:
         _draw_summary(labelling, labels, queue.probe)
         _draw_footer(data, labelling, edits, labels)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
 
 
 def _get_queue(labelling: Labelling) -> SessionQueue:
@@ -153,7 +161,7 @@ def _show_similar(sample: str) -> None:
 def _list_classes(data: str, labelling: Labelling, labels: Labels) -> list[str]:
     """Return all classes. Those of the data set keep their keys, and new ones follow."""
     new = load_unlabelled(data).classes
-    return list(dict.fromkeys((*labelling.classes, *new, *labelling.classes_with(labels))))
+    return list(dict.fromkeys((*labelling.classes, *new, *labelling.list_classes(labels))))
 
 
 def _choose_order(classes: Sequence[str]) -> tuple[str, str, int]:
@@ -189,16 +197,19 @@ def _choose_order(classes: Sequence[str]) -> tuple[str, str, int]:
         )
     if order == "similar":
         of = similar_to
-        st.caption(f"Like {plain(Path(similar_to).name)}")
+        st.caption(f"Like {escape_markdown(Path(similar_to).name)}")
     return order, of, num_images
 
 
 def _draw_summary(labelling: Labelling, labels: Labels, probe: Probe) -> None:
-    facts = [f"{number(labels.count)} labelled", f"{number(labels.waiting.sum())} to label"]
+    facts = [
+        f"{format_number(labels.count)} labelled",
+        f"{format_number(labels.waiting.sum())} to label",
+    ]
     if labels.none:
-        facts.append(f"{number(labels.none)} of none of these classes")
+        facts.append(f"{format_number(labels.none)} of none of these classes")
     if probe.accuracy is not None:
-        facts.append(f"linear probe {percent(probe.accuracy)} on validation images")
+        facts.append(f"linear probe {format_percent(probe.accuracy)} on validation images")
     st.markdown(" · ".join(facts))
     has_test_images = (labelling.pool["split"] == TEST).any()
     st.caption(
@@ -225,14 +236,14 @@ def _draw_footer(data: str, labelling: Labelling, edits: Sequence[Edit], labels:
         if labels.skipped:
             skipped = [edit for edit in edits if edit.kind == SKIPPED]
             st.button(
-                f"Bring back {number(labels.skipped)} skipped",
+                f"Bring back {format_number(labels.skipped)} skipped",
                 key="label-skipped",
                 on_click=_attempt,
                 args=(lambda: remove_edits(data, skipped),),
             )
         st.download_button(
             "Manifest",
-            lambda: labelling.manifest(edits).to_csv(index=False).encode(),
+            lambda: labelling.to_manifest(edits).to_csv(index=False).encode(),
             file_name="manifest.csv",
             mime="text/csv",
             icon=":material/download:",

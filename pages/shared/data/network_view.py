@@ -7,9 +7,9 @@ import streamlit as st
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import CROP, PAD
 from finetune_core.errors import FinetuneError
-from finetune_core.models.catalogue import BackboneInfo, input_info
+from finetune_core.models.catalogue import BackboneInfo, backbone_info_for
 from finetune_core.training.preview import augmented_versions, network_input
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import backbone_and_size
 from pages.shared.data.chosen import key_for_data
@@ -26,7 +26,7 @@ _FITTED = {
 def draw_preprocessing(dataset: Dataset) -> None:
     """Draw an image beside the network's input, and its augmented versions."""
     backbone, size = backbone_and_size()
-    info = input_info(settings.read_config().model_copy(update={"backbone": backbone}))
+    info = backbone_info_for(settings.read_config().model_copy(update={"backbone": backbone}))
     samples = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
     chosen = st.selectbox(
         "Image",
@@ -38,7 +38,7 @@ def draw_preprocessing(dataset: Dataset) -> None:
     try:
         network_image = network_input(dataset.root / chosen, info, size)
     except FinetuneError as error:
-        st.error(plain(str(error)))
+        st.error(escape_markdown(str(error)))
         return
     with st.container(horizontal=True, vertical_alignment="center"):
         original = make_thumbnail(dataset.root / chosen, _SIDE)
@@ -51,7 +51,7 @@ def draw_preprocessing(dataset: Dataset) -> None:
                 alt=f"{chosen}, the whole image",
             )
         else:
-            st.caption(plain(original), width=_SIDE)
+            st.caption(escape_markdown(original), width=_SIDE)
         st.image(
             network_image.image,
             caption=f"Network input: {size} × {size} pixels",
@@ -94,7 +94,7 @@ def _draw_augmentations(dataset: Dataset, chosen: str, info: BackboneInfo, size:
                 dataset.root / sample, sample, kind, seed, _VERSIONS, info, size
             )
         except FinetuneError as error:
-            st.error(plain(str(error)))
+            st.error(escape_markdown(str(error)))
             continue
         with st.grid("auto", min_column_width=110, gap="small"):
             for number_, version in enumerate(versions, start=1):

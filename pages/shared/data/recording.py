@@ -7,24 +7,24 @@ import streamlit as st
 
 from finetune_core.data.camera import (
     LEAST_OF_CLASS,
-    checked_name,
-    delete,
-    deleted_frames,
-    frames_by_class,
-    presses,
-    recordings,
+    choose_split,
+    count_deleted_frames,
+    delete_frames,
+    list_frames_by_class,
+    list_presses,
+    list_recordings,
     recordings_folder,
-    restore,
-    settle_split,
-    store,
+    restore_frames,
+    store_frames,
+    validate_name,
 )
 from finetune_core.data.frames import Batch
 from finetune_core.errors import DataError, FinetuneError
-from finetune_core.formatting import things
+from finetune_core.formatting import pluralize
 from finetune_core.training.strategies import BASELINE, STRATEGIES
 from pages.shared.account import owner
 from pages.shared.camera import draw_camera
-from pages.shared.chrome import go, plain
+from pages.shared.chrome import escape_markdown, go
 from pages.shared.configure import settings
 from pages.shared.data.chosen import choose_data
 from pages.shared.data.datasets import current_dataset
@@ -60,7 +60,8 @@ def record() -> None:
             "Hold the button (or Space) for a few seconds. All frames of one recording are nearly "
             "alike, so they stay in one split: record at least twice per class, and move the "
             "object in between. Frames are sent only to the machine that Thaw runs on, and stay "
-            "there" + (f", in {plain(str(recordings_folder(owner()) / name))}." if name else ".")
+            "there"
+            + (f", in {escape_markdown(str(recordings_folder(owner()) / name))}." if name else ".")
         )
     if not name:
         return
@@ -79,7 +80,7 @@ def _choose_data_set() -> str:
     Returns:
         The name; empty if it is not valid: then the page says why.
     """
-    known = recordings(owner())
+    known = list_recordings(owner())
     name = st.selectbox(
         "Data set",
         known or [_FIRST_NAME],
@@ -106,31 +107,31 @@ def _choose_class(folder: Path) -> str:
         # Without ``live``, pressing the record button while typing would record the earlier class.
         live=True,
     ).strip()
-    return _check_name(typed, "class", list(frames_by_class(folder)))
+    return _check_name(typed, "class", list(list_frames_by_class(folder)))
 
 
 def _check_name(name: str, kind: str, known: list[str]) -> str:
     with st.container():
         # Always there: otherwise everything below would be drawn anew.
         try:
-            return checked_name(name, kind, known) if name else ""
+            return validate_name(name, kind, known) if name else ""
         except DataError as error:
-            st.error(plain(str(error)), icon=":material/error:")
+            st.error(escape_markdown(str(error)), icon=":material/error:")
             return ""
 
 
 def _store_frames(batch: Batch) -> None:
-    store(batch, owner())
+    store_frames(batch, owner())
 
 
 def _draw_classes(folder: Path, class_name: str) -> None:
     """Draw the number of frames of each class, and what is still to be recorded."""
-    for name, files in frames_by_class(folder).items():
+    for name, files in list_frames_by_class(folder).items():
         with st.container(horizontal=True, vertical_alignment="center", key=f"recorded-{name}"):
-            num_recordings = len(presses(files))
+            num_recordings = len(list_presses(files))
             text = (
-                f"**{plain(name)}** · {things(len(files), 'frame')} · "
-                f"{things(num_recordings, 'recording')}"
+                f"**{escape_markdown(name)}** · {pluralize(len(files), 'frame')} · "
+                f"{pluralize(num_recordings, 'recording')}"
             )
             shortage = (
                 f" · {LEAST_OF_CLASS - len(files)} more needed"
@@ -160,9 +161,9 @@ def _draw_classes(folder: Path, class_name: str) -> None:
 
 def _draw_frames(folder: Path, class_name: str) -> None:
     """Draw the frames of the class being recorded, the latest first, each to be deleted."""
-    files = frames_by_class(folder).get(class_name, [])[::-1]
+    files = list_frames_by_class(folder).get(class_name, [])[::-1]
     if not files:
-        st.caption(plain(f"No frame of {class_name} yet."))
+        st.caption(escape_markdown(f"No frame of {class_name} yet."))
         return
     ids = [f"{class_name}/{file}" for file in files]
     key = f"recorded-{folder.name}-{class_name}"
@@ -173,7 +174,7 @@ def _draw_frames(folder: Path, class_name: str) -> None:
 
     chosen = sorted(choose_images(ids, picture, key=key, per_page=_PER_PAGE))
     with st.container(horizontal=True):
-        text = f"Delete {things(len(chosen), 'frame')}" if chosen else "Delete selected frames"
+        text = f"Delete {pluralize(len(chosen), 'frame')}" if chosen else "Delete selected frames"
         st.button(
             text,
             key="delete-frames",
@@ -183,7 +184,7 @@ def _draw_frames(folder: Path, class_name: str) -> None:
             args=(folder, chosen, key),
         )
         st.button(
-            plain(f"Delete all of {class_name}"),
+            escape_markdown(f"Delete all of {class_name}"),
             key="delete-class",
             type="tertiary",
             icon=":material/delete_sweep:",
@@ -195,7 +196,7 @@ def _draw_frames(folder: Path, class_name: str) -> None:
 def _delete(folder: Path, ids: list[str], key: str) -> None:
     """Delete frames (a callback)."""
     try:
-        delete(folder, ids)
+        delete_frames(folder, ids)
     except FinetuneError as error:
         st.session_state["recording_problem"] = str(error)
         return
@@ -207,12 +208,14 @@ def _draw_undo(folder: Path) -> None:
     """Draw the session's latest deletion, with *Undo*."""
     with st.container():
         if problem := st.session_state.pop("recording_problem", None):
-            st.error(plain(problem), icon=":material/error:")
+            st.error(escape_markdown(problem), icon=":material/error:")
         if st.session_state.get("frames_deleted_from") == folder and (
-            count := deleted_frames(folder)
+            count := count_deleted_frames(folder)
         ):
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.markdown(f":material/delete: {things(count, 'frame')} deleted.", width="content")
+                st.markdown(
+                    f":material/delete: {pluralize(count, 'frame')} deleted.", width="content"
+                )
                 st.button(
                     "Undo",
                     key="undo-delete",
@@ -225,7 +228,7 @@ def _draw_undo(folder: Path) -> None:
 def _restore(folder: Path) -> None:
     """Restore the deleted frames (a callback)."""
     try:
-        restore(folder)
+        restore_frames(folder)
     except FinetuneError as error:
         st.session_state["recording_problem"] = str(error)
 
@@ -270,7 +273,7 @@ def _draw_next_steps(folder: Path) -> None:
     try:
         _choose_recording(folder)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return
     if inspect:
         st.rerun()
@@ -279,7 +282,7 @@ def _draw_next_steps(folder: Path) -> None:
 
 def _is_ready(name: str) -> bool:
     """Return whether two classes of a data set have enough frames to train and to evaluate."""
-    found = frames_by_class(recordings_folder(owner()) / name)
+    found = list_frames_by_class(recordings_folder(owner()) / name)
     return sum(len(files) >= LEAST_OF_CLASS for files in found.values()) >= 2
 
 
@@ -290,7 +293,7 @@ def _choose_recording(folder: Path) -> None:
         FinetuneError: if it cannot be used.
     """
     key = f"recorded:{folder}"
-    manifest = wait_for(key, "Looking at the frames", partial(settle_split, folder))
+    manifest = wait_for(key, "Looking at the frames", partial(choose_split, folder))
     if manifest is None:
         forget(key)
         raise DataError("This was stopped. Press again.")

@@ -11,15 +11,15 @@ from finetune_core.data.archives import ARCHIVE_SUFFIXES, import_archive, import
 from finetune_core.data.camera import CAMERA
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.listing import is_data
-from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_folder
-from finetune_core.data.recent import remember
+from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_set_folder
+from finetune_core.data.recent import remember_source
 from finetune_core.data.sample import SAMPLE_NAME
-from finetune_core.data.sources import imported_folders, whole_path
+from finetune_core.data.sources import list_imported_folders, resolve_path
 from finetune_core.errors import DataError, FinetuneError
-from finetune_core.formatting import number, size
+from finetune_core.formatting import format_bytes, format_number
 from finetune_core.work import Work
 from pages.shared.account import is_sign_in_required, owner
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.browse import choose_folder
 from pages.shared.data.chosen import check_access, choose_data, data_folder, offer_data
 from pages.shared.data.datasets import attempt_change
@@ -59,7 +59,7 @@ def choose_source() -> None:
             _draw_source()
         except FinetuneError as error:
             # The earlier choice stays.
-            st.error(plain(str(error)), icon=":material/error:")
+            st.error(escape_markdown(str(error)), icon=":material/error:")
 
 
 def _draw_source() -> None:
@@ -103,7 +103,7 @@ def _draw_folder() -> None:
     if not text:
         choose_folder(_choose)
         return
-    path = whole_path(text)
+    path = resolve_path(text)
     check_access(path)
     if is_archive(path.name) and path.is_file():
         archive = path
@@ -112,7 +112,7 @@ def _draw_folder() -> None:
             "Unpacking",
             lambda: import_archive(archive, archive.name),
         )
-        remember(path, owner())
+        remember_source(path, owner())
     elif not is_data(path):
         raise DataError(f"There is no folder, archive or manifest {path}.")
     st.session_state["data_named"] = True
@@ -159,7 +159,7 @@ def _draw_previous_uploads() -> None:
     """
     uploads = {
         str(folder): folder.name
-        for folder in imported_folders()
+        for folder in list_imported_folders()
         if folder.name not in (SAMPLE_NAME, CAMERA) and folder.name not in PUBLIC_SETS
     }
     if not uploads or is_sign_in_required():
@@ -191,18 +191,18 @@ def _draw_public() -> None:
     )
     public_set = PUBLIC_SETS[name]
     st.markdown(
-        f"{plain(public_set.about)} {number(public_set.images)} images, "
-        f"{number(public_set.classes)} classes. [Source]({public_set.source}). **Licence:** "
-        f"{plain(public_set.licence)}"
+        f"{escape_markdown(public_set.about)} {format_number(public_set.images)} images, "
+        f"{format_number(public_set.classes)} classes. [Source]({public_set.source}). **Licence:** "
+        f"{escape_markdown(public_set.licence)}"
     )
     key = f"fetch:{name}"
     if is_fetched(name):
         if st.button("Use it", icon=":material/check:", key="use-public"):
-            _choose(public_folder(name))
+            _choose(public_set_folder(name))
     else:
         text = (
-            f"Download ({size(public_set.download_bytes)}, {size(public_set.disk_bytes)} on the "
-            "disk)"
+            f"Download ({format_bytes(public_set.download_bytes)}, "
+            f"{format_bytes(public_set.disk_bytes)} on the disk)"
         )
         download = (key, public_set.title, partial(fetch_public, name))
         st.button(
@@ -210,7 +210,7 @@ def _draw_public() -> None:
         )
     if take_outcome(key):
         forget(key)
-        _choose(public_folder(name))
+        _choose(public_set_folder(name))
 
 
 def _import_once(key: str, make: Callable[[], Work[Path]], text: str) -> None:
@@ -229,6 +229,6 @@ def _import_once(key: str, make: Callable[[], Work[Path]], text: str) -> None:
     imported = st.session_state.setdefault("imported", set())
     if key not in imported:
         folder = wait_for_whole(key, text, make)
-        remember(folder, owner())
+        remember_source(folder, owner())
         imported.add(key)
         _choose(folder)

@@ -8,17 +8,17 @@ from pathlib import Path
 import streamlit as st
 
 from finetune_core.data.archives import ARCHIVE_SUFFIXES
-from finetune_core.data.camera import store_unlabelled
+from finetune_core.data.camera import store_unlabelled_frames
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.entry import unlabelled_folder
 from finetune_core.data.listing import image_root
-from finetune_core.data.sources import whole_path
+from finetune_core.data.sources import resolve_path
 from finetune_core.errors import FinetuneError
-from finetune_core.formatting import things
-from finetune_core.labelling.pool import Unlabelled, add_folder, add_images, add_uploaded
+from finetune_core.formatting import pluralize
+from finetune_core.labelling.pool import Unlabelled, add_folder, add_images, add_uploads
 from finetune_core.work import Work
 from pages.shared.camera import draw_camera
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import check_access, key_for_data, readable_roots
 from pages.shared.data.datasets import attempt_change
 from pages.shared.jobs import wait_for_whole
@@ -50,7 +50,7 @@ def add_unlabelled(data: str, unlabelled: Unlabelled) -> None:
     try:
         {"folder": _draw_folder, "upload": _draw_upload, "camera": _draw_camera}[source](data, turn)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
 
 
 def _draw_folder(data: str, turn: int) -> None:
@@ -64,7 +64,7 @@ def _draw_folder(data: str, turn: int) -> None:
         ).strip()
         pressed = st.button("Add images", key="label-add", icon=":material/add:")
     if pressed and text:
-        check_access(whole_path(text))
+        check_access(resolve_path(text))
         _add(data, text, partial(add_images, data, text))
 
 
@@ -78,7 +78,7 @@ def _draw_upload(data: str, turn: int) -> None:
     if files:
         named_files = [(file.name, file) for file in files]
         _add(
-            data, ",".join(file.file_id for file in files), partial(add_uploaded, data, named_files)
+            data, ",".join(file.file_id for file in files), partial(add_uploads, data, named_files)
         )
 
 
@@ -101,14 +101,14 @@ def _draw_camera(data: str, turn: int) -> None:
     draw_camera(
         key_for_data(f"label-camera-{turn}"),
         {"mode": "record", "recording": name, "class_name": "images", "ready": num_frames > 0},
-        partial(store_unlabelled, folder=folder),
+        partial(store_unlabelled_frames, folder=folder),
     )
     st.caption(
         "Hold the button (or Space) while you show one object after the other. Frames are sent "
         "only to the machine that Thaw runs on, and stay there."
     )
     if st.button(
-        f"Label {things(num_frames, 'frame')}",
+        f"Label {pluralize(num_frames, 'frame')}",
         key="label-frames",
         icon=":material/add:",
         disabled=not num_frames,

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from finetune_core.config.averaged import How
+from finetune_core.config.averaged import AveragingMethod
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.arms import arm_titles, run_titles
-from finetune_core.formatting import things
-from finetune_core.runs.design import arm_of
+from finetune_core.formatting import pluralize
+from finetune_core.runs.design import arm_key
 from finetune_core.runs.store import Run
-from finetune_core.training.parents import averaged_config
-from finetune_core.training.strategies import epochs_of
-from pages.shared.chrome import plain
+from finetune_core.training.parents import make_averaged_config
+from finetune_core.training.strategies import count_epochs
+from pages.shared.chrome import escape_markdown
 from pages.shared.runs.backend import submit
 
-WAYS: dict[How, str] = {
+WAYS: dict[AveragingMethod, str] = {
     "greedy_soup": "Greedy soup",
     "soup": "Soup",
     "ensemble": "Ensemble",
@@ -33,11 +33,11 @@ _HELP = (
     "zero-shot models)."
 )
 _ALL = "All of these runs"
-_BUTTONS: dict[How, str] = {
+_BUTTONS: dict[AveragingMethod, str] = {
     "wise": "Average its weights",
     "ensemble": "Average their probabilities",
 }
-_TOO_FEW: dict[How, str] = {
+_TOO_FEW: dict[AveragingMethod, str] = {
     "wise": "WiSE-FT takes a run that has trained in epochs.",
     "ensemble": "An ensemble takes two runs or more.",
 }
@@ -64,7 +64,7 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
         "head* a number before you train several seeds. An ensemble takes any runs that have "
         "predicted the same images."
     )
-    method: How = st.segmented_control(
+    method: AveragingMethod = st.segmented_control(
         "How",
         list(WAYS),
         format_func=WAYS.__getitem__,
@@ -89,14 +89,14 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
 
 
 def _select_with_epochs(runs: Sequence[Run]) -> list[Run]:
-    return [run for run in runs if epochs_of(run.config)]
+    return [run for run in runs if count_epochs(run.config)]
 
 
 def _select_single(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if not run.config.is_ensemble]
 
 
-def _queue_average(method: How, runs: Sequence[Run]) -> str | None:
+def _queue_average(method: AveragingMethod, runs: Sequence[Run]) -> str | None:
     """Queue a run that averages some runs.
 
     Returns:
@@ -104,11 +104,11 @@ def _queue_average(method: How, runs: Sequence[Run]) -> str | None:
     """
     try:
         with st.spinner("Comparing the runs"):
-            return submit(averaged_config(method, [run.run_dir for run in runs]))
+            return submit(make_averaged_config(method, [run.run_dir for run in runs]))
     except FinetuneError as error:
         problems = getattr(error, "problems", {"": str(error)})
         st.error(
-            plain(f"These runs cannot be averaged. {'; '.join(problems.values())}."),
+            escape_markdown(f"These runs cannot be averaged. {'; '.join(problems.values())}."),
             icon=":material/error:",
         )
         return None
@@ -122,10 +122,10 @@ def _group_by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return the runs of each arm that has several, and all runs if there are several arms."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
-        arms.setdefault(arm_of(run.config), []).append(run)
+        arms.setdefault(arm_key(run.config), []).append(run)
     titles = arm_titles([arm_runs[0].config for arm_runs in arms.values()])
     found = {
-        f"{title} ({things(len(arm_runs), 'run')})": arm_runs
+        f"{title} ({pluralize(len(arm_runs), 'run')})": arm_runs
         for title, arm_runs in zip(titles, arms.values(), strict=True)
         if len(arm_runs) > 1
     }

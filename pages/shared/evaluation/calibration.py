@@ -7,10 +7,10 @@ import streamlit as st
 from finetune_core.evaluation.single_run.binning import BINS, Binning
 from finetune_core.evaluation.single_run.calibration import FEWEST, Calibration, Scaling
 from finetune_core.evaluation.single_run.curves import coverage_curve, selective_prediction
-from finetune_core.evaluation.single_run.evaluate import calibrated
+from finetune_core.evaluation.single_run.evaluate import calibrate_run
 from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.figures.calibration import coverage_figure, reliability_diagram
-from finetune_core.formatting import interval_text, number, percent, things
+from finetune_core.figures.calibration import plot_coverage, plot_reliability_diagram
+from finetune_core.formatting import format_interval, format_number, format_percent, pluralize
 from finetune_core.runs.store import Run
 from pages.shared.evaluation.numbers import draw_share
 
@@ -58,11 +58,13 @@ def _draw_reliability(run: Run, result: Evaluation) -> None:
         persist_state="session",
         help="Images are binned by the confidence of their prediction.",
     )
-    found = calibrated(run, result.split, binning)
+    found = calibrate_run(run, result.split, binning)
     before, scaling, after = found.before, found.scaling, found.after
     _draw_numbers(before, scaling, after)
     st.plotly_chart(
-        reliability_diagram({"unscaled": before.bins} | ({"scaled": after.bins} if after else {})),
+        plot_reliability_diagram(
+            {"unscaled": before.bins} | ({"scaled": after.bins} if after else {})
+        ),
         key="reliability",
         alt="Reliability diagram: accuracy against confidence",
     )
@@ -115,16 +117,16 @@ def _describe_scaling(scaling: Scaling | None) -> str:
         )
     if scaling.source == "val":
         text = (
-            f"The temperature was fitted on the {number(scaling.images[0])} validation images, "
-            "none of which are in this figure."
+            f"The temperature was fitted on the {format_number(scaling.images[0])} validation "
+            "images, none of which are in this figure."
         )
     else:
         text = (
             "A temperature must not be evaluated on the images it was fitted on, so each half of "
-            f"these was scaled with the temperature of the other half ({number(scaling.images[0])} "
-            f"and {number(scaling.images[1])} images)."
+            "these was scaled with the temperature of the other half "
+            f"({format_number(scaling.images[0])} and {format_number(scaling.images[1])} images)."
         )
-    if scaling.at_limit:
+    if scaling.is_at_limit:
         text += (
             " Those images do not determine it (nearly all are classified correctly, or the "
             "logits carry no information): it is at the end of its range."
@@ -147,21 +149,21 @@ def _draw_coverage(result: Evaluation) -> None:
     with st.container(horizontal=True):
         st.metric(
             "Coverage",
-            percent(selected.share),
-            help=f"{things(selected.images, 'image')} of {number(result.images)}",
+            format_percent(selected.share),
+            help=f"{pluralize(selected.images, 'image')} of {format_number(result.images)}",
             border=True,
         )
         st.metric(
             "Selective accuracy",
-            "–" if isnan(selected.accuracy) else percent(selected.accuracy),
+            "–" if isnan(selected.accuracy) else format_percent(selected.accuracy),
             border=True,
         )
-        interval = "–" if isnan(selected.accuracy) else interval_text(selected.low, selected.high)
+        interval = "–" if isnan(selected.accuracy) else format_interval(selected.low, selected.high)
         st.metric(
             "95 % interval", interval, help="Of the selective accuracy (Wilson).", border=True
         )
     st.plotly_chart(
-        coverage_figure(coverage_curve(result), selected.share, selected.accuracy),
+        plot_coverage(coverage_curve(result), selected.share, selected.accuracy),
         key="coverage",
         alt="Selective accuracy against coverage",
     )

@@ -6,7 +6,7 @@ from finetune_core.evaluation.comparison.arms import Arm
 from finetune_core.evaluation.comparison.pair_text import CLAIMS, describe_pair
 from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.pairs import Pair
-from pages.shared.chrome import Color, plain
+from pages.shared.chrome import Color, escape_markdown
 
 _LOOKS: dict[About, tuple[Color, str]] = {
     "strategies": ("blue", ":material/science:"),
@@ -17,7 +17,9 @@ _LOOKS: dict[About, tuple[Color, str]] = {
 def format_pair(arms: Sequence[Arm], pair: Pair) -> str:
     """Return both claims about a pair as Markdown, each with its badge."""
     text = describe_pair(arms, pair)
-    return "  \n".join(f"{_format_badge(claim)} {plain(getattr(text, claim))}" for claim in CLAIMS)
+    return "  \n".join(
+        f"{_format_badge(claim)} {escape_markdown(getattr(text, claim))}" for claim in CLAIMS
+    )
 
 
 def _format_badge(claim: About) -> str:

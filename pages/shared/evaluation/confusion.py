@@ -3,10 +3,10 @@
 import streamlit as st
 
 from finetune_core.evaluation.single_run.metrics import Evaluation, confusion_order
-from finetune_core.figures.evaluation import Shares, confusion_heatmap
-from finetune_core.formatting import percent, things
+from finetune_core.figures.evaluation import Shares, plot_confusion_matrix
+from finetune_core.formatting import format_percent, pluralize
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.evaluation.galleries import draw_mistakes, draw_predictions
 
 _MOST_CLASSES_DRAWN = 100
@@ -68,13 +68,13 @@ def _draw_images(run: Run, result: Evaluation, mark: str) -> None:
         draw_mistakes(run, result)
         return
     rows = result.cell(true, predicted)
-    count = things(len(rows), "image") if len(rows) else "no image"
-    st.markdown(f"**{plain(_describe_cell(result, true, predicted))}**: {count}")
+    count = pluralize(len(rows), "image") if len(rows) else "no image"
+    st.markdown(f"**{escape_markdown(_describe_cell(result, true, predicted))}**: {count}")
     if len(rows):
         caption = (
             None
             if true is None or predicted is None
-            else lambda row: f"confidence {percent(row['confidence'], 0)}"
+            else lambda row: f"confidence {format_percent(row['confidence'], 0)}"
         )
         draw_predictions(run, result, rows, f"cell-{mark}-{true}-{predicted}", caption)
 
@@ -168,7 +168,7 @@ def _draw_matrix(result: Evaluation, mark: str) -> None:
             _choose_cell(mark, *divmod(int(points[0]["customdata"]), len(result.classes)))
 
     st.plotly_chart(
-        confusion_heatmap(
+        plot_confusion_matrix(
             result.confusion,
             result.classes,
             shares,

@@ -7,11 +7,11 @@ from finetune_core.figures.comparison import (
     COSTS,
     Axis,
     Kind,
-    by_data,
-    by_depth,
-    learning_curves,
-    offered_costs,
-    pareto,
+    list_costs,
+    plot_depth,
+    plot_learning_curves,
+    plot_pareto_front,
+    plot_training_size,
 )
 from finetune_core.formatting import accuracy_name
 
@@ -31,7 +31,7 @@ def draw_costs(comparison: Comparison) -> None:
 @st.fragment
 def _draw_pareto(comparison: Comparison) -> None:
     name = accuracy_name(comparison.split)
-    costs, reason = offered_costs(comparison.arms)
+    costs, reason = list_costs(comparison.arms)
     if st.session_state.get("measure") not in (None, *costs):
         del st.session_state["measure"]
     measure = st.segmented_control(
@@ -45,7 +45,7 @@ def _draw_pareto(comparison: Comparison) -> None:
         help=_PARETO,
     )
     st.plotly_chart(
-        pareto(measure, comparison.arms, comparison.split),
+        plot_pareto_front(measure, comparison.arms, comparison.split),
         key=f"pareto-{measure}",
         alt=f"{name} against {COSTS[measure][0].lower()}",
     )
@@ -60,13 +60,13 @@ def _draw_depth_and_data(comparison: Comparison) -> None:
         (
             f"{name} by first stage that trains",
             "depth",
-            by_depth(comparison.arms, comparison.split),
+            plot_depth(comparison.arms, comparison.split),
             f"{name} against the first stage that trains",
         ),
         (
             f"{name} by training set size",
             "data",
-            by_data(comparison.arms, comparison.split),
+            plot_training_size(comparison.arms, comparison.split),
             f"{name} against the number of training images",
         ),
     ]
@@ -94,7 +94,7 @@ def draw_curves(comparison: Comparison) -> None:
     )
     kinds: tuple[Kind, Kind] = ("loss", "accuracy")
     for column, kind in zip(st.columns(2), kinds, strict=True):
-        figure = learning_curves(kind, axis, comparison.arms)
+        figure = plot_learning_curves(kind, axis, comparison.arms)
         column.plotly_chart(
             figure,
             key=f"curves-{kind}-{axis}",

@@ -9,17 +9,17 @@ import streamlit as st
 
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import run_titles
-from finetune_core.evaluation.comparison.disagree import Disagreement, disagreement
+from finetune_core.evaluation.comparison.disagree import Disagreement, find_disagreements
 from finetune_core.evaluation.comparison.layer_diagnostics import (
     Layers,
-    known_layers,
+    load_layers,
     measure_layers,
 )
-from finetune_core.evaluation.comparison.thaw_next import RULE, Advice, thaw_next
-from finetune_core.figures.layer_diagnostics import MEASURES, by_stage, probe_profile
-from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.evaluation.comparison.thaw_next import RULE, Advice, advise_next_stage
+from finetune_core.figures.layer_diagnostics import MEASURES, plot_by_stage, plot_probe_profile
+from finetune_core.formatting import SPLIT_TITLES, format_percent, pluralize
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import get_explanation
 from pages.shared.jobs import offer
@@ -44,18 +44,18 @@ def draw_layer_diagnostics(runs: Sequence[Run]) -> None:
     ]
     if ensembles:
         st.caption(
-            plain(
+            escape_markdown(
                 "Left out, because each of its networks has stages of its own: "
                 f"{', '.join(ensembles)}."
             )
         )
     runs = [run for run in runs if not run.config.is_ensemble]
     titles = run_titles(runs)
-    layers_by_run = {run.run_id: known_layers(run) for run in runs}
+    layers_by_run = {run.run_id: load_layers(run) for run in runs}
     for run, title in zip(runs, titles, strict=True):
         if earlier := run.config.earlier_run:
             st.caption(
-                plain(
+                escape_markdown(
                     f"{title}: its initial state is the network that it started from, the best "
                     f"epoch of run {Path(earlier).name}."
                 )
@@ -63,7 +63,7 @@ def draw_layer_diagnostics(runs: Sequence[Run]) -> None:
     missing = [run for run in runs if layers_by_run[run.run_id] is None]
     if missing:
         offer(
-            f"Measure {things(len(missing), 'run')}",
+            f"Measure {pluralize(len(missing), 'run')}",
             f"layers:{','.join(layers_by_run)}",
             "Comparing the stages",
             partial(measure_layers, missing, readable_roots()),
@@ -76,7 +76,7 @@ def draw_layer_diagnostics(runs: Sequence[Run]) -> None:
             by_backbone.setdefault(run.config.backbone, {})[title] = layers
     for backbone, measured in by_backbone.items():
         if len(by_backbone) > 1:
-            st.markdown(f"**{plain(backbone)}**")
+            st.markdown(f"**{escape_markdown(backbone)}**")
         _draw_stages(backbone, measured, {title: number for number, title in enumerate(titles)})
 
 
@@ -88,12 +88,12 @@ def _draw_stages(backbone: str, measured: dict[str, Layers], indices: dict[str, 
         st.markdown("**Which stage to thaw next**", help=RULE)
         advised: dict[Advice, list[str]] = {}
         for title, layers in measured.items():
-            advised.setdefault(thaw_next(layers), []).append(title)
+            advised.setdefault(advise_next_stage(layers), []).append(title)
         for advice, titles in advised.items():
             icon = ":material/local_fire_department:" if advice.stage else ":material/drag_handle:"
             st.markdown(
-                f"{icon} {plain(', '.join(titles))}: **{plain(advice.what)}**. "
-                f"{plain(advice.reason)}"
+                f"{icon} {escape_markdown(', '.join(titles))}: **{escape_markdown(advice.what)}**. "
+                f"{escape_markdown(advice.reason)}"
             )
     with right:
         if first.probes:
@@ -104,7 +104,7 @@ def _draw_stages(backbone: str, measured: dict[str, Layers], indices: dict[str, 
                 "error below the best have lost information that an earlier one still has.",
             )
             st.plotly_chart(
-                probe_profile(first.probes, names),
+                plot_probe_profile(first.probes, names),
                 key=f"probes-{backbone}",
                 alt="Accuracy of a linear model on the features of each stage, before training",
             )
@@ -120,14 +120,14 @@ def _draw_stages(backbone: str, measured: dict[str, Layers], indices: dict[str, 
             with column:
                 st.markdown(f"**{measure.title}**", help=measure.help)
                 st.plotly_chart(
-                    by_stage(measure, measured, indices),
+                    plot_by_stage(measure, measured, indices),
                     key=f"moved-{backbone}-{measure.field}",
                     alt=f"{measure.title}, by stage",
                 )
     st.caption(
         "Stages from the image to the head; hollow: frozen. Measured on "
-        f"{things(first.judged, 'validation image')} and, for gradients, "
-        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is left out "
+        f"{pluralize(first.judged, 'validation image')} and, for gradients, "
+        f"{pluralize(first.pulled, 'training image')}, drawn by a fixed seed. The head is left out "
         "where it has no meaning."
     )
 
@@ -144,18 +144,18 @@ def draw_disagreements(runs: Sequence[Run]) -> None:
         st.info("Choose two different runs.", icon=":material/info:")
         return
     try:
-        found = disagreement(run_a, run_b)
+        found = find_disagreements(run_a, run_b)
     except RunError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return
     title_a, title_b = titles[run_a.run_id], titles[run_b.run_id]
     with st.container(horizontal=True):
         st.metric("Both correct", f"{found.both:,}", border=True)
-        st.metric(f"Only {plain(title_a)}", f"{len(found.only_a):,}", border=True)
-        st.metric(f"Only {plain(title_b)}", f"{len(found.only_b):,}", border=True)
+        st.metric(f"Only {escape_markdown(title_a)}", f"{len(found.only_a):,}", border=True)
+        st.metric(f"Only {escape_markdown(title_b)}", f"{len(found.only_b):,}", border=True)
         st.metric("Neither", f"{found.neither:,}", border=True)
     if found.only_a.empty and found.only_b.empty:
-        st.caption(f"They classify the same of these {things(found.images, 'image')} correctly.")
+        st.caption(f"They classify the same of these {pluralize(found.images, 'image')} correctly.")
         return
     if st.toggle("Images with Grad-CAM", key="disagree_box", persist_state="session"):
         _draw_images(found, (run_a, run_b), (title_a, title_b))
@@ -192,7 +192,9 @@ def _draw_images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, 
         list(sides),
         default=max(sides, key=lambda title: len(sides[title])),
         required=True,
-        format_func=lambda title: f"Only {plain(title)} is correct ({len(sides[title]):,})",
+        format_func=lambda title: (
+            f"Only {escape_markdown(title)} is correct ({len(sides[title]):,})"
+        ),
         key=f"side-{mark}",
         persist_state="session",
         label_visibility="collapsed",
@@ -207,7 +209,7 @@ def _draw_images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, 
         with columns[number % 2]:
             _draw_image(found, row, runs, titles)
     st.caption(
-        f"{SPLIT_WORDS[found.split]} images, the clearest cases first. Bright regions support the "
+        f"{SPLIT_TITLES[found.split]} images, the clearest cases first. Bright regions support the "
         "predicted class (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
     )
 
@@ -217,14 +219,14 @@ def _draw_image(
 ) -> None:
     true = found.classes[row["label"]]
     with st.container(border=True):
-        st.markdown(f"**{plain(true)}** · {plain(row['id'])}")
+        st.markdown(f"**{escape_markdown(true)}** · {escape_markdown(row['id'])}")
         with st.grid("auto", min_column_width=110, gap="small"):
             for number, (run, title, letter) in enumerate(zip(runs, titles, "ab", strict=True)):
                 predicted = int(row[f"predicted_{letter}"])
                 try:
                     explained = get_explanation(run, row["id"], (predicted,))
                 except FinetuneError as error:
-                    st.error(plain(str(error)), icon=":material/broken_image:")
+                    st.error(escape_markdown(str(error)), icon=":material/broken_image:")
                     continue
                 if number == 0:
                     st.image(
@@ -233,8 +235,10 @@ def _draw_image(
                 sign = "✓" if predicted == row["label"] else "✗"
                 text = (
                     f"{sign} {title}: {found.classes[predicted]} "
-                    f"({percent(row[f'confidence_{letter}'], 0)})"
+                    f"({format_percent(row[f'confidence_{letter}'], 0)})"
                 )
                 st.image(
-                    explained.overlays[predicted], caption=plain(text), alt=f"{row['id']}, {text}"
+                    explained.overlays[predicted],
+                    caption=escape_markdown(text),
+                    alt=f"{row['id']}, {text}",
                 )

@@ -5,7 +5,7 @@ from functools import partial
 import streamlit as st
 
 from finetune_core.exporters.catalogue import FORMATS
-from finetune_core.exporters.formats import export_from_app, finished_export, zipped
+from finetune_core.exporters.formats import export_from_app, find_export, zip_folder
 from finetune_core.runs.store import Run
 from pages.shared.data.chosen import readable_roots
 from pages.shared.jobs import begin, show_outcome
@@ -43,12 +43,12 @@ def _draw_rows(run: Run) -> None:
                 )
                 download = st.empty()
             show_outcome(key)
-            if folder := finished_export(run, name):
+            if folder := find_export(run, name):
                 archive = f"{run.run_id}-{name}"
                 download.download_button(
                     "Download ZIP",
                     # Packed on request, not at every drawing of the page.
-                    partial(zipped, folder, archive),
+                    partial(zip_folder, folder, archive),
                     file_name=f"{archive}.zip",
                     mime="application/zip",
                     key=f"download-{archive}",

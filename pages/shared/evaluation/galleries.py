@@ -6,11 +6,11 @@ import pandas as pd
 import streamlit as st
 
 from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, data_of
-from finetune_core.formatting import percent, things
+from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, get_data
+from finetune_core.formatting import format_percent, pluralize
 from finetune_core.runs.store import Run
 from pages.shared.evaluation.opened import open_image
-from pages.shared.images import Picture, data_picture, gallery
+from pages.shared.images import Picture, draw_gallery, make_data_picture
 
 
 def draw_mistakes(run: Run, result: Evaluation) -> None:
@@ -44,7 +44,7 @@ def draw_mistakes(run: Run, result: Evaluation) -> None:
     if wrong.empty:
         st.success("No mistakes on these images.", icon=":material/check_circle:")
         return
-    st.caption(f"{things(len(wrong), 'mistake')}. A confident mistake is often a label error.")
+    st.caption(f"{pluralize(len(wrong), 'mistake')}. A confident mistake is often a label error.")
     draw_predictions(run, result, wrong, f"mistakes-{mark}")
 
 
@@ -70,15 +70,15 @@ def draw_predictions(
 
     def picture(index: int) -> Picture:
         row = rows.iloc[index]
-        return data_picture(
-            data_of(run, result),
+        return make_data_picture(
+            get_data(run, result),
             row["id"],
             caption(row),
             f"{row['id']}: {_describe_prediction(result, row)}",
         )
 
     st.caption("Click an image to see it large, with its probabilities and Grad-CAM.")
-    opened = gallery(len(rows), picture, key=key, per_page=per_page, can_open=True)
+    opened = draw_gallery(len(rows), picture, key=key, per_page=per_page, can_open=True)
     if opened is not None:
         open_image(run, result, rows.loc[rows["id"] == opened].iloc[0])
 
@@ -89,4 +89,4 @@ def _name_classes(result: Evaluation, row: pd.Series) -> str:
 
 
 def _describe_prediction(result: Evaluation, row: pd.Series) -> str:
-    return f"{_name_classes(result, row)} ({percent(row['confidence'], 0)})"
+    return f"{_name_classes(result, row)} ({format_percent(row['confidence'], 0)})"

@@ -6,11 +6,11 @@ import numpy as np
 import streamlit as st
 
 from finetune_core.data.frames import Batch
-from finetune_core.evaluation.prediction.live import Answer, answer
-from finetune_core.formatting import number, percent
+from finetune_core.evaluation.prediction.live import FramePrediction, predict_frame
+from finetune_core.formatting import format_number, format_percent
 from finetune_core.runs.store import Run
 from pages.shared.camera import draw_camera
-from pages.shared.chrome import go, plain
+from pages.shared.chrome import escape_markdown, go
 from pages.shared.configure import settings
 from pages.shared.evaluation.networks import get_predictor
 from pages.shared.evaluation.prediction import Classifier
@@ -53,7 +53,7 @@ def draw_live(classifiers: Sequence[Classifier]) -> None:
         st.session_state[f"{_KEY}-answers"] = (
             run_ids,
             [
-                answer(get_predictor(classifier.run), classifier.known, batch.frames[-1])
+                predict_frame(get_predictor(classifier.run), classifier.known, batch.frames[-1])
                 for classifier in classifiers
             ],
         )
@@ -73,11 +73,11 @@ def draw_live(classifiers: Sequence[Classifier]) -> None:
             return
         for classifier, prediction in zip(classifiers, answers, strict=True):
             if len(classifiers) > 1:
-                st.caption(plain(classifier.title))
+                st.caption(escape_markdown(classifier.title))
             _draw_bars(classifier, prediction)
 
 
-def _draw_bars(classifier: Classifier, prediction: Answer) -> None:
+def _draw_bars(classifier: Classifier, prediction: FramePrediction) -> None:
     """Draw one bar per class in the order of the classes, so that no bar jumps.
 
     Of many classes the likeliest have bars, and the rest share one.
@@ -86,12 +86,14 @@ def _draw_bars(classifier: Classifier, prediction: Answer) -> None:
     labels = np.sort(shares.argsort()[::-1][:_MOST_BARS])
     best = int(shares.argmax())
     for index in labels:
-        name, share = plain(classifier.classes[index]), float(shares[index])
-        text = f"{name} · {percent(share, 0)}"
+        name, share = escape_markdown(classifier.classes[index]), float(shares[index])
+        text = f"{name} · {format_percent(share, 0)}"
         st.progress(min(1.0, max(0.0, share)), text=f"**{text}**" if index == best else text)
     if (num_others := len(shares) - len(labels)) > 0:
         rest = min(1.0, max(0.0, 1 - float(shares[labels].sum())))
-        st.progress(rest, text=f"{number(num_others)} other classes · {percent(rest, 0)}")
+        st.progress(
+            rest, text=f"{format_number(num_others)} other classes · {format_percent(rest, 0)}"
+        )
     with st.container():
         # Always there: otherwise everything below would be drawn anew.
         if prediction.unlike:

@@ -4,9 +4,9 @@ import streamlit as st
 
 from finetune_core.evaluation.prediction.explain import Explanation, explain
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
-from finetune_core.evaluation.run_images import data_image
+from finetune_core.evaluation.run_images import resolve_image
 from finetune_core.runs.store import Run
-from finetune_core.training.predictions import predictions_changed
+from finetune_core.training.predictions import predictions_mtime
 from pages.shared.data.chosen import readable_roots
 from pages.shared.runs.backend import store
 
@@ -17,7 +17,7 @@ def get_predictor(run: Run) -> Predictor:
     Raises:
         FinetuneError: if there is none, or its backbone has changed.
     """
-    return _load_predictor(run.run_id, predictions_changed(run.run_dir))
+    return _load_predictor(run.run_id, predictions_mtime(run.run_dir))
 
 
 def get_explanation(
@@ -42,7 +42,7 @@ def get_explanation(
     """
     return _compute_explanation(
         run.run_id,
-        predictions_changed(run.run_dir),
+        predictions_mtime(run.run_dir),
         data or run.config.data,
         sample,
         classes,
@@ -61,5 +61,5 @@ def _load_predictor(run_id: str, changed: int) -> Predictor:
 def _compute_explanation(
     run_id: str, changed: int, data: str, sample: str, classes: tuple[int, ...], layer: str | None
 ) -> Explanation:
-    image = data_image(data, sample, readable_roots())
+    image = resolve_image(data, sample, readable_roots())
     return explain(get_predictor(store().run(run_id)), image, classes, layer)

@@ -12,18 +12,18 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.experiment import (
     Evidence,
     Experiment,
-    forecast_in_words,
-    forecast_of,
+    describe_forecast,
+    forecast_experiment,
 )
 from finetune_core.evaluation.comparison.next_experiment import HELP, explain_none, next_experiment
-from finetune_core.formatting import things
-from finetune_core.runs.design import arm_of, depends_on_seed, run_of
-from finetune_core.runs.extend import extend_run, longer_epochs, why_not_extended
+from finetune_core.formatting import pluralize
+from finetune_core.runs.design import arm_key, depends_on_seed, run_key
+from finetune_core.runs.extend import extend_run, suggest_epochs, why_not_extended
 from finetune_core.runs.store import Run
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.timing import calibrate
 from pages.shared.account import owner
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
 from pages.shared.jobs import offer
@@ -56,7 +56,10 @@ def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
         if experiment.kind != "converge":
             # The verdict already says so in this case.
             title = experiment.what[0].upper() + experiment.what[1:]
-            st.markdown(f":material/science: **{plain(title)}**. {plain(experiment.reason)}")
+            st.markdown(
+                f":material/science: **{escape_markdown(title)}**. "
+                f"{escape_markdown(experiment.reason)}"
+            )
         if experiment.inferred:
             st.caption(
                 "Inferred from features and gradients, not measured: confirm it with a comparison."
@@ -75,7 +78,7 @@ def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
                 return [*_list_run_ids(comparison), *queued] if queued else []
             _offer_fill_in(experiment.configs[0])
             if changed := describe_differences(comparison.arms[0].runs[0]):
-                st.caption(plain(changed))
+                st.caption(escape_markdown(changed))
     return []
 
 
@@ -88,7 +91,7 @@ def _offer_profile(comparison: Comparison) -> None:
     try:
         dataset = current_dataset(config.split_settings)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return
     offer_profile(comparison.arms[comparison.best].config, dataset, button_key="start_profile")
 
@@ -118,7 +121,7 @@ def _offer_start(experiment: Experiment, comparison: Comparison) -> list[str]:
                         finished.get(_result_key(one)) or submit(one) for one in experiment.configs
                     ]
             except FinetuneError as error:
-                st.error(plain(str(error)), icon=":material/error:")
+                st.error(escape_markdown(str(error)), icon=":material/error:")
     return []
 
 
@@ -133,7 +136,7 @@ def _find_finished(fingerprint: str) -> dict[str, str]:
 
 def _result_key(config: RunConfig) -> str:
     """Return a key that is equal for runs that end with the same network."""
-    return run_of(config) if depends_on_seed(config) else arm_of(config)
+    return run_key(config) if depends_on_seed(config) else arm_key(config)
 
 
 def _offer_longer(comparison: Comparison) -> dict[str, str]:
@@ -146,7 +149,7 @@ def _offer_longer(comparison: Comparison) -> dict[str, str]:
     reasons = {run.run_id: reason for run in runs if (reason := why_not_extended(run))}
     extendable = [run for run in runs if run.run_id not in reasons]
     pressed = st.button(
-        f"Train {things(len(extendable), 'run')} further",
+        f"Train {pluralize(len(extendable), 'run')} further",
         icon=":material/fast_forward:",
         key="train_further",
         disabled=not extendable,
@@ -156,7 +159,9 @@ def _offer_longer(comparison: Comparison) -> dict[str, str]:
     )
     if reasons:
         skipped = "; ".join(f"{run_id}: {reason}" for run_id, reason in reasons.items())
-        st.caption(plain(f"Not trained further: {skipped}. Give them a larger learning rate."))
+        st.caption(
+            escape_markdown(f"Not trained further: {skipped}. Give them a larger learning rate.")
+        )
     with st.container():
         # Always there: otherwise everything below would be drawn anew.
         if pressed:
@@ -164,14 +169,14 @@ def _offer_longer(comparison: Comparison) -> dict[str, str]:
                 with st.spinner("Queueing"):
                     return {run.run_id: _queue_longer(run) for run in extendable}
             except FinetuneError as error:
-                st.error(plain(str(error)), icon=":material/error:")
+                st.error(escape_markdown(str(error)), icon=":material/error:")
     return {}
 
 
 def _queue_longer(run: Run) -> str:
     """Queue a copy of a run with twice the epochs; return its id."""
     executor = worker().executor
-    run_id = extend_run(run, longer_epochs(run), owner(), elsewhere=executor.elsewhere)
+    run_id = extend_run(run, suggest_epochs(run), owner(), elsewhere=executor.elsewhere)
     worker().resume(run_id, devices_again(run))
     return run_id
 
@@ -198,13 +203,13 @@ def _draw_forecast(experiment: Experiment) -> None:
         return
     try:
         dataset = current_dataset(first.split_settings)
-        forecast = forecast_of(experiment, dataset, SpeedBook())
+        forecast = forecast_experiment(experiment, dataset, SpeedBook())
         if forecast:
-            st.caption(f"Forecast: {forecast_in_words(forecast)}.")
+            st.caption(f"Forecast: {describe_forecast(forecast)}.")
         else:
             _offer_timing(first, dataset)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
 
 
 def _offer_timing(config: RunConfig, dataset: Dataset) -> None:

@@ -2,12 +2,12 @@
 
 import streamlit as st
 
-from finetune_core.formatting import interval_text, percent
+from finetune_core.formatting import format_interval, format_percent
 
 
 def draw_share(label: str, value: float, low: float, high: float, meaning: str) -> None:
     """Draw a share with its 95 % interval; ``meaning`` is the help text."""
-    draw_value(label, percent(value), f"95 % interval {interval_text(low, high)}", meaning)
+    draw_value(label, format_percent(value), f"95 % interval {format_interval(low, high)}", meaning)
 
 
 def draw_value(label: str, value: str, note: str, meaning: str) -> None:

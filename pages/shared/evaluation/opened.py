@@ -8,13 +8,13 @@ import streamlit as st
 from finetune_core.data.decode import read_scaled
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.prediction.explain import Explanation
-from finetune_core.evaluation.run_images import data_image
+from finetune_core.evaluation.run_images import resolve_image
 from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.evaluation.single_run.shifted import data_of
-from finetune_core.figures.evaluation import probability_bars
-from finetune_core.formatting import percent
+from finetune_core.evaluation.single_run.shifted import get_data
+from finetune_core.figures.evaluation import plot_probabilities
+from finetune_core.formatting import format_percent
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import get_explanation
 
@@ -25,24 +25,30 @@ _BARS = 5  # classes
 
 def open_image(run: Run, result: Evaluation, row: pd.Series) -> None:
     """Open a dialog on one row of ``result.predictions``."""
-    st.dialog(plain(Path(row["id"]).name), width="large")(_draw_body)(run, result, row)
+    st.dialog(escape_markdown(Path(row["id"]).name), width="large")(_draw_body)(run, result, row)
 
 
 def _draw_body(run: Run, result: Evaluation, row: pd.Series) -> None:
     sample = row["id"]
     try:
-        image = read_scaled(data_image(data_of(run, result), sample, readable_roots()), _SIDE)
+        image = read_scaled(resolve_image(get_data(run, result), sample, readable_roots()), _SIDE)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return
     names, probabilities = result.classes, row["probabilities"]
     left, right = st.columns([2, 3], gap="medium")
     with left:
-        st.image(image, caption=plain(sample), width="stretch", output_format="JPEG", alt=sample)
+        st.image(
+            image,
+            caption=escape_markdown(sample),
+            width="stretch",
+            output_format="JPEG",
+            alt=sample,
+        )
         st.markdown(
-            f"True class: **{plain(names[row['label']])}** "
-            f"({percent(probabilities[row['label']])})  \nPredicted class: "
-            f"**{plain(names[row['predicted']])}** ({percent(row['confidence'])})"
+            f"True class: **{escape_markdown(names[row['label']])}** "
+            f"({format_percent(probabilities[row['label']])})  \nPredicted class: "
+            f"**{escape_markdown(names[row['predicted']])}** ({format_percent(row['confidence'])})"
         )
     with right:
         _draw_probabilities(result, row)
@@ -54,7 +60,7 @@ def _draw_probabilities(result: Evaluation, row: pd.Series) -> None:
     likeliest = list(probabilities.argsort()[::-1][:_BARS])
     listed = likeliest if true in likeliest else [*likeliest[:-1], true]
     st.plotly_chart(
-        probability_bars([names[one] for one in listed], probabilities[listed]),
+        plot_probabilities([names[one] for one in listed], probabilities[listed]),
         key=f"opened-bars-{row['id']}",
         config={"displayModeBar": False},
         alt=f"Probabilities of the most likely classes of {row['id']}",
@@ -74,13 +80,13 @@ def _draw_grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
         dict.fromkeys([int(row["label"]), int(row["predicted"]), *map(int, likeliest)])
     )[:2]
     try:
-        data = data_of(run, result)
+        data = get_data(run, result)
         explained = get_explanation(run, row["id"], classes, data=data)
         layer = _choose_layer(run, explained)
         if layer != explained.layer:
             explained = get_explanation(run, row["id"], classes, layer, data)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return
     with st.grid(1 + len(classes), min_column_width=_HEAT_WIDTH, gap="small"):
         st.image(
@@ -98,16 +104,16 @@ def _draw_grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
                 if one == row["predicted"]
                 else "Second"
             )
-            text = f"{role}: {name} ({percent(row['probabilities'][one], 0)})"
+            text = f"{role}: {name} ({format_percent(row['probabilities'][one], 0)})"
             st.image(
                 explained.overlays[one],
-                caption=plain(text),
+                caption=escape_markdown(text),
                 width="stretch",
                 alt=f"{row['id']}: regions that support {name}",
             )
     dark = [result.classes[one] for one in classes if not explained.heat[one].any()]
     if dark:
-        st.caption(plain(f"No evidence in the image for {' or '.join(dark)}."))
+        st.caption(escape_markdown(f"No evidence in the image for {' or '.join(dark)}."))
     st.caption(
         f"Bright regions support this class. Computed on a map of {explained.cells} × "
         f"{explained.cells} cells; finer detail is interpolation."
@@ -136,7 +142,7 @@ def _choose_layer(run: Run, explained: Explanation) -> str:
         "more class information, earlier ones more spatial detail. Stages whose map is a single "
         "cell are left out.",
     )
-    if explained.coarse and explained.layer != last:
+    if explained.is_coarse and explained.layer != last:
         side = explained.layers[last]
         st.caption(
             f"The last of these maps has {side} × {side} cells: too few to localize, so "

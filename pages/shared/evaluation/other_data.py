@@ -7,15 +7,15 @@ from pathlib import Path
 
 import streamlit as st
 
-from finetune_core.data.recent import check_private, remember
-from finetune_core.data.sources import whole_path
+from finetune_core.data.recent import check_private, remember_source
+from finetune_core.data.sources import resolve_path
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import read_shift
 from finetune_core.runs.store import Run
 from finetune_core.work import Work
 from pages.shared.account import is_sign_in_required, owner
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import readable_roots, recent_data
 from pages.shared.jobs import begin, forget, jobs, take_outcome
 
@@ -48,10 +48,10 @@ def draw_other_data(runs: Sequence[Run]) -> None:
             st.caption("Recent:", width="content")
             for path in others:
                 st.button(
-                    plain(Path(path).name),
+                    escape_markdown(Path(path).name),
                     key=f"other-{path}",
                     type="tertiary",
-                    help=plain(path),
+                    help=escape_markdown(path),
                     on_click=_fill_in,
                     args=(path,),
                 )
@@ -83,7 +83,7 @@ def begin_prediction(runs: Sequence[Run], data: str) -> None:
 def _predict(
     runs: Sequence[Run], data: str, roots: Sequence[Path], person: str | None
 ) -> Work[str]:
-    if person is not None and (path := whole_path(data)).exists():
+    if person is not None and (path := resolve_path(data)).exists():
         check_private(path, person)
     return (yield from predict_shifted(runs, data, roots))
 
@@ -105,9 +105,9 @@ def take_result(runs: Sequence[Run]) -> None:
             fingerprint = take_outcome(key)
             if fingerprint is None:
                 return
-            remember(read_shift(runs[0], fingerprint).data, owner())
+            remember_source(read_shift(runs[0], fingerprint).data, owner())
         except FinetuneError as error:
-            st.error(plain(str(error)), icon=":material/error:")
+            st.error(escape_markdown(str(error)), icon=":material/error:")
             return
         forget(key)
         del st.session_state[mark]

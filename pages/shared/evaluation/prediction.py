@@ -16,12 +16,12 @@ from finetune_core.data.archives import unpack_archive
 from finetune_core.errors import FinetuneError, ImageError
 from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.prediction.batch import (
-    Answers,
     ImagePrediction,
-    images_below,
+    NetworkPredictions,
+    list_images,
+    make_unpack_folder,
     predict_images,
     side_by_side_csv,
-    unpacking_folder,
 )
 from finetune_core.evaluation.prediction.explain import Explanation, explain
 from finetune_core.evaluation.prediction.neighbours import (
@@ -29,21 +29,21 @@ from finetune_core.evaluation.prediction.neighbours import (
     Known,
     Neighbourhood,
     compute_neighbourhood,
-    encoder,
-    known_neighbourhood,
-    neighbours_changed,
+    load_neighbourhood,
+    make_encoder,
+    neighbours_mtime,
 )
 from finetune_core.evaluation.prediction.predictor import Predictor
-from finetune_core.figures.evaluation import probability_bars
-from finetune_core.formatting import number, percent, things
+from finetune_core.figures.evaluation import plot_probabilities
+from finetune_core.formatting import format_number, format_percent, pluralize
 from finetune_core.runs.store import Run
-from finetune_core.training.predictions import predictions_changed
+from finetune_core.training.predictions import predictions_mtime
 from finetune_core.training.preview import draw_crop
-from finetune_core.work import Work, in_phase
-from pages.shared.chrome import plain
+from finetune_core.work import Work, with_phase
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import get_predictor
-from pages.shared.images import Picture, gallery, make_run_picture
+from pages.shared.images import Picture, draw_gallery, make_run_picture
 from pages.shared.jobs import begin, jobs, offer, show_outcome
 from pages.shared.runs.backend import store
 
@@ -98,21 +98,21 @@ def load_classifier(run: Run, title: str) -> Classifier:
         FinetuneError: if the network cannot be built.
     """
     classes = get_predictor(run).classes
-    changed = predictions_changed(run.run_dir)
+    changed = predictions_mtime(run.run_dir)
     encoder = _load_encoder(run.run_id, changed)
     return Classifier(
         run,
         title,
         classes,
         encoder,
-        _load_neighbourhood(run.run_id, changed, neighbours_changed(run)),
+        _load_neighbourhood(run.run_id, changed, neighbours_mtime(run)),
     )
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _load_encoder(run_id: str, changed: int) -> Encoder | None:
     try:
-        return encoder(get_predictor(store().run(run_id)))
+        return make_encoder(get_predictor(store().run(run_id)))
     except FinetuneError:
         # The network can still classify images.
         return None
@@ -121,7 +121,7 @@ def _load_encoder(run_id: str, changed: int) -> Encoder | None:
 @st.cache_resource(max_entries=4, show_spinner="Loading the features of the training images")
 def _load_neighbourhood(run_id: str, changed: int, written: int) -> Neighbourhood | None:
     encoder = _load_encoder(run_id, changed)
-    return known_neighbourhood(store().run(run_id), encoder) if encoder else None
+    return load_neighbourhood(store().run(run_id), encoder) if encoder else None
 
 
 # Every click on the page asks for all images again. So results are cached by the image's content.
@@ -133,7 +133,7 @@ def _compute_probabilities(run_id: str, changed: int, image: bytes) -> np.ndarra
 
 @st.cache_data(max_entries=500, show_spinner=False)
 def _compute_features(run_id: str, changed: int, image: bytes, _encoder: Encoder) -> np.ndarray:
-    return _encoder.look(image)[0]
+    return _encoder.encode_image(image)[0]
 
 
 @st.cache_data(max_entries=50, show_spinner="Computing Grad-CAM")
@@ -195,7 +195,7 @@ def draw_image(
     """
     with st.container(border=not brief):
         if heading:
-            st.markdown(f"**{plain(name)}**")
+            st.markdown(f"**{escape_markdown(name)}**")
         for one, column in zip(
             classifiers,
             st.columns(len(classifiers), gap="medium")
@@ -205,7 +205,7 @@ def draw_image(
         ):
             with column:
                 if len(classifiers) > 1:
-                    st.caption(plain(one.title))
+                    st.caption(escape_markdown(one.title))
                 _draw_answer(
                     f"{key}-{one.run.run_id}", name, image, one, brief or len(classifiers) > 1
                 )
@@ -214,7 +214,7 @@ def draw_image(
 def _draw_answer(
     key: str, name: str, image: bytes, classifier: Classifier, is_narrow: bool
 ) -> None:
-    run_id, changed = classifier.run.run_id, predictions_changed(classifier.run.run_dir)
+    run_id, changed = classifier.run.run_id, predictions_mtime(classifier.run.run_dir)
     try:
         probabilities, encoded = _compute_probabilities(run_id, changed, image), None
         if classifier.known:
@@ -223,16 +223,16 @@ def _draw_answer(
                 neighbourhood, _compute_features(run_id, changed, image, encoder)
             )
     except ImageError as error:
-        st.error(plain(f"{name}: {error}"), icon=":material/broken_image:")
+        st.error(escape_markdown(f"{name}: {error}"), icon=":material/broken_image:")
         return
     order = probabilities.argsort()[::-1][:_SHOWN]
     best = classifier.classes[order[0]]
-    st.markdown(f"## {plain(_shorten(best))} · {percent(probabilities[order[0]])}")
+    st.markdown(f"## {escape_markdown(_shorten(best))} · {format_percent(probabilities[order[0]])}")
     if encoded and encoded.neighbourhood.unlike(encoded.features[None])[0]:
         st.warning(
             "Unlike anything in training: farther from the training images than "
-            f"{percent(1 - encoded.neighbourhood.error, 0)} of the validation images are. Do not "
-            "trust the prediction.",
+            f"{format_percent(1 - encoded.neighbourhood.error, 0)} of the validation images are. "
+            "Do not trust the prediction.",
             icon=":material/travel_explore:",
         )
     pictures, bars = (
@@ -242,7 +242,9 @@ def _draw_answer(
         _draw_grad_cam(name, image, classifier, int(order[0]))
     with bars:
         st.plotly_chart(
-            probability_bars([classifier.classes[i] for i in order], probabilities[order].tolist()),
+            plot_probabilities(
+                [classifier.classes[i] for i in order], probabilities[order].tolist()
+            ),
             key=f"bars-{key}",
             alt=f"Probabilities of the most likely classes of {name}",
         )
@@ -253,10 +255,10 @@ def _draw_answer(
 def _draw_grad_cam(name: str, image: bytes, classifier: Classifier, best: int) -> None:
     try:
         explained = _compute_explanation(
-            classifier.run.run_id, predictions_changed(classifier.run.run_dir), image, (best,)
+            classifier.run.run_id, predictions_mtime(classifier.run.run_dir), image, (best,)
         )
     except FinetuneError as error:
-        st.caption(plain(str(error)))
+        st.caption(escape_markdown(str(error)))
         return
     network = get_predictor(classifier.run)
     text = "Grad-CAM" if explained.heat[best].any() else "Grad-CAM: no evidence for this class"
@@ -287,7 +289,7 @@ def _draw_neighbours(key: str, classifier: Classifier, encoded: EncodedImage) ->
             classifier.run, sample, kind, f"Training image {sample}, class {kind}"
         )
 
-    gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
+    draw_gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
     if not encoded.neighbourhood.unchanged:
         st.caption(
             "The data set has changed since the run, so these may not all have been trained on."
@@ -307,7 +309,7 @@ def draw_archive(classifiers: Sequence[Classifier]) -> None:
         return
     # The key leaves out whether neighbours are known: another session may compute them meanwhile,
     # and the result of this job would be lost.
-    marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}" for one in classifiers]
+    marks = [f"{one.run.run_id}-{predictions_mtime(one.run.run_dir)}" for one in classifiers]
     key = f"naming:{upload.file_id}:{','.join(marks)}"
     answers = show_outcome(key)
     if answers is not None:
@@ -317,7 +319,7 @@ def draw_archive(classifiers: Sequence[Classifier]) -> None:
     networks = [get_predictor(one.run) for one in classifiers]
     text = "Classify" if answers is None else "Classify again"
     st.button(
-        text if len(classifiers) == 1 else f"{text} with {things(len(classifiers), 'network')}",
+        text if len(classifiers) == 1 else f"{text} with {pluralize(len(classifiers), 'network')}",
         type="primary",
         icon=":material/play_arrow:",
         key="classify",
@@ -352,9 +354,9 @@ def _predict_archive(
     Returns:
         The predictions of each network.
     """
-    with unpacking_folder() as folder:
-        yield from in_phase("unpack", unpack_archive(upload, upload.name, folder))
-        images = images_below(folder)
+    with make_unpack_folder() as folder:
+        yield from with_phase("unpack", unpack_archive(upload, upload.name, folder))
+        images = list_images(folder)
         return (yield from _predict_with_each(classifiers, networks, images))
 
 
@@ -366,7 +368,7 @@ def _predict_with_each(
     answers: list[list[ImagePrediction]] = []
     for one, network in zip(classifiers, networks, strict=True):
         work = predict_images(network, images, one.known)
-        work = in_phase("name", work, len(answers) * len(images), len(classifiers) * len(images))
+        work = with_phase("name", work, len(answers) * len(images), len(classifiers) * len(images))
         answers.append((yield from work))
     return answers
 
@@ -376,7 +378,7 @@ def _draw_table(
 ) -> None:
     titles = run_titles([one.run for one in classifiers]) if len(classifiers) > 1 else [""]
     answers = [
-        Answers(title, one.classes, rows)
+        NetworkPredictions(title, one.classes, rows)
         for title, one, rows in zip(titles, classifiers, predictions, strict=True)
     ]
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -408,24 +410,30 @@ def _draw_table(
     st.dataframe(table, hide_index=True, height=360, key="predictions-table", column_config=columns)
     for one in answers:
         counts = Counter(name for name in one.top if name).most_common(12)
-        listed = ", ".join(f"{name} {number(count)}" for name, count in counts)
-        st.caption(plain(f"Predictions per class{f', {one.title}' if one.title else ''}: {listed}"))
+        listed = ", ".join(f"{name} {format_number(count)}" for name, count in counts)
+        st.caption(
+            escape_markdown(
+                f"Predictions per class{f', {one.title}' if one.title else ''}: {listed}"
+            )
+        )
 
 
-def _describe_answers(answers: Sequence[Answers]) -> str:
+def _describe_answers(answers: Sequence[NetworkPredictions]) -> str:
     first = answers[0].predictions
     readable = sum(row.probabilities is not None for row in first)
-    text = f"**{things(readable, 'image')} classified**"
+    text = f"**{pluralize(readable, 'image')} classified**"
     if len(answers) > 1:
         alike = sum(
             bool(tops[0]) and len(set(tops)) == 1
             for tops in zip(*(one.top for one in answers), strict=True)
         )
-        text += f" by {things(len(answers), 'network')}, which agree on {number(alike)}"
+        text += f" by {pluralize(len(answers), 'network')}, which agree on {format_number(alike)}"
     elif unlike := sum(bool(row.unlike) for row in first):
-        text += f", {number(unlike)} unlike anything in training"
+        text += f", {format_number(unlike)} unlike anything in training"
     return text + (
-        f", {number(len(first) - readable)} could not be read" if readable < len(first) else ""
+        f", {format_number(len(first) - readable)} could not be read"
+        if readable < len(first)
+        else ""
     )
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import streamlit as st
 
 from finetune_core.errors import DataError, FinetuneError
-from finetune_core.figures.profile import describe_profile, profile_figure
+from finetune_core.figures.profile import describe_profile, plot_profile
 from finetune_core.profiling.found import find_setup
-from finetune_core.profiling.operate import Asked, current_profile
+from finetune_core.profiling.operate import ProfileRequest, load_current_profile
 from finetune_core.profiling.result import Profile
-from finetune_core.runs.design import profiled_stage
+from finetune_core.runs.design import find_profiled_stage
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import check_access, choose_data, data_folder, data_name
 from pages.shared.data.datasets import current_dataset
 from pages.shared.jobs import show_outcome
@@ -37,7 +37,7 @@ def draw_profile(runs: Sequence[Run], *, folded: bool = False) -> None:
         folded: draw a folded section.
     """
     data = data_folder()
-    profiled = [run for run in runs if profiled_stage(run.config)]
+    profiled = [run for run in runs if find_profiled_stage(run.config)]
     latest = next((run for run in profiled if run.config.data == data), None)
     if latest is None:
         _offer_other(profiled)
@@ -57,9 +57,9 @@ def _draw_latest(runs: Sequence[Run], latest: Run) -> None:
         with st.container():
             show_outcome(profile_key(dataset.fingerprint, config.backbone))
         setup = find_setup(runs, data, config.backbone)
-        profile = current_profile(Asked(setup, dataset), store()) if setup else None
+        profile = load_current_profile(ProfileRequest(setup, dataset), store()) if setup else None
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return
     if profile is None:
         st.caption("Its runs were trained on other images, or none is finished yet.")
@@ -75,28 +75,28 @@ def _offer_other(profiled: Sequence[Run]) -> None:
     with suppress(DataError):
         check_access(data)
         st.button(
-            plain(f"Show the profile of {Path(data_name(data)).name}"),
+            escape_markdown(f"Show the profile of {Path(data_name(data)).name}"),
             icon=":material/stacked_bar_chart:",
             key="other_profile",
-            help=plain(f"Makes {data} the current data set."),
+            help=escape_markdown(f"Makes {data} the current data set."),
             on_click=choose_data,
             args=(data,),
         )
 
 
 def _draw_result(profile: Profile) -> None:
-    st.markdown(f"**{plain(profile.sentence)}**")
+    st.markdown(f"**{escape_markdown(profile.sentence)}**")
     for note in profile.notes:
-        st.caption(plain(note))
+        st.caption(escape_markdown(note))
     if not profile.arms:
         return
-    st.plotly_chart(profile_figure(profile), key="profile-figure", alt=describe_profile(profile))
+    st.plotly_chart(plot_profile(profile), key="profile-figure", alt=describe_profile(profile))
     st.caption(
         "Ember: gains more than other images and seeds explain. Ice blue: nothing measurable, or "
         "not converged. Hatched: a short run."
     )
     with st.expander("Table and selection", icon=":material/table:"):
-        st.markdown(plain(profile.in_words()))
+        st.markdown(escape_markdown(profile.in_words()))
         _draw_table(profile.rows(), "profile-arms")
         if len(profile.path) > 1:
             _draw_table(profile.path_rows(), "profile-path")

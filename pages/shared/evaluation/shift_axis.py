@@ -10,20 +10,20 @@ from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.report import pairs_table
 from finetune_core.evaluation.comparison.shift import (
     ShiftComparison,
-    both_axes,
     compare_shift,
-    corrupted_accuracies,
-    corruptions_of,
-    of_accuracies_only,
-    shifts_of,
+    compute_corrupted_accuracies,
+    list_common_corruptions,
+    list_runs_without_predictions,
+    list_shifts,
+    make_axes_table,
 )
 from finetune_core.evaluation.comparison.strategies import Interval
-from finetune_core.evaluation.single_run.corruptions import Corrupted
-from finetune_core.evaluation.single_run.shift_files import Shift, shift_problem
-from finetune_core.figures.comparison import against_shifted
-from finetune_core.formatting import things
+from finetune_core.evaluation.single_run.corruptions import CorruptedSplit
+from finetune_core.evaluation.single_run.shift_files import Shift, find_shift_problem
+from finetune_core.figures.comparison import plot_shift
+from finetune_core.formatting import pluralize
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.evaluation.claims import format_pair
 from pages.shared.evaluation.other_data import (
     begin_prediction,
@@ -51,9 +51,10 @@ def draw_distribution_shift(comparison: Comparison) -> ShiftComparison | None:
     st.caption("Scores on images unlike the training images.", help=_HELP)
     runs = [member.run for arm in comparison.arms for member in arm.members]
     take_result(runs)
-    shifts = shifts_of(runs)
+    shifts = list_shifts(runs)
     corrupted = {
-        f"corrupted-{corruption.key}": corruption for corruption in corruptions_of(comparison)
+        f"corrupted-{corruption.key}": corruption
+        for corruption in list_common_corruptions(comparison)
     }
     titles = make_unique({mark: shift.name for mark, shift in shifts.items()})
     titles |= {mark: corruption.name for mark, corruption in corrupted.items()}
@@ -77,17 +78,19 @@ def _draw_shifted(
     comparison: Comparison, runs: Sequence[Run], shift: Shift
 ) -> ShiftComparison | None:
     problems = {
-        run.run_id: problem for run in runs if (problem := shift_problem(run, shift.fingerprint))
+        run.run_id: problem
+        for run in runs
+        if (problem := find_shift_problem(run, shift.fingerprint))
     }
     if problems:
         st.markdown(
-            f"{things(len(problems), 'run')} of {len(runs)} cannot be compared on "
-            f"{plain(shift.data)} yet."
+            f"{pluralize(len(problems), 'run')} of {len(runs)} cannot be compared on "
+            f"{escape_markdown(shift.data)} yet."
         )
         for problem in problems.values():
-            st.caption(plain(problem))
+            st.caption(escape_markdown(problem))
         st.button(
-            f"Evaluate the missing {things(len(problems), 'run')}",
+            f"Evaluate the missing {pluralize(len(problems), 'run')}",
             icon=":material/photo_library:",
             key="evaluate_missing",
             on_click=begin_prediction,
@@ -98,15 +101,15 @@ def _draw_shifted(
     return _draw_comparison(comparison, shift.fingerprint)
 
 
-def _draw_corrupted(comparison: Comparison, corruption: Corrupted) -> ShiftComparison | None:
-    if earlier_runs := of_accuracies_only(comparison):
+def _draw_corrupted(comparison: Comparison, corruption: CorruptedSplit) -> ShiftComparison | None:
+    if earlier_runs := list_runs_without_predictions(comparison):
         _draw_accuracies_only(comparison, corruption, earlier_runs)
         return None
     return _draw_comparison(comparison, corruption)
 
 
 def _draw_comparison(
-    comparison: Comparison, shifted_data: str | Corrupted
+    comparison: Comparison, shifted_data: str | CorruptedSplit
 ) -> ShiftComparison | None:
     """Draw both axes with the verdicts on either.
 
@@ -117,13 +120,13 @@ def _draw_comparison(
     try:
         found = compare_shift(runs, shifted_data, comparison.measure.name)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return None
     _draw_scatter(found.matched, [arm.score for arm in found.shifted.arms], found.other.name)
     _draw_verdicts(found)
-    _draw_table(*found.in_rows(), key="shift-arms")
+    _draw_table(*found.to_rows(), key="shift-arms")
     for line in found.left_out():
-        st.caption(plain(line))
+        st.caption(escape_markdown(line))
     _draw_pairs(found.shifted)
     return found
 
@@ -137,10 +140,14 @@ def _draw_verdicts(found: ShiftComparison) -> None:
     with st.container(border=True):
         for title, side in (sides | {"Shifted images": found.shifted}).items():
             answer, *others = side.verdict.lines
-            lines = [f"**{title}**", f"**{plain(answer)}**", *map(plain, others)]
+            lines = [
+                f"**{title}**",
+                f"**{escape_markdown(answer)}**",
+                *map(escape_markdown, others),
+            ]
             st.markdown("  \n".join(lines))
         for contradiction in found.shifted.published:
-            st.markdown(f":material/history_edu: {plain(contradiction)}")
+            st.markdown(f":material/history_edu: {escape_markdown(contradiction)}")
 
 
 def _draw_pairs(shifted: Comparison) -> None:
@@ -153,20 +160,20 @@ def _draw_pairs(shifted: Comparison) -> None:
 
 
 def _draw_accuracies_only(
-    comparison: Comparison, corruption: Corrupted, earlier_runs: Sequence[Run]
+    comparison: Comparison, corruption: CorruptedSplit, earlier_runs: Sequence[Run]
 ) -> None:
     """Draw accuracies without a verdict, because an earlier version measured the robustness."""
     if comparison.measure is ACCURACY:
-        found, images = corrupted_accuracies(comparison, corruption)
+        found, images = compute_corrupted_accuracies(comparison, corruption)
         _draw_scatter(comparison, found, corruption.name)
-        _draw_table(*both_axes(comparison.arms, found), key="shift-corrupted")
+        _draw_table(*make_axes_table(comparison.arms, found), key="shift-corrupted")
         st.caption(
-            f"On {things(images, 'image')}. Intervals of the corrupted accuracy are over images "
+            f"On {pluralize(images, 'image')}. Intervals of the corrupted accuracy are over images "
             "(Wilson)."
         )
     names = ", ".join(run.run_id for run in earlier_runs)
     st.info(
-        plain(
+        escape_markdown(
             f"No verdict: an earlier version of Thaw measured the robustness of {names} and kept "
             "accuracies only. Measure it again (Evaluate, Robustness) for intervals, a paired "
             "verdict and other metrics."
@@ -178,7 +185,7 @@ def _draw_accuracies_only(
 def _draw_scatter(comparison: Comparison, shifted: Sequence[Interval], title: str) -> None:
     name = comparison.measure.title
     st.plotly_chart(
-        against_shifted(comparison.arms, shifted, title),
+        plot_shift(comparison.arms, shifted, title),
         key=f"shift-{comparison.measure.name}-{title}",
         alt=f"{name} of each strategy on its own images against that on {title}, with intervals",
     )

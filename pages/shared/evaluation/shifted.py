@@ -5,15 +5,15 @@ import streamlit as st
 from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.scores import INTERVALS
-from finetune_core.evaluation.single_run.shift_files import known_shifts
+from finetune_core.evaluation.single_run.shift_files import load_shifts
 from finetune_core.evaluation.single_run.shifted import (
     ShiftedEvaluation,
+    describe_left_out,
     evaluate_shifted,
-    left_out_in_words,
 )
-from finetune_core.formatting import SPLIT_WORDS, points, things
+from finetune_core.formatting import SPLIT_TITLES, format_points, pluralize
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.evaluation.galleries import draw_mistakes
 from pages.shared.evaluation.numbers import draw_share, draw_value
 from pages.shared.evaluation.other_data import (
@@ -42,9 +42,9 @@ def draw_shifted_data(run: Run, result: Evaluation) -> None:
     )
     draw_other_data([run])
     take_result([run])
-    known, problems = known_shifts(run)
+    known, problems = load_shifts(run)
     for problem in problems:
-        st.warning(plain(problem), icon=":material/broken_image:")
+        st.warning(escape_markdown(problem), icon=":material/broken_image:")
     if not known:
         return
     shifts = {shift.fingerprint: shift for shift in known}
@@ -53,7 +53,7 @@ def draw_shifted_data(run: Run, result: Evaluation) -> None:
         with st.spinner("Bootstrapping the intervals"):
             found = evaluate_shifted(run, chosen, result.split)
     except RunError as error:
-        st.error(plain(str(error)), icon=":material/broken_image:")
+        st.error(escape_markdown(str(error)), icon=":material/broken_image:")
         st.button(
             "Evaluate again",
             icon=":material/refresh:",
@@ -75,20 +75,24 @@ def draw_shifted_data(run: Run, result: Evaluation) -> None:
 
 def draw_left_out(found: ShiftedEvaluation) -> None:
     """Say which classes are compared, and what was left out on either side."""
-    st.caption(plain(found.shift.data))
-    lines = [*found.shared.in_words(), *left_out_in_words(found.shift), found.absences()]
+    st.caption(escape_markdown(found.shift.data))
+    lines = [
+        *found.shared.in_words(),
+        *describe_left_out(found.shift),
+        found.describe_absent_classes(),
+    ]
     for line in filter(None, lines):
-        st.markdown(f"- {plain(line)}")
+        st.markdown(f"- {escape_markdown(line)}")
 
 
 def _draw_headline(found: ShiftedEvaluation) -> None:
     own, (drop, low, high) = found.own, found.drop
     with st.container(horizontal=True):
         for label, one in (("In-distribution accuracy", own), ("Shifted accuracy", found)):
-            images = things(one.images, f"{SPLIT_WORDS[one.split].lower()} image")
+            images = pluralize(one.images, f"{SPLIT_TITLES[one.split].lower()} image")
             draw_share(label, one.accuracy, one.low, one.high, f"On {images}. Interval: Wilson's.")
-        note = f"95 % interval {points(low)} to {points(high)}"
-        draw_value("Drop", f"{points(drop)} points", note, _DROP)
+        note = f"95 % interval {format_points(low)} to {format_points(high)}"
+        draw_value("Drop", f"{format_points(drop)} points", note, _DROP)
 
 
 def _draw_table(columns: list[str], rows: list[list[str]], key: str) -> None:

@@ -8,28 +8,34 @@ import streamlit as st
 
 from finetune_core.evaluation.single_run.corruptions import CLEAN, CORRUPTIONS
 from finetune_core.evaluation.single_run.curves import BAND_RESAMPLES, OneVsRest
-from finetune_core.evaluation.single_run.evaluate import class_curves, scores, sliced
+from finetune_core.evaluation.single_run.evaluate import compute_class_curves, score_run, slice_run
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.robustness import MOST_IMAGES, measure_robustness
-from finetune_core.evaluation.single_run.robustness_files import known_robustness
+from finetune_core.evaluation.single_run.robustness_files import load_robustness
 from finetune_core.evaluation.single_run.scores import (
     AREAS,
     INTERVALS,
     Scores,
-    range_text,
+    format_range,
+    format_value,
     score_name,
-    value_text,
 )
 from finetune_core.evaluation.single_run.slices import FEW
 from finetune_core.figures.evaluation import (
-    recall_precision_curves,
-    robustness_lines,
-    roc_curves,
-    slice_dots,
+    plot_precision_recall_curves,
+    plot_robustness,
+    plot_roc_curves,
+    plot_slices,
 )
-from finetune_core.formatting import accuracy_name, interval_text, number, percent, things
+from finetune_core.formatting import (
+    accuracy_name,
+    format_interval,
+    format_number,
+    format_percent,
+    pluralize,
+)
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import readable_roots
 from pages.shared.jobs import offer
 
@@ -93,12 +99,12 @@ def draw_metrics(run: Run, result: Evaluation) -> None:
 
 def _draw_all_scores(run: Run, result: Evaluation) -> None:
     with st.spinner("Bootstrapping the intervals"):
-        found = scores(run, result.split)
+        found = score_run(run, result.split)
     rows = [
         {
             "Metric": score_name(row["name"], result.split),
-            "Value": value_text(row["name"], row["value"]),
-            "95 % interval": range_text(row["name"], row["low"], row["high"]),
+            "Value": format_value(row["name"], row["value"]),
+            "95 % interval": format_range(row["name"], row["low"], row["high"]),
             "Meaning": _MEANINGS[row["name"]],
         }
         for row in found.table.to_dict("records")
@@ -109,28 +115,28 @@ def _draw_all_scores(run: Run, result: Evaluation) -> None:
             ", …" if len(found.absent) > 8 else ""
         )
         st.caption(
-            plain(
-                f"There are no images of {things(len(found.absent), 'class', 'classes')} here "
+            escape_markdown(
+                f"There are no images of {pluralize(len(found.absent), 'class', 'classes')} here "
                 f"({names}): means leave them out."
             )
         )
     st.caption(
-        f"Intervals: {INTERVALS}: images were drawn with replacement {number(found.resamples)} "
-        "times (that of the ECE is corrected for its bias). They say what other images could have "
-        "shown, not what another training run could have."
+        f"Intervals: {INTERVALS}: images were drawn with replacement "
+        f"{format_number(found.resamples)} times (that of the ECE is corrected for its bias). "
+        "They say what other images could have shown, not what another training run could have."
     )
 
 
 def _draw_per_class(result: Evaluation) -> None:
     st.header("By class", anchor=False, help="The least recalled class comes first.")
-    found = result.hardest
+    found = result.hardest_classes
     table = found[["class", "recall", "precision", "f1", "images"]]
     table[["recall", "precision", "f1"]] *= 100
     table.insert(
         2,
         "interval",
         [
-            None if isnan(low) else interval_text(low, high)
+            None if isnan(low) else format_interval(low, high)
             for low, high in zip(found["recall_low"], found["recall_high"], strict=True)
         ],
     )
@@ -194,9 +200,11 @@ def _draw_curves(run: Run, result: Evaluation) -> None:
         return
     with st.spinner("Bootstrapping the intervals"):
         curves = {
-            label: curve for label in chosen if (curve := class_curves(run, result.split, label))
+            label: curve
+            for label in chosen
+            if (curve := compute_class_curves(run, result.split, label))
         }
-        areas = scores(run, result.split)
+        areas = score_run(run, result.split)
     _draw_two_curves({result.classes[label]: curve for label, curve in curves.items()})
     st.dataframe(
         _make_area_table(result, areas),
@@ -205,14 +213,14 @@ def _draw_curves(run: Run, result: Evaluation) -> None:
     )
     text = (
         "Shaded: pointwise 95 % intervals (percentile bootstrap within classes, "
-        f"{number(BAND_RESAMPLES)} resamples)."
+        f"{format_number(BAND_RESAMPLES)} resamples)."
     )
     rare_classes = [
         result.classes[label] for label in curves if result.per_class["images"].loc[label] < FEW
     ]
     if rare_classes:
         text += f" Few images of {', '.join(rare_classes)}: even the intervals are rough."
-    st.caption(plain(text))
+    st.caption(escape_markdown(text))
 
 
 def _draw_two_curves(curves: dict[str, OneVsRest]) -> None:
@@ -228,7 +236,7 @@ def _draw_two_curves(curves: dict[str, OneVsRest]) -> None:
             help="Each point is one threshold on the probability of the class: true positive rate "
             "against false positive rate. The nearer to the top left, the better.",
         )
-        st.plotly_chart(roc_curves(curves), key="roc", alt="ROC curves of the chosen classes")
+        st.plotly_chart(plot_roc_curves(curves), key="roc", alt="ROC curves of the chosen classes")
     with right:
         st.markdown(
             "**Precision-recall**",
@@ -237,7 +245,7 @@ def _draw_two_curves(curves: dict[str, OneVsRest]) -> None:
             "precision at chance level.",
         )
         st.plotly_chart(
-            recall_precision_curves(curves),
+            plot_precision_recall_curves(curves),
             key="recall-precision",
             alt="Precision against recall for the chosen classes",
         )
@@ -249,17 +257,17 @@ def _make_area_table(result: Evaluation, found: Scores) -> pd.DataFrame:
         Class=result.classes, Images=result.per_class["images"]
     ).sort_values("average_precision")
     table = rows[["Class", "Images"]].copy()
-    table["Prevalence"] = [percent(share) for share in table["Images"] / result.images]
+    table["Prevalence"] = [format_percent(share) for share in table["Images"] / result.images]
     for name, title in AREAS.items():
-        table[title] = [value_text(name, one) for one in rows[name]]
+        table[title] = [format_value(name, one) for one in rows[name]]
         bounds = zip(rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
-        table[f"{title}, 95 % interval"] = [range_text(name, low, high) for low, high in bounds]
+        table[f"{title}, 95 % interval"] = [format_range(name, low, high) for low, high in bounds]
     return table
 
 
 def draw_slices(run: Run, result: Evaluation) -> None:
     """Draw the accuracy by slice of the images' metadata."""
-    facts, table = sliced(run, result.split)
+    facts, table = slice_run(run, result.split)
     if table.empty:
         st.info(
             "There is no metadata to slice these images by. Open the data on the Dataset page "
@@ -270,10 +278,10 @@ def draw_slices(run: Run, result: Evaluation) -> None:
     significant, name = table[table["verdict"].isin(_VERDICTS)], accuracy_name(result.split)
     for row in significant.to_dict("records"):
         st.markdown(
-            f"- {plain(row['by'])} **{plain(row['slice'])}**: "
-            f"{name.lower()} {percent(row['accuracy'])}, "
+            f"- {escape_markdown(row['by'])} **{escape_markdown(row['slice'])}**: "
+            f"{name.lower()} {format_percent(row['accuracy'])}, "
             f"{_VERDICTS[row['verdict']]} "
-            f"({things(row['images'], 'image')})"
+            f"({pluralize(row['images'], 'image')})"
         )
     if significant.empty:
         st.markdown("No slice is clearly better or worse than the rest.")
@@ -287,7 +295,7 @@ def draw_slices(run: Run, result: Evaluation) -> None:
     )
     visible = table[table["by"] == by]
     st.plotly_chart(
-        slice_dots(visible, result.accuracy, name),
+        plot_slices(visible, result.accuracy, name),
         key="slices",
         alt=f"{name} by {by}, with 95 % intervals",
     )
@@ -307,9 +315,9 @@ def draw_robustness(run: Run, result: Evaluation) -> None:
         "The same images, corrupted with increasing severity: blur, noise, JPEG, brightness, "
         "rotation."
     )
-    known = known_robustness(run, result.split)
+    known = load_robustness(run, result.split)
     images = min(MOST_IMAGES, result.images)
-    text = "Measure again" if known else f"Measure on {things(images, 'image')}"
+    text = "Measure again" if known else f"Measure on {pluralize(images, 'image')}"
     offer(
         text,
         f"robustness:{_widget_mark(run, result)}",
@@ -325,12 +333,11 @@ def draw_robustness(run: Run, result: Evaluation) -> None:
     lowest = known.rows.groupby("corruption")["accuracy"].min()
     worst = str(lowest.drop(CLEAN).idxmin())
     st.markdown(
-        f"Clean {accuracy_name(result.split).lower()}: {percent(lowest[CLEAN])}. Most harmful: "
-        f"**{CORRUPTIONS[worst].title}**, down to "
-        f"{percent(lowest[worst])}."
+        f"Clean {accuracy_name(result.split).lower()}: {format_percent(lowest[CLEAN])}. Most "
+        f"harmful: **{CORRUPTIONS[worst].title}**, down to {format_percent(lowest[worst])}."
     )
     st.plotly_chart(
-        robustness_lines(
+        plot_robustness(
             known.rows,
             {name: one.title for name, one in CORRUPTIONS.items()},
             accuracy_name(result.split),
@@ -343,9 +350,10 @@ def draw_robustness(run: Run, result: Evaluation) -> None:
         for one in CORRUPTIONS.values()
     )
     st.caption(
-        f"{things(known.images, 'image')} of {number(result.images)}, drawn with a fixed seed. "
-        f"Computed in fp32. Bars: 95 % intervals (Wilson). Mild, middle and strong: {amounts}; in "
-        "the manner of Hendrycks & Dietterich 2019. The result is kept with the run."
+        f"{pluralize(known.images, 'image')} of {format_number(result.images)}, drawn with a "
+        "fixed seed. Computed in fp32. Bars: 95 % intervals (Wilson). Mild, middle and strong: "
+        f"{amounts}; in the manner of Hendrycks & Dietterich 2019. The result is kept with the "
+        "run."
     )
 
 

@@ -4,12 +4,12 @@ from functools import partial
 
 import streamlit as st
 
-from finetune_core.evaluation.comparison.tta import augmented, flip_warnings
+from finetune_core.evaluation.comparison.tta import evaluate_flips, flip_warnings
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.tta import predict_with_flips
-from finetune_core.formatting import SPLIT_WORDS, percent, points
+from finetune_core.formatting import SPLIT_TITLES, format_percent, format_points
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import readable_roots
 from pages.shared.jobs import offer
 
@@ -21,8 +21,8 @@ def draw_test_time_flips(run: Run, _result: Evaluation) -> None:
         "image alone."
     )
     for warning in flip_warnings(run):
-        st.caption(f":material/warning: {plain(warning)}")
-    found = augmented(run)
+        st.caption(f":material/warning: {escape_markdown(warning)}")
+    found = evaluate_flips(run)
     offer(
         "Measure again" if found else "Evaluate with flips",
         f"tta:{run.run_dir}",
@@ -38,11 +38,13 @@ def draw_test_time_flips(run: Run, _result: Evaluation) -> None:
     st.dataframe(
         [
             {
-                "Images": SPLIT_WORDS[one.plain.split],
-                "Without": percent(one.plain.accuracy),
-                "With flips": percent(one.with_flips.accuracy),
-                "Difference (points)": points(one.claim.gain),
-                "95 % interval": f"{points(one.claim.low)} to {points(one.claim.high)}",
+                "Images": SPLIT_TITLES[one.plain.split],
+                "Without": format_percent(one.plain.accuracy),
+                "With flips": format_percent(one.with_flips.accuracy),
+                "Difference (points)": format_points(one.claim.gain),
+                "95 % interval": (
+                    f"{format_points(one.claim.low)} to {format_points(one.claim.high)}"
+                ),
                 "McNemar p": f"{one.claim.p:.2g}",
                 "Loss without": f"{one.plain.loss:.3f}",
                 "Loss with flips": f"{one.with_flips.loss:.3f}",
@@ -53,7 +55,7 @@ def draw_test_time_flips(run: Run, _result: Evaluation) -> None:
         key="tta",
     )
     for one in found:
-        st.markdown(plain(one.in_words()))
+        st.markdown(escape_markdown(one.in_words()))
     st.caption(
         "Computed in fp32, from the same pixels. Predict and exports classify without flips. The "
         "result is kept with the run."

@@ -14,9 +14,9 @@ from finetune_core.evaluation.comparison.report import (
     footnotes,
     pairs_table,
 )
-from finetune_core.figures.comparison import accuracies
-from finetune_core.formatting import SPLIT_WORDS, accuracy_name
-from pages.shared.chrome import plain
+from finetune_core.figures.comparison import plot_accuracies
+from finetune_core.formatting import SPLIT_TITLES, accuracy_name
+from pages.shared.chrome import escape_markdown
 from pages.shared.configure import form
 from pages.shared.evaluation.claims import format_pair
 
@@ -36,7 +36,7 @@ _HOW = (
     "macro F1 (pseudo-values)."
 )
 _COLUMN_HELP = {
-    **{accuracy_name(split): "Mean over the seeds." for split in SPLIT_WORDS},
+    **{accuracy_name(split): "Mean over the seeds." for split in SPLIT_TITLES},
     "Macro F1": "F1 of each class, averaged over the classes; mean over the seeds.",
     "Log loss": "Mean cross-entropy in nats; mean over the seeds. Lower is better.",
     "95 % interval": "For new images and, with several seeds, new seeds.",
@@ -94,9 +94,9 @@ def draw_verdict(comparison: Comparison) -> None:
     """Draw the answer, its size, and the recommended action."""
     answer, size, action = comparison.verdict.lines
     with st.container(border=True):
-        st.header(plain(answer), anchor=False)
-        st.markdown(plain(size))
-        st.markdown(f":material/arrow_forward: **{plain(action)}**")
+        st.header(escape_markdown(answer), anchor=False)
+        st.markdown(escape_markdown(size))
+        st.markdown(f":material/arrow_forward: **{escape_markdown(action)}**")
 
 
 def draw_arms(comparison: Comparison) -> None:
@@ -109,19 +109,19 @@ def draw_arms(comparison: Comparison) -> None:
         help="Large: mean over the seeds, with its 95 % interval. Small: each seed.",
     )
     st.plotly_chart(
-        accuracies(comparison.arms, split),
+        plot_accuracies(comparison.arms, split),
         key=f"accuracies-{measure.name}",
         alt=f"{title} of each strategy with its interval, a small dot for each seed",
     )
     _draw_table(*arms_table(comparison), key="arms")
     for footnote in footnotes(comparison):
-        st.caption(plain(footnote))
+        st.caption(escape_markdown(footnote))
 
 
 def draw_details(comparison: Comparison) -> None:
     """Draw what is known besides the verdict: limits, pairs, tests, and the method."""
     for line in detail_lines(comparison):
-        st.markdown(plain(line))
+        st.markdown(escape_markdown(line))
     if comparison.differing:
         names = ", ".join(form.get_label(name).lower() for name in comparison.differing)
         st.markdown(f"Besides the strategy, these settings differ: {names}.")

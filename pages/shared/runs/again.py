@@ -3,11 +3,11 @@
 import streamlit as st
 
 from finetune_core.config import RunConfig
-from finetune_core.data.edits import effective, load_edits
+from finetune_core.data.edits import load_edits, select_effective_edits
 from finetune_core.data.entry import load_split
 from finetune_core.errors import FinetuneError
 from finetune_core.runs.store import Run
-from pages.shared.chrome import go, plain
+from pages.shared.chrome import escape_markdown, go
 from pages.shared.configure import settings
 from pages.shared.data.chosen import choose_data
 
@@ -25,7 +25,7 @@ def use_settings(config: RunConfig, page: str = "pages/configure.py") -> None:
     try:
         choose_data(config.data)
     except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(escape_markdown(str(error)), icon=":material/error:")
         return
     settings.use_config(config)
     go(page)
@@ -37,7 +37,7 @@ def describe_differences(run: Run) -> str:
     The split and the changes belong to the data set, so a new run would use the current ones.
     """
     try:
-        now = load_split(run.config.data), effective(load_edits(run.config.data))
+        now = load_split(run.config.data), select_effective_edits(load_edits(run.config.data))
     except FinetuneError as error:
         return str(error)
     changed = [

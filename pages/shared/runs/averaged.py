@@ -2,12 +2,12 @@
 
 import streamlit as st
 
-from finetune_core.figures.averages import mixing_curve
-from finetune_core.formatting import percent
-from finetune_core.runs.log import averaged_in_words
+from finetune_core.figures.averages import plot_mixing_curve
+from finetune_core.formatting import format_percent
+from finetune_core.runs.log import describe_average
 from finetune_core.runs.store import Run
 from finetune_core.training.shifted_images import MOST_IMAGES
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 
 _NO_SHIFT = (
     "Evaluate the run on another data set first (*Shifted data* on Evaluate), and its accuracy "
@@ -23,12 +23,12 @@ def draw_average(run: Run) -> None:
     average = run.history.averaged
     if not average:
         return
-    st.markdown(plain(averaged_in_words(average)))
+    st.markdown(escape_markdown(describe_average(average)))
     if average["ingredients"]:
         rows = [
             {
                 "Run": one["run"],
-                "Validation accuracy with it": percent(one["accuracy"]),
+                "Validation accuracy with it": format_percent(one["accuracy"]),
                 "Kept": "yes" if one["kept"] else "no",
             }
             for one in average["ingredients"]
@@ -45,7 +45,9 @@ def draw_average(run: Run) -> None:
         )
         shifted = [one for one in average["shifted"] if one["curve"]]
         st.plotly_chart(
-            mixing_curve(average["curve"], average["coefficient"], shifted), key="mixing", alt=alt
+            plot_mixing_curve(average["curve"], average["coefficient"], shifted),
+            key="mixing",
+            alt=alt,
         )
         st.caption(
             "Of equally accurate coefficients the smallest is taken, which stays closest to the "

@@ -5,7 +5,7 @@ import streamlit as st
 from finetune_core import paths
 from finetune_core.config import RunConfig
 from finetune_core.exporters.mlflow import report_to_mlflow
-from finetune_core.runs.executors import app_executor
+from finetune_core.runs.executors import make_app_executor
 from finetune_core.runs.store import Run, RunStore, Status
 from finetune_core.runs.worker import Worker
 from pages.shared.account import owner
@@ -35,7 +35,7 @@ def describe_status(run: Run) -> tuple[str, Color, str]:
 
 def is_behind(run: Run) -> bool:
     """Return whether other runs are ahead of a run that has not begun."""
-    for ids in worker().queues():
+    for ids in worker().list_queues():
         if run.run_id in ids:
             return ids[0] != run.run_id
     # Another program has the run: all that is known is whether anything trains.
@@ -51,7 +51,7 @@ def store() -> RunStore:
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
     """Return the process's one worker."""
-    return Worker(paths.runs_dir(), readable_roots(), report_to_mlflow, app_executor())
+    return Worker(paths.runs_dir(), readable_roots(), report_to_mlflow, make_app_executor())
 
 
 def why_not_timed() -> str | None:

@@ -12,12 +12,12 @@ from typing import Literal
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
-from finetune_core.formatting import things
-from finetune_core.runs.log import arithmetic
-from finetune_core.runs.stop_request import requested_stop
+from finetune_core.formatting import pluralize
+from finetune_core.runs.log import describe_precision
+from finetune_core.runs.stop_request import read_stop_request
 from finetune_core.runs.store import Run
 from pages.shared.account import can_change
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.runs.backend import (
     describe_status,
     devices_again,
@@ -33,20 +33,22 @@ def draw_controls(run: Run) -> None:
     """Draw the row of buttons and status, and the error of the last click."""
     is_own, started = can_change(run), run.history.started
     with st.container(horizontal=True, vertical_alignment="center"):
-        if is_own and run.active:
+        if is_own and run.is_active:
             _draw_stop_buttons(run)
-        elif is_own and run.resumable:
+        elif is_own and run.is_resumable:
             _draw_resume_button(run)
         word, color, icon = describe_status(run)
         st.badge(word, color=color, icon=icon)
-        if is_own and run.active:
+        if is_own and run.is_active:
             _draw_position(run)
         if where := run.history.where:
-            facts = [where, *([arithmetic(started)] if started else []), run.run_id]
-            st.caption(plain(" · ".join(facts)), width="stretch")
+            facts = [where, *([describe_precision(started)] if started else []), run.run_id]
+            st.caption(escape_markdown(" · ".join(facts)), width="stretch")
         if not is_own:
             st.caption(
-                plain(f"started by {run.owner}" if run.owner else "started without signing in")
+                escape_markdown(
+                    f"started by {run.owner}" if run.owner else "started without signing in"
+                )
             )
     show_problem()
 
@@ -59,7 +61,7 @@ _ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":ma
 def _draw_resume_button(run: Run) -> None:
     before, devices = devices_before(run), devices_again(run)
     where = (
-        f" On {things(devices, 'device')}, "
+        f" On {pluralize(devices, 'device')}, "
         f"{'as before' if devices == before else f'before on {before}'}."
         if before > 1
         else ""
@@ -78,7 +80,7 @@ def _draw_stop_buttons(run: Run) -> None:
 
     Both are there while a run is active in any way: queued, waiting, being prepared, or training.
     """
-    requested, run_id = requested_stop(run.run_dir), run.run_id
+    requested, run_id = read_stop_request(run.run_dir), run.run_id
     _draw_button(
         "Pausing…" if requested == "pause" else "Pause",
         "pause",
@@ -129,7 +131,7 @@ def _draw_position(run: Run) -> None:
             "Earlier",
             icon=":material/arrow_upward:",
             key="earlier",
-            on_click=worker().move,
+            on_click=worker().move_in_queue,
             args=(run.run_id, -1),
         )
 
@@ -145,4 +147,4 @@ def attempt(act: Callable[[], object]) -> None:
 def show_problem() -> None:
     """Draw the error of the last click."""
     if problem := st.session_state.pop("problem", None):
-        st.error(plain(problem), icon=":material/error:")
+        st.error(escape_markdown(problem), icon=":material/error:")

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from finetune_core.formatting import things
-from finetune_core.runs.store import Damaged
+from finetune_core.formatting import pluralize
+from finetune_core.runs.store import DamagedRun
 from pages.shared.account import can_change
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.runs.controls import show_problem
 from pages.shared.runs.trash import TRASH, move_to_trash
 
 _MOST = 50
 
 
-def draw_damaged_runs(damaged: Sequence[Damaged]) -> None:
+def draw_damaged_runs(damaged: Sequence[DamagedRun]) -> None:
     """List the damaged runs at the end of a page; draw nothing if there are none."""
     show_problem()
     if not damaged:
         return
     with st.expander(
-        things(len(damaged), "damaged run"),
+        pluralize(len(damaged), "damaged run"),
         icon=":material/folder_off:",
         expanded=len(damaged) <= 3,
     ):
@@ -35,7 +35,8 @@ def draw_damaged_runs(damaged: Sequence[Damaged]) -> None:
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.badge("Damaged", color="red", icon=":material/folder_off:")
                 st.markdown(
-                    f"**{plain(_shorten(one.run_id))}**: {plain(one.reason)}", width="stretch"
+                    f"**{escape_markdown(_shorten(one.run_id))}**: {escape_markdown(one.reason)}",
+                    width="stretch",
                 )
                 if can_change(one):
                     st.button(

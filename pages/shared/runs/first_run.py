@@ -8,23 +8,23 @@ import streamlit as st
 
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import load_dataset
-from finetune_core.data.sample import digits_folder, sample_folder
+from finetune_core.data.sample import sample_folder, write_digits_folder
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
-from finetune_core.formatting import percent, points, rough_duration, things
+from finetune_core.formatting import format_percent, format_points, format_rough_duration, pluralize
 from finetune_core.jobs import Job
 from finetune_core.runs.store import Run
-from finetune_core.training.forecast import expected
+from finetune_core.training.forecast import forecast_run
 from finetune_core.training.recipes import DEMO_RECIPE
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Work
 from pages.shared.account import owner
-from pages.shared.chrome import go, plain
+from pages.shared.chrome import escape_markdown, go
 from pages.shared.configure.stages import draw_passing, draw_strategy
 from pages.shared.data.chosen import choose_data
-from pages.shared.images import Picture, data_picture, gallery
+from pages.shared.images import Picture, draw_gallery, make_data_picture
 from pages.shared.jobs import jobs
 from pages.shared.runs.backend import store, submit
 
@@ -40,44 +40,44 @@ _PROMISE = (
 )
 
 
-def nothing_yet(what: str) -> None:
+def draw_empty_page(what: str) -> None:
     """Say on an empty page what to do first, and offer the sample."""
     st.info(what, icon=":material/info:")
-    try_it_now("secondary")
+    offer_sample("secondary")
 
 
-def try_it_now(kind: Literal["primary", "secondary"] = "primary") -> None:
+def offer_sample(kind: Literal["primary", "secondary"] = "primary") -> None:
     """Draw the button that trains on the bundled sample, without a question."""
     if not st.button("Try it now", type=kind, icon=":material/bolt:", key="try"):
         return
     try:
-        configs = sample_configs()
+        configs = make_sample_configs()
         choose_data(configs[0].data)
-        there = sample_runs(store().runs())
+        there = find_sample_runs(store().runs())
         for config in configs:
             if config.strategy not in there:
                 submit(config)
     except FinetuneError as error:
-        st.error(plain(str(error)))
+        st.error(escape_markdown(str(error)))
         return
     go("app.py")
 
 
-def sample_configs() -> list[RunConfig]:
+def make_sample_configs() -> list[RunConfig]:
     """Return the configs of the first comparison, the quicker one first.
 
     Raises:
         DataError: if the sample cannot be written.
     """
-    recipe = DEMO_RECIPE | {"data": str(digits_folder())}
+    recipe = DEMO_RECIPE | {"data": str(write_digits_folder())}
     return [make_config(recipe | {"strategy": name}) for name in _STRATEGIES]
 
 
-def sample_runs(runs: Sequence[Run]) -> dict[str, Run]:
+def find_sample_runs(runs: Sequence[Run]) -> dict[str, Run]:
     """Return this person's latest active or finished runs of the first comparison, by strategy."""
     me, found = owner(), {}
     for run in sorted(runs, key=lambda run: run.run_id):
-        if run.owner == me and (run.active or run.status == "finished"):
+        if run.owner == me and (run.is_active or run.status == "finished"):
             shared = {name: getattr(run.config, name) for name in DEMO_RECIPE}
             if shared | {"strategy": ""} == DEMO_RECIPE | {"strategy": ""} and _is_sample(run):
                 found[run.config.strategy] = run
@@ -88,14 +88,14 @@ def _is_sample(run: Run) -> bool:
     return run.config.data == str(sample_folder()) and not run.config.edits
 
 
-def first_comparison(runs: Sequence[Run]) -> bool:
+def draw_first_comparison(runs: Sequence[Run]) -> bool:
     """Draw the offer, then the progress of its runs, then their result.
 
     Returns:
         Whether a button below should lead to the person's own data.
     """
-    found = sample_runs(runs)
-    active = [run for run in found.values() if run.active]
+    found = find_sample_runs(runs)
+    active = [run for run in found.values() if run.is_active]
     if active:
         statuses = {run.run_id: run.status for run in found.values()}
         st.fragment(_go_on, run_every=_REFRESH)(statuses)
@@ -107,16 +107,16 @@ def first_comparison(runs: Sequence[Run]) -> bool:
             return False
         except RunError as error:
             # The predictions of a run may be gone: the run can be trained again.
-            st.warning(plain(str(error)), icon=":material/folder_off:")
+            st.warning(escape_markdown(str(error)), icon=":material/folder_off:")
     promise = st.empty()
     promise.markdown(_PROMISE)
-    try_it_now()
+    offer_sample()
     draw_strategy(make_config(DEMO_RECIPE | {"data": "any"}), classes=10)
     # Timed last, because on a new server it competes with the drawing.
     job = _timing()
     if job.result:
-        promise.markdown(f"{_PROMISE} About {rough_duration(job.result)} here.")
-    elif job.working:
+        promise.markdown(f"{_PROMISE} About {format_rough_duration(job.result)} here.")
+    elif job.is_running:
         st.fragment(_redraw_after, run_every=_REFRESH)(job)
     return True
 
@@ -129,16 +129,16 @@ def _timing() -> Job:
 
 def _time_sample() -> Work[float | None]:
     """Return how long the runs of the first comparison take together, in seconds."""
-    configs, book = sample_configs(), SpeedBook()
+    configs, book = make_sample_configs(), SpeedBook()
     dataset = load_dataset(configs[0].data)
     yield from calibrate(configs, dataset, book)
-    forecasts = [expected(config, dataset, book) for config in configs]
+    forecasts = [forecast_run(config, dataset, book) for config in configs]
     known = [forecast.seconds for forecast in forecasts if forecast]
     return _BESIDE * sum(known) if len(known) == len(configs) else None
 
 
 def _redraw_after(job: Job) -> None:
-    if not job.working:
+    if not job.is_running:
         st.rerun()
 
 
@@ -151,9 +151,9 @@ def _draw_images(run: Run) -> None:
     def picture(index: int) -> Picture:
         name = files[index].relative_to(folder).as_posix()
         label = files[index].parent.name
-        return data_picture(run.config.data, name, label, f"Handwritten digit {label}")
+        return make_data_picture(run.config.data, name, label, f"Handwritten digit {label}")
 
-    gallery(min(_EXAMPLES, len(files)), picture, "first_examples", _EXAMPLES)
+    draw_gallery(min(_EXAMPLES, len(files)), picture, "first_examples", _EXAMPLES)
 
 
 def _go_on(statuses: Mapping[str, str]) -> None:
@@ -167,7 +167,7 @@ def _go_on(statuses: Mapping[str, str]) -> None:
     runs = sorted(
         (run for run in store().runs() if run.run_id in statuses), key=lambda run: run.run_id
     )
-    active = [run for run in runs if run.active]
+    active = [run for run in runs if run.is_active]
     if not active or any(statuses[run.run_id] != run.status for run in runs):
         st.rerun()
     run = next((run for run in active if run.status == "running"), active[0])
@@ -184,7 +184,7 @@ def _go_on(statuses: Mapping[str, str]) -> None:
 def _draw_verdict(comparison: Comparison, runs: Sequence[Run]) -> None:
     st.header(_answer(comparison), anchor=False)
     st.markdown(
-        f"On {things(comparison.images, 'test image')} of handwritten digits, with one seed; "
+        f"On {pluralize(comparison.images, 'test image')} of handwritten digits, with one seed; "
         "a linear probe leaves every stage frozen."
     )
     with st.container(horizontal=True):
@@ -202,10 +202,10 @@ def _answer(comparison: Comparison) -> str:
     if comparison.arms[pair.a].runs[0].config.strategy == BASELINE:
         gain, low, high = -gain, -high, -low
     if not pair.networks.different or gain < 0:
-        return plain(comparison.verdict.lines[0])
+        return escape_markdown(comparison.verdict.lines[0])
     accuracy = {arm.runs[0].config.strategy: arm.accuracy.value for arm in comparison.arms}
-    before, after = (percent(accuracy[name]) for name in _STRATEGIES)
+    before, after = (format_percent(accuracy[name]) for name in _STRATEGIES)
     return (
-        f"{before} → {after}: training the last block gained {points(gain)} points "
-        f"(95 % CI {points(low)} to {points(high)})"
+        f"{before} → {after}: training the last block gained {format_points(gain)} points "
+        f"(95 % CI {format_points(low)} to {format_points(high)})"
     )

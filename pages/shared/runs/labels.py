@@ -12,23 +12,23 @@ from typing import Any
 
 import streamlit as st
 
-from finetune_core.config import RunConfig, names_in, setting_of
-from finetune_core.config.changes import value_in_words
+from finetune_core.config import RunConfig, get_setting, setting_names
+from finetune_core.config.changes import format_setting_value
 from finetune_core.config.metadata import TRAINING
 from finetune_core.evaluation.run_accuracy import run_accuracy
-from finetune_core.formatting import learning_rate_text, mid_sentence, percent, things
-from finetune_core.runs.design import settings_without_effect
+from finetune_core.formatting import format_learning_rate, format_percent, lower_first, pluralize
+from finetune_core.runs.design import find_ineffective_settings
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import run_kind
+from finetune_core.training.strategies import describe_run_kind
 from pages.shared.runs.backend import describe_status
 
 _MOST_REMEMBERED = 20_000
 # Texts of some settings in labels. Other settings are shown by label and value.
 _WORDS: dict[str, Callable[[Any], str]] = {
-    "learning_rate": lambda rate: f"lr {learning_rate_text(rate)}",
+    "learning_rate": lambda rate: f"lr {format_learning_rate(rate)}",
     "image_size": lambda side: f"{side} px",
-    "epochs": lambda count: things(count, "epoch"),
-    "train_fraction": lambda share: f"{percent(share, 0)} of the images",
+    "epochs": lambda count: pluralize(count, "epoch"),
+    "train_fraction": lambda share: f"{format_percent(share, 0)} of the images",
 }
 
 
@@ -49,7 +49,7 @@ def run_title(run: Run) -> str:
     """Return a run's name, time, data set, backbone and strategy."""
     queued_at = parse_queue_time(run)
     when = f"{queued_at:%d %b %H:%M}" if queued_at else run.run_id
-    strategy = mid_sentence(run_kind(run.config))
+    strategy = lower_first(describe_run_kind(run.config))
     return " · ".join(
         filter(None, (run.name, when, short_data_name(run.config), run.config.backbone, strategy))
     )
@@ -57,20 +57,20 @@ def run_title(run: Run) -> str:
 
 def effective_value(config: RunConfig, name: str) -> Any:
     """Return a setting's value; None if the run does not obey it."""
-    return None if name in settings_without_effect(config) else getattr(config, name)
+    return None if name in find_ineffective_settings(config) else getattr(config, name)
 
 
 def _find_differences(runs: Sequence[Run]) -> dict[str, str]:
     """Return, by id, the settings in which runs of equal data, backbone and strategy differ."""
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        kind = run.config.data, run.config.backbone, run_kind(run.config)
+        kind = run.config.data, run.config.backbone, describe_run_kind(run.config)
         groups.setdefault(kind, []).append(run)
     found = {}
     for group in groups.values():
         differing = [
             name
-            for name in (*names_in(TRAINING), "train_fraction")
+            for name in (*setting_names(TRAINING), "train_fraction")
             if len({effective_value(run.config, name) for run in group}) > 1
         ]
         for run in group:
@@ -83,8 +83,8 @@ def _find_differences(runs: Sequence[Run]) -> dict[str, str]:
 def _format_setting(name: str, value: Any) -> str:
     if name in _WORDS:
         return _WORDS[name](value)
-    setting = setting_of(name)
-    return f"{mid_sentence(setting.label)} {value_in_words(setting, value)}"
+    setting = get_setting(name)
+    return f"{lower_first(setting.label)} {format_setting_value(setting, value)}"
 
 
 def run_label(run: Run, differences: str = "") -> str:

@@ -5,16 +5,24 @@ from typing import Any, Literal, get_args
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
-from finetune_core.figures.curves import CURVE_HEIGHT, Kind, training_curve
-from finetune_core.figures.stages import Quantity, stage_curve
-from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things, time_left
-from finetune_core.runs.log import fitted_in_words, live_numbers, log_line, log_lines
-from finetune_core.runs.smoothing import smoothed
+from finetune_core.figures.curves import CURVE_HEIGHT, Kind, plot_training_curve
+from finetune_core.figures.stages import Quantity, plot_stage_curve
+from finetune_core.formatting import (
+    PHASE_TITLES,
+    format_bytes,
+    format_duration,
+    format_number,
+    format_percent,
+    format_time_left,
+    pluralize,
+)
+from finetune_core.runs.log import describe_event, describe_fit, describe_live_metrics, format_log
+from finetune_core.runs.smoothing import smooth
 from finetune_core.runs.store import Run
 from finetune_core.training.device_turn import WAITING
-from finetune_core.training.prediction_history import Flip, flips, load_prediction_history
-from pages.shared.chrome import plain
-from pages.shared.images import Picture, gallery, make_run_picture
+from finetune_core.training.prediction_history import Flip, find_flips, load_prediction_history
+from pages.shared.chrome import escape_markdown
+from pages.shared.images import Picture, draw_gallery, make_run_picture
 from pages.shared.runs.backend import is_behind
 
 _NUMBERS: dict[Kind, str] = {
@@ -46,7 +54,7 @@ _STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Predictions that changed", "Log", "T
 
 def refresh_seconds(run: Run) -> float | None:
     """Return the seconds between two refreshes; None once nothing new can appear."""
-    if not run.active:
+    if not run.is_active:
         return None
     steps = run.history.steps
     return _REFRESH_LATER if steps and steps[-1]["seconds"] > _FIRST else _REFRESH
@@ -58,29 +66,30 @@ def draw_progress(run: Run) -> None:
     # Read once, because another session may read on meanwhile.
     progress, steps = history.progress, history.steps
     if run.status == "queued":
-        text = "Waiting for the run before it" if is_behind(run) else PHASE_WORDS["prepare"]
+        text = "Waiting for the run before it" if is_behind(run) else PHASE_TITLES["prepare"]
         st.progress(history.fraction, text)
     elif run.status == "waiting":
-        st.progress(history.fraction, PHASE_WORDS[WAITING])
+        st.progress(history.fraction, PHASE_TITLES[WAITING])
     elif progress and (not steps or progress["phase"] != "validate"):
         done, total = progress["done"], progress["total"]
-        count = size if progress["phase"] == "download" else number
+        count = format_bytes if progress["phase"] == "download" else format_number
         time_left_seconds = history.progress_seconds_left
-        text = PHASE_WORDS[progress["phase"]]
+        text = PHASE_TITLES[progress["phase"]]
         if done or total:
             text += f": {count(done)}" + (f" of {count(total)}" if total else "")
-        text += f", {time_left(time_left_seconds)}" if time_left_seconds is not None else ""
+        text += f", {format_time_left(time_left_seconds)}" if time_left_seconds is not None else ""
         st.progress(done / total if total else 0.0, text)
     elif not steps:
-        st.progress(0.0, PHASE_WORDS["prepare"])
+        st.progress(0.0, PHASE_TITLES["prepare"])
     elif progress and history.fraction >= 1:
-        st.progress(1.0, PHASE_WORDS[progress["phase"]])
+        st.progress(1.0, PHASE_TITLES[progress["phase"]])
     else:
         time_left_seconds = history.seconds_left
         epoch = f"Epoch {steps[-1]['epoch']} of {run.started['epochs']}"
         st.progress(
             history.fraction,
-            epoch + (f", {time_left(time_left_seconds)}" if time_left_seconds is not None else ""),
+            epoch
+            + (f", {format_time_left(time_left_seconds)}" if time_left_seconds is not None else ""),
         )
 
 
@@ -94,7 +103,7 @@ def draw_numbers(run: Run) -> None:
             st.metric("Training loss", f"{_smooth_latest(run, 'loss'):.3f}", help=note, border=True)
             st.metric(
                 "Training accuracy",
-                percent(_smooth_latest(run, "accuracy")),
+                format_percent(_smooth_latest(run, "accuracy")),
                 help=note,
                 border=True,
             )
@@ -107,14 +116,14 @@ def draw_numbers(run: Run) -> None:
             )
             st.metric(
                 "Validation accuracy",
-                percent(last["val_accuracy"]),
+                format_percent(last["val_accuracy"]),
                 help=f"After epoch {last['epoch']}.",
                 border=True,
             )
         if run.status == "running" and history.images_per_second:
             st.metric(
                 "Images per second",
-                number(history.images_per_second),
+                format_number(history.images_per_second),
                 help="Training images, recently.",
                 border=True,
             )
@@ -124,10 +133,10 @@ def draw_numbers(run: Run) -> None:
                 "activations in memory, and what a step keeps for its backward pass. The rest of "
                 "the program is not counted, nor what is on a GPU."
             )
-            st.metric("Memory", size(last["memory_bytes"]), help=note, border=True)
+            st.metric("Memory", format_bytes(last["memory_bytes"]), help=note, border=True)
             if last["device_bytes"] is not None:
                 note = "The most of the GPU's memory that this run has held so far."
-                st.metric("GPU memory", size(last["device_bytes"]), help=note, border=True)
+                st.metric("GPU memory", format_bytes(last["device_bytes"]), help=note, border=True)
 
 
 def draw_fit(run: Run) -> None:
@@ -135,7 +144,7 @@ def draw_fit(run: Run) -> None:
     fitted = run.history.fitted
     if not fitted:
         return
-    st.markdown(plain(fitted_in_words(fitted)))
+    st.markdown(escape_markdown(describe_fit(fitted)))
     if not fitted["candidates"]:
         return
     rows = [
@@ -143,7 +152,7 @@ def draw_fit(run: Run) -> None:
             fitted["parameter"]: f"{one['value']:.2g}"
             + (" (chosen)" if one["value"] == fitted["chosen"] else ""),
             "Held-out loss": f"{one['loss']:.4f}",
-            "Held-out accuracy": percent(one["accuracy"]),
+            "Held-out accuracy": format_percent(one["accuracy"]),
         }
         for one in fitted["candidates"]
     ]
@@ -162,14 +171,14 @@ def _smooth_latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
         started["steps_per_epoch"],
         started["epochs"],
     )
-    return smoothed(run.history.steps, kind, images, steps_per_epoch, epochs)[-1]
+    return smooth(run.history.steps, kind, images, steps_per_epoch, epochs)[-1]
 
 
 def draw_notices(run: Run) -> None:
     """Draw the warnings about a run."""
     history = run.history
     for notice in run.notices:
-        st.warning(plain(notice), icon=":material/report:")
+        st.warning(escape_markdown(notice), icon=":material/report:")
     if history.started and history.started["weights"] == "none":
         st.warning("This run started from random weights.", icon=":material/casino:")
     for row, icon in (
@@ -178,7 +187,7 @@ def draw_notices(run: Run) -> None:
         (history.short, ":material/memory:"),
     ):
         if row:
-            st.warning(plain(log_line(row)), icon=icon)
+            st.warning(escape_markdown(describe_event(row)), icon=icon)
     warn_undertrained(run)
 
 
@@ -187,7 +196,9 @@ def warn_undertrained(run: Run) -> None:
     if run.convergence.converged is False:
         reason = run.convergence.reason
         st.warning(
-            plain(f"Not converged: {reason}. Train longer, or with a larger learning rate."),
+            escape_markdown(
+                f"Not converged: {reason}. Train longer, or with a larger learning rate."
+            ),
             icon=":material/trending_down:",
         )
 
@@ -213,7 +224,7 @@ def draw_curves(run: Run) -> None:
         label_visibility="collapsed",
         help=" ".join(f"{_NUMBERS[kind]}: {meaning}" for kind, meaning in _MEANINGS.items()),
     )
-    if note := live_numbers(run.started):
+    if note := describe_live_metrics(run.started):
         st.caption(note)
 
 
@@ -222,7 +233,7 @@ def draw_curves(run: Run) -> None:
 @st.cache_data(ttl=6, max_entries=200, show_spinner=False)
 def _draw_training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
     started, history = _run.started, _run.history
-    figure = training_curve(
+    figure = plot_training_curve(
         kind,
         history.steps,
         history.epochs,
@@ -241,7 +252,7 @@ def _draw_training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> Non
 def _draw_stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> None:
     started = _run.started
     names = [stage["name"] for stage in started["stages"]]
-    figure = stage_curve(
+    figure = plot_stage_curve(
         quantity, _run.history.measured, names, started["steps_per_epoch"], started["epochs"]
     )
     st.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
@@ -296,22 +307,22 @@ def _draw_flips(run: Run) -> None:
     try:
         history = load_prediction_history(run.run_dir, len(run.started["classes"]))
     except FinetuneError as error:
-        st.error(plain(str(error)))
+        st.error(escape_markdown(str(error)))
         return
     if len(history.predicted) < 2:
         st.caption("Available after two epochs.")
         return
-    changed, classes = flips(history), run.started["classes"]
+    changed, classes = find_flips(history), run.started["classes"]
     if not changed:
         st.caption(
-            f"None of the {number(len(history.ids))} tracked validation images has changed its "
-            "predicted class."
+            f"None of the {format_number(len(history.ids))} tracked validation images has changed "
+            "its predicted class."
         )
         return
     st.caption(
-        f"{things(len(changed), 'image')} of the {number(len(history.ids))} tracked validation "
-        "images changed their predicted class, the latest first. Images that keep flipping are "
-        "hard, mislabelled, or show two things."
+        f"{pluralize(len(changed), 'image')} of the {format_number(len(history.ids))} tracked "
+        "validation images changed their predicted class, the latest first. Images that keep "
+        "flipping are hard, mislabelled, or show two things."
     )
 
     def picture(index: int) -> Picture:
@@ -319,7 +330,7 @@ def _draw_flips(run: Run) -> None:
         text = _describe_flip(flip, classes)
         return make_run_picture(run, flip.id, text, f"{flip.id}: {text}")
 
-    gallery(len(changed), picture, f"flips-{run.run_id}", per_page=12)
+    draw_gallery(len(changed), picture, f"flips-{run.run_id}", per_page=12)
 
 
 def _describe_flip(flip: Flip, classes: list[str]) -> str:
@@ -330,7 +341,7 @@ def _describe_flip(flip: Flip, classes: list[str]) -> str:
 
 
 def _draw_log(run: Run) -> None:
-    lines = log_lines(run.history.notable)
+    lines = format_log(run.history.notable)
     st.code(
         "\n".join(reversed(lines)) or "No events yet.",
         language=None,
@@ -342,7 +353,7 @@ def _draw_log(run: Run) -> None:
 def _draw_timing(run: Run) -> None:
     """Draw the time that each part took, and the use of the cache."""
     history = run.history
-    cache, shares = run.started["cache"], history.time_shares()
+    cache, shares = run.started["cache"], history.sum_seconds_by_part()
     names = {
         "decode": "Decoding",
         "trunk": "Computing the frozen stages (once)",
@@ -352,41 +363,44 @@ def _draw_timing(run: Run) -> None:
     }
     st.markdown(
         "**Timing** · "
-        + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items())
+        + " · ".join(f"{names[part]} {format_duration(spent)}" for part, spent in shares.items())
     )
     if cache["where"] == "off":
-        st.caption(plain(f"No cache: {cache['reason']}."))
+        st.caption(escape_markdown(f"No cache: {cache['reason']}."))
     else:
         location = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
         views = (
-            f", {things(cache['views'], 'augmented version')} of each training image"
+            f", {pluralize(cache['views'], 'augmented version')} of each training image"
             if cache["views"]
             else ""
         )
-        saved = history.saved_seconds()
+        saved = history.estimate_saved_seconds()
         found = (
-            f"{percent(cache['found'] / cache['rows'], 0)} of it was cached before."
+            f"{format_percent(cache['found'] / cache['rows'], 0)} of it was cached before."
             if cache["found"]
             else "all of it computed for this run."
         )
-        text = f"Cache: {size(cache['bytes'])} {location}{views}; {found}"
+        text = f"Cache: {format_bytes(cache['bytes'])} {location}{views}; {found}"
         text += f" Frozen stages: {cache['compilation']}." if cache["compilation"] else ""
-        st.caption(plain(text + (f" Saved so far: {duration(saved)}." if saved else "")))
+        st.caption(
+            escape_markdown(text + (f" Saved so far: {format_duration(saved)}." if saved else ""))
+        )
     expected, end = run.started["forecast"], history.end
     if expected and end and end.get("seconds") and history.epochs:
         epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(
             history.epochs
         )
         st.caption(
-            f"Forecast and actual: {duration(expected['seconds'])}, {duration(end['seconds'])} in "
-            f"total; {duration(expected['epoch_seconds'])}, {duration(epoch)} per epoch; "
+            f"Forecast and actual: {format_duration(expected['seconds'])}, "
+            f"{format_duration(end['seconds'])} in total; "
+            f"{format_duration(expected['epoch_seconds'])}, {format_duration(epoch)} per epoch; "
             f"{_compare_bytes('memory_bytes', expected, history.epochs)} of memory; "
             + (
                 f"{on_gpu} of GPU memory; "
                 if (on_gpu := _compare_bytes("device_bytes", expected, history.epochs))
                 else ""
             )
-            + f"{size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
+            + f"{format_bytes(expected['cache_bytes'])}, {format_bytes(cache['bytes'])} of cache."
         )
 
 
@@ -394,7 +408,7 @@ def _compare_bytes(name: str, expected: dict[str, Any], epochs: list[dict[str, A
     """Return the expected and the greatest number of bytes; empty if one of them is not known."""
     measured = [row[name] for row in epochs if row[name] is not None]
     return (
-        f"{size(expected[name])}, {size(max(measured))}"
+        f"{format_bytes(expected[name])}, {format_bytes(max(measured))}"
         if measured and expected.get(name) is not None
         else ""
     )

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pandas as pd
 import streamlit as st
 
-from finetune_core.formatting import percent, things
+from finetune_core.formatting import format_percent, pluralize
 from finetune_core.runs.executors import Machine
-from finetune_core.runs.log import trained_on
+from finetune_core.runs.log import name_devices
 from finetune_core.runs.store import Run
 from pages.shared.account import is_sign_in_required
 from pages.shared.runs.backend import worker
@@ -29,7 +29,7 @@ def draw_machines(runs: Sequence[Run]) -> None:
     st.dataframe(
         table[columns],
         hide_index=True,
-        alt=f"Table of {things(len(training), 'run')} that train, and what is free beside them",
+        alt=f"Table of {pluralize(len(training), 'run')} that train, and what is free beside them",
     )
 
 
@@ -62,14 +62,14 @@ def _get_host(run: Run) -> str:
 
 
 def _make_run_row(run: Run, host: str, machine: Machine | None) -> dict[str, str]:
-    device = trained_on(run.history.started) if run.history.started else ""
+    device = name_devices(run.history.started) if run.history.started else ""
     return _make_row(
         host,
         device,
         _describe_share(run, machine),
         run_title(run),
         run.owner,
-        percent(run.history.fraction, 0),
+        format_percent(run.history.fraction, 0),
     )
 
 
@@ -114,4 +114,4 @@ def _format_share(gpus: int, all_gpus: int, cores: int, all_cores: int) -> str:
 def _format_part(count: int, total: int, unit: str) -> str:
     if not count:
         return ""
-    return f"{count} of {things(total, unit)}" if total else things(count, unit)
+    return f"{count} of {pluralize(total, unit)}" if total else pluralize(count, unit)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from finetune_core.evaluation.comparison.arms import run_titles
-from finetune_core.figures.curves import CURVE_HEIGHT, MOST_OVERLAID, Kind, overlaid_curves
+from finetune_core.figures.curves import CURVE_HEIGHT, MOST_OVERLAID, Kind, plot_runs
 from finetune_core.runs.store import Run
 from pages.shared.runs.picker import choose_runs
 
@@ -30,7 +30,7 @@ def draw_overlaid(runs: list[Run]) -> None:
     for column, kind in zip(st.columns(2), kinds, strict=True):
         with column:
             st.altair_chart(
-                overlaid_curves(kind, lines),
+                plot_runs(kind, lines),
                 height=CURVE_HEIGHT,
                 alt=f"{kind} by epoch of {', '.join(titles)}, for training and validation images",
             )

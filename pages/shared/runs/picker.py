@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 
 import streamlit as st
 
-from finetune_core.runs.store import Damaged, Run
-from pages.shared.chrome import plain
+from finetune_core.runs.store import DamagedRun, Run
+from pages.shared.chrome import escape_markdown
 from pages.shared.runs.labels import resolve_run_ids, run_labels
 
 
 def choose_run(
-    runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_active: bool = False
+    runs: list[Run], damaged: Sequence[DamagedRun] = (), *, prefer_active: bool = False
 ) -> Run:
     """Draw the box that chooses one of ``runs`` (at least one).
 
@@ -32,14 +32,16 @@ def choose_run(
                 (f": it is damaged, {one.reason}" for one in damaged if one.run_id == requested), ""
             )
             st.warning(
-                plain(
+                escape_markdown(
                     f"There is no run {requested} to show here{reason}; this is the latest one "
                     "instead."
                 ),
                 icon=":material/link_off:",
             )
     active = (
-        next((run.run_id for run in reversed(runs) if run.active), None) if prefer_active else None
+        next((run.run_id for run in reversed(runs) if run.is_active), None)
+        if prefer_active
+        else None
     )
     current = requested or active or st.session_state.get("selected_run")
     # The address wins, so that links, reloads and the back button show what they name.

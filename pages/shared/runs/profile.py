@@ -9,16 +9,22 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import FinetuneError
-from finetune_core.formatting import duration, things
-from finetune_core.profiling.operate import Asked, Known, count_runs, forecast_seconds, profile
+from finetune_core.formatting import format_duration, pluralize
+from finetune_core.profiling.operate import (
+    FinishedRuns,
+    ProfileRequest,
+    count_runs,
+    forecast_seconds,
+    profile,
+)
 from finetune_core.profiling.plan import Progress
-from finetune_core.profiling.queued import train_queued
+from finetune_core.profiling.queued import train_in_queue
 from finetune_core.profiling.result import Profile
 from finetune_core.profiling.settings import set_up
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import Work
 from pages.shared.account import owner
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.jobs import offer
 from pages.shared.runs.backend import store, why_not_timed, worker
 
@@ -48,10 +54,10 @@ def offer_profile(
     try:
         num_images = dataset.split_counts.get(TRAIN, 0) if config.auto else None
         setup = set_up(config, num_images)
-        request = Asked(setup, dataset)
+        request = ProfileRequest(setup, dataset)
         forecast = _describe_forecast(request)
     except FinetuneError as error:
-        st.caption(plain(f"No profile: {error}"))
+        st.caption(escape_markdown(f"No profile: {error}"))
         return None
     reason = why_not_timed()
     found: Profile | None = offer(
@@ -67,24 +73,24 @@ def offer_profile(
         f"ordinary runs; finished ones are used again. {forecast}",
     )
     if found:
-        st.success(plain(found.sentence), icon=":material/layers:")
+        st.success(escape_markdown(found.sentence), icon=":material/layers:")
     return found
 
 
-def _make_work(request: Asked) -> Callable[[], Work[Profile]]:
+def _make_work(request: ProfileRequest) -> Callable[[], Work[Profile]]:
     """Return a function that makes the work, which does not use Streamlit."""
     runs, queue, name = store(), worker(), owner()
 
     def train(progress: Progress) -> Work[None]:
-        return train_queued(progress, queue, runs, name)
+        return train_in_queue(progress, queue, runs, name)
 
     return partial(profile, request, runs, train, SpeedBook())
 
 
-def _describe_forecast(request: Asked) -> str:
-    count = count_runs(request.setup, Known(store(), request.dataset))
+def _describe_forecast(request: ProfileRequest) -> str:
+    count = count_runs(request.setup, FinishedRuns(store(), request.dataset))
     if not count:
         return "All of its runs are finished."
     seconds = forecast_seconds(request, store(), SpeedBook())
-    runs = f"about {things(count, 'run')}"
-    return f"Forecast: {runs}, {duration(seconds)}." if seconds else f"Forecast: {runs}."
+    runs = f"about {pluralize(count, 'run')}"
+    return f"Forecast: {runs}, {format_duration(seconds)}." if seconds else f"Forecast: {runs}."

@@ -9,15 +9,15 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.errors import FinetuneError, RunError
-from finetune_core.evaluation.comparison.arms import arm_order, arm_titles
-from finetune_core.evaluation.comparison.costs import depth
-from finetune_core.figures.curves import CURVE_HEIGHT, compared_curve
-from finetune_core.formatting import percent, things, time_left
-from finetune_core.runs.design import arm_of, arm_seconds
-from finetune_core.runs.stop_request import requested_stop
-from finetune_core.runs.store import Run, summary
+from finetune_core.evaluation.comparison.arms import arm_sort_key, arm_titles
+from finetune_core.evaluation.comparison.costs import config_depth
+from finetune_core.figures.curves import CURVE_HEIGHT, plot_live_comparison
+from finetune_core.formatting import format_percent, format_time_left, pluralize
+from finetune_core.runs.design import arm_key, forecast_arm
+from finetune_core.runs.stop_request import read_stop_request
+from finetune_core.runs.store import Run, summarize_run
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import count_epochs
 from pages.shared.account import can_change
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
@@ -44,7 +44,7 @@ def forecast_seconds(runs: Sequence[Run]) -> dict[str, float]:
     book = SpeedBook()
     found: dict[str, float] = {}
     for arm_runs in _group_by_arm(runs).values():
-        seconds = arm_seconds([run.config for run in arm_runs], dataset, book)
+        seconds = forecast_arm([run.config for run in arm_runs], dataset, book)
         found |= zip([run.run_id for run in arm_runs], seconds, strict=True) if seconds else {}
     return found
 
@@ -52,17 +52,17 @@ def forecast_seconds(runs: Sequence[Run]) -> dict[str, float]:
 def draw_queue(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     """Draw the progress of the queue; redraw the page when all runs are done."""
     runs = _load_remaining(run_ids)
-    active = [run for run in runs if run.active]
+    active = [run for run in runs if run.is_active]
     if not active:
         st.rerun()
     seconds_left = _estimate_seconds_left(runs, expected)
-    text = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (
-        f", {time_left(seconds_left)}" if seconds_left else ""
+    text = f"{len(runs) - len(active)} of {pluralize(len(runs), 'run')} done" + (
+        f", {format_time_left(seconds_left)}" if seconds_left else ""
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.progress(_compute_progress(runs, expected), text)
         own = [run for run in active if can_change(run)]
-        is_stopping = all(requested_stop(run.run_dir) for run in own)
+        is_stopping = all(read_stop_request(run.run_dir) for run in own)
         st.button(
             "Stop all",
             icon=":material/stop:",
@@ -72,7 +72,7 @@ def draw_queue(run_ids: Sequence[str], expected: dict[str, float]) -> None:
             args=(own,),
         )
         if len(own) < len(active):
-            st.caption(f"{things(len(active) - len(own), 'run')} of others")
+            st.caption(f"{pluralize(len(active) - len(own), 'run')} of others")
     show_problem()
     arms = _group_by_arm(runs)
     titles = dict(
@@ -84,7 +84,7 @@ def draw_queue(run_ids: Sequence[str], expected: dict[str, float]) -> None:
             (titles[arm], run.history.epochs) for arm, arm_runs in arms.items() for run in arm_runs
         ]
         st.altair_chart(
-            compared_curve("accuracy", lines, max(run.config.epochs for run in runs)),
+            plot_live_comparison("accuracy", lines, max(run.config.epochs for run in runs)),
             key="live-accuracy",
             height=CURVE_HEIGHT,
             alt="Validation accuracy of each run as it trains",
@@ -92,7 +92,7 @@ def draw_queue(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     st.dataframe(
         [
             _make_row(
-                titles[arm_of(run.config)],
+                titles[arm_key(run.config)],
                 run,
                 has_placement=any(one.history.places for one in runs),
             )
@@ -121,23 +121,23 @@ def _make_row(title: str, run: Run, *, has_placement: bool) -> dict[str, Any]:
         has_placement: whether to say where the run trains. On one machine, all runs train on the
             same device.
     """
-    epochs, accuracy = run.history.epochs, summary(run)["val_accuracy"]
+    epochs, accuracy = run.history.epochs, summarize_run(run)["val_accuracy"]
     return {
         "Strategy": title,
         "Seed": str(run.config.seed),
         "Status": describe_status(run)[0],
         "Epochs": f"{len(epochs)} of {num_epochs}"
-        if (num_epochs := epochs_of(run.config))
+        if (num_epochs := count_epochs(run.config))
         else "none",
-        "Validation accuracy": "–" if accuracy is None else percent(accuracy),
+        "Validation accuracy": "–" if accuracy is None else format_percent(accuracy),
     } | ({"Trains on": run.history.where or "–"} if has_placement else {})
 
 
 def _group_by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Group runs by ``arm_of``, in the order of the later comparison: arms keep their colours."""
+    """Group runs by ``arm_key``, in the order of the later comparison: arms keep their colours."""
     arms: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: arm_order(run.config, depth(run.config))):
-        arms.setdefault(arm_of(run.config), []).append(run)
+    for run in sorted(runs, key=lambda run: arm_sort_key(run.config, config_depth(run.config))):
+        arms.setdefault(arm_key(run.config), []).append(run)
     return arms
 
 
@@ -145,7 +145,7 @@ def _compute_progress(runs: Sequence[Run], expected: dict[str, float]) -> float:
     """Return the finished share of the total time, or of the runs if the time is not known."""
     weights = [expected.get(run.run_id, 1.0) if expected else 1.0 for run in runs]
     done = [
-        weight * (run.history.fraction if run.active else 1.0)
+        weight * (run.history.fraction if run.is_active else 1.0)
         for run, weight in zip(runs, weights, strict=True)
     ]
     return min(1.0, sum(done) / sum(weights))
@@ -169,7 +169,7 @@ def _estimate_seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> f
     for arm in _group_by_arm(runs).values():
         arm_durations = [durations[run.run_id] for run in arm if run.run_id in durations]
         for run in arm:
-            if not run.active:
+            if not run.is_active:
                 continue
             forecast = (
                 median(arm_durations)

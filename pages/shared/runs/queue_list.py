@@ -9,7 +9,7 @@ import streamlit as st
 
 from finetune_core.runs.store import Run
 from pages.shared.account import can_change, is_sign_in_required
-from pages.shared.chrome import plain
+from pages.shared.chrome import escape_markdown
 from pages.shared.runs.backend import STATUS_WORDS, worker
 from pages.shared.runs.controls import attempt
 from pages.shared.runs.labels import run_title
@@ -20,7 +20,7 @@ def draw_queue_list(runs: list[Run]) -> None:
     by_id = {run.run_id: run for run in runs}
     queues = [
         waiting
-        for ids in worker().queues()
+        for ids in worker().list_queues()
         if (waiting := [by_id[run_id] for run_id in ids if _is_waiting(by_id.get(run_id))])
     ]
     if queues:
@@ -48,7 +48,7 @@ def _draw_line(run: Run, place: int, places: int) -> None:
                 key=f"{label}-{run_id}",
                 icon=f":material/{icon}:",
                 disabled=not (can_move and is_possible),
-                on_click=worker().move,
+                on_click=worker().move_in_queue,
                 args=(run_id, step),
             )
         st.button(
@@ -59,8 +59,10 @@ def _draw_line(run: Run, place: int, places: int) -> None:
             on_click=attempt,
             args=(lambda: worker().cancel(run_id),),
         )
-        owner_text = f" · {plain(run.owner)}" if run.owner and is_sign_in_required() else ""
+        owner_text = (
+            f" · {escape_markdown(run.owner)}" if run.owner and is_sign_in_required() else ""
+        )
         st.markdown(
-            f"**{place}** · {plain(run_title(run))} · seed {run.config.seed}{owner_text}",
+            f"**{place}** · {escape_markdown(run_title(run))} · seed {run.config.seed}{owner_text}",
             width="stretch",
         )

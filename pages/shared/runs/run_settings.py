@@ -3,43 +3,43 @@
 import streamlit as st
 
 from finetune_core.commands.repeat import train_command
-from finetune_core.config import CONFIG_FILE, RunConfig, all_settings, setting_of
-from finetune_core.config.changes import changed_settings
+from finetune_core.config import CONFIG_FILE, RunConfig, all_settings, get_setting
+from finetune_core.config.changes import list_changed_settings
 from finetune_core.config.metadata import Setting
-from finetune_core.data.edits import edits_in_words
-from finetune_core.formatting import things
-from finetune_core.runs.log import lineage_in_words
+from finetune_core.data.edits import describe_edits
+from finetune_core.formatting import pluralize
+from finetune_core.runs.log import describe_lineage
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import epochs_of
-from pages.shared.chrome import plain
+from finetune_core.training.strategies import count_epochs
+from pages.shared.chrome import escape_markdown
 from pages.shared.configure import form
 from pages.shared.runs.again import describe_differences, use_again
 
 
 def draw_lineage(run: Run) -> None:
     """Name the earlier run that a run started from, if there is one."""
-    if text := lineage_in_words(run.history.started or {}):
-        st.caption(f":material/account_tree: {plain(text)}")
+    if text := describe_lineage(run.history.started or {}):
+        st.caption(f":material/account_tree: {escape_markdown(text)}")
 
 
 def draw_run_settings(run: Run) -> None:
     """Draw a run's changes against the defaults, its command line, all settings, and JSON."""
     config = run.config
-    auto = {name: setting_of(name) for name in config.auto if epochs_of(config)}
+    auto = {name: get_setting(name) for name in config.auto if count_epochs(config)}
     changes = {
         one.label: f"{form.format_value(one, value)} :gray[(default {_format_default(one)})]"
-        for one, value in changed_settings(config)
+        for one, value in list_changed_settings(config)
         if one.name not in config.auto
     }
     chosen = {
         one.label: f"{form.format_value(one, getattr(config, name))} :gray[(auto)]"
         for name, one in auto.items()
     }
-    title = f"{things(len(changes), 'setting')} changed" if changes else "Settings"
+    title = f"{pluralize(len(changes), 'setting')} changed" if changes else "Settings"
     with st.expander(title, icon=":material/tune:"):
         if changes or chosen:
             st.table(
-                {plain(label): text for label, text in (changes | chosen).items()},
+                {escape_markdown(label): text for label, text in (changes | chosen).items()},
                 border="horizontal",
                 width="content",
                 alt="Settings that are not at their default",
@@ -53,12 +53,12 @@ def draw_run_settings(run: Run) -> None:
         ):
             use_again(run)
         if message := describe_differences(run):
-            st.caption(plain(message))
+            st.caption(escape_markdown(message))
         st.markdown("**Command line**")
         st.code(train_command(config, run.run_dir / CONFIG_FILE), language="bash", wrap_lines=True)
-        if edits := edits_in_words(config.edits):
+        if edits := describe_edits(config.edits):
             st.caption(
-                plain(
+                escape_markdown(
                     "The command names the run's file, because changes to single images have no "
                     f"option: {edits}."
                 )
@@ -74,7 +74,7 @@ def draw_run_settings(run: Run) -> None:
             )
         with st.container(horizontal=True):
             _draw_all_settings(config)
-        st.caption(plain(f"Run folder: {run.run_dir}"))
+        st.caption(escape_markdown(f"Run folder: {run.run_dir}"))
 
 
 def _format_default(one: Setting) -> str:
@@ -86,7 +86,7 @@ def _draw_all_settings(config: RunConfig) -> None:
     with st.popover("All settings", icon=":material/list:"):
         st.table(
             {
-                plain(one.label): form.format_value(one, getattr(config, name))
+                escape_markdown(one.label): form.format_value(one, getattr(config, name))
                 for name, one in all_settings().items()
                 if one.section
             },

@@ -12,14 +12,14 @@ from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.figures.style import VAL_COLOR
 from finetune_core.formatting import (
     accuracy_name,
-    interval_text,
-    learning_rate_text,
-    number,
-    things,
+    format_interval,
+    format_learning_rate,
+    format_number,
+    pluralize,
 )
-from finetune_core.runs.store import Run, summary
-from finetune_core.training.strategies import run_kind
-from pages.shared.chrome import plain
+from finetune_core.runs.store import Run, summarize_run
+from finetune_core.training.strategies import describe_run_kind
+from pages.shared.chrome import escape_markdown
 from pages.shared.runs.backend import STATUS_WORDS, describe_status
 from pages.shared.runs.labels import effective_value, parse_queue_time, short_data_name
 
@@ -75,7 +75,7 @@ def draw_table(visible: Sequence[Run]) -> None:
     rows = [_make_row(run) for run in visible]
     shared = find_shared(rows)
     if text := _describe_shared(shared):
-        st.caption(plain(f"All of them: {text}."))
+        st.caption(escape_markdown(f"All of them: {text}."))
     key = f"runs-{hashlib.sha256(chr(0).join(ids).encode()).hexdigest()[:16]}"
     st.dataframe(
         pd.DataFrame(rows),
@@ -91,7 +91,7 @@ def draw_table(visible: Sequence[Run]) -> None:
             }
         },
         column_config=_configure_columns(visible) | dict.fromkeys(shared),
-        alt=f"Table of {things(len(visible), 'run')}",
+        alt=f"Table of {pluralize(len(visible), 'run')}",
     )
 
 
@@ -109,7 +109,7 @@ def _searchable_text(run: Run) -> str:
         run.note,
         run.config.data,
         run.config.backbone,
-        run_kind(run.config),
+        describe_run_kind(run.config),
         describe_status(run)[0],
         run.owner,
         run.config.from_run or "",
@@ -121,13 +121,13 @@ def _searchable_text(run: Run) -> str:
 def _make_row(run: Run) -> dict[str, Any]:
     accuracy, epochs = run_accuracy(run), run.history.epochs
     step = -(-len(epochs) // _MOST_POINTS) or 1
-    seconds = summary(run)["seconds"] or (epochs[-1]["seconds"] if epochs else None)
+    seconds = summarize_run(run)["seconds"] or (epochs[-1]["seconds"] if epochs else None)
     return {
         "Status": [describe_status(run)[0]],
         "Name": run.name,
         "Data": short_data_name(run.config),
         "Backbone": run.config.backbone,
-        "Strategy": run_kind(run.config),
+        "Strategy": describe_run_kind(run.config),
         "Learning rate": _format_rate(run),
         "Image size": effective_value(run.config, "image_size"),
         "Epochs": effective_value(run.config, "epochs"),
@@ -138,8 +138,8 @@ def _make_row(run: Run) -> dict[str, Any]:
             else None
             for split in _SPLITS
         },
-        "95 % interval": interval_text(accuracy.low, accuracy.high) if accuracy else "",
-        "Images": number(accuracy.images) if accuracy else "",
+        "95 % interval": format_interval(accuracy.low, accuracy.high) if accuracy else "",
+        "Images": format_number(accuracy.images) if accuracy else "",
         "Converged": {True: "yes", False: "no", None: ""}[run.convergence.converged],
         "By epoch": [epoch["val_accuracy"] for epoch in epochs[::-step][::-1]],
         "Time": pd.Timedelta(seconds=round(seconds)) if seconds is not None else None,
@@ -152,7 +152,7 @@ def _make_row(run: Run) -> dict[str, Any]:
 
 def _format_rate(run: Run) -> str:
     rate = effective_value(run.config, "learning_rate")
-    return "" if rate is None else learning_rate_text(rate)
+    return "" if rate is None else format_learning_rate(rate)
 
 
 def find_shared(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

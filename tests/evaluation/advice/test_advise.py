@@ -12,7 +12,7 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluation.advice import probes
-from finetune_core.evaluation.advice.advise import advise, comparison_of
+from finetune_core.evaluation.advice.advise import advise, make_comparison_configs
 from finetune_core.evaluation.advice.probes import TIMED, sample_training_images
 from finetune_core.evaluation.advice.proposal import Proposal
 from finetune_core.models.network import network_stages
@@ -20,7 +20,7 @@ from finetune_core.training import device_turn, logistic, timing
 from finetune_core.training.device import choose_device
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import Step, finish
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import shared_images, tiny_config, tiny_folder
 
 PRETRAINED = "efficientnet_lite0"
@@ -72,7 +72,7 @@ def advise_on(folder, *backbones, images=200, base=None, **options):
     """Return (steps, advice)."""
     base = base or settings(folder)
     work = advise(load_dataset(folder), base, backbones, images, own_sizes=False, **options)
-    return drained(work)
+    return drain(work)
 
 
 @pytest.mark.train
@@ -214,14 +214,15 @@ def test_the_proposals_become_one_comparison_with_their_linear_probes(folder):
     names = (PRETRAINED, "resnet18")
     changed = {"strategy": "full", "interpolation": "bicubic", "learning_rate": 3e-4}
     base = settings(folder, from_run="/runs/earlier", **changed)
-    configs = comparison_of(suggest(*names), base, [0, 1])
+    configs = make_comparison_configs(suggest(*names), base, [0, 1])
     assert {(one.backbone, one.strategy, one.seed) for one in configs} == {
         (name, strategy, seed)
         for name in names
         for strategy, seed in (("last_block", 0), ("last_block", 1), ("linear_probe", 0))
     }
     found = {
-        (one.starts_from, one.learning_rate, one.image_size, one.interpolation) for one in configs
+        (one.initial_weights, one.learning_rate, one.image_size, one.interpolation)
+        for one in configs
     }
     assert found == {("pretrained", 3e-4, 32, "auto")}
 
@@ -239,12 +240,14 @@ def test_settings_of_a_strategy_do_not_stand_against_another_network(folder, unt
     base = settings(folder, backbone="resnet18", **own)
     _, advice = advise_on(folder, tiny_folder("test_vit"), base=base, images=20)
     assert advice.failed == ()
-    configs = comparison_of(advice.suggested, base, [0])
+    configs = make_comparison_configs(advice.suggested, base, [0])
     assert {(one.strategy, one.cut, one.stage_rates, one.features_from) for one in configs} == {
         (strategy, None, None, None) for strategy in ("last_block", "linear_probe")
     }
 
 
 def test_a_network_whose_head_is_a_convolution_is_compared_with_its_linear_probe_too(folder):
-    configs = comparison_of(suggest("squeezenet1_1"), settings(folder, image_size=64), [0])
+    configs = make_comparison_configs(
+        suggest("squeezenet1_1"), settings(folder, image_size=64), [0]
+    )
     assert {one.strategy for one in configs} == {"last_block", "linear_probe"}

@@ -5,7 +5,7 @@ import pytest
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.pair_text import describe_pair
 from finetune_core.evaluation.comparison.report import arms_table, comparison_html
-from finetune_core.runs.design import lacking_baselines
+from finetune_core.runs.design import find_missing_baselines
 from tests.evaluation.simulated import draw_correct, find_pair
 
 SEEDS = range(3)
@@ -88,7 +88,7 @@ def test_an_ensemble_of_probes_is_no_baseline(made_run):
         averaged={"how": "ensemble", "runs": ["/runs/a", "/runs/b"]},
     )
     assert compare_runs([*trained, together]).baseline == ""
-    assert len(lacking_baselines([run.config for run in [*trained, together]])) == 1
+    assert len(find_missing_baselines([run.config for run in [*trained, together]])) == 1
 
 
 def compare_with_probe(made_run, shares, **settings):

@@ -7,10 +7,10 @@ import pytest
 import finetune_core
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.disagree import disagreement
+from finetune_core.evaluation.comparison.disagree import find_disagreements
 from finetune_core.evaluation.comparison.shift import compare_shift
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.training.parents import averaged_config
+from finetune_core.training.parents import make_averaged_config
 from finetune_core.work import finish
 from tests.factories import image_folder, tiny_config, train
 
@@ -58,7 +58,7 @@ def test_runs_with_other_classes_are_refused_and_the_classes_are_named(found, on
         lambda runs: compare_runs(runs, "log_loss"),
         lambda runs: compare_runs(runs, on=fingerprint),
         lambda runs: compare_shift(runs, fingerprint),
-        lambda runs: disagreement(*runs),
+        lambda runs: find_disagreements(*runs),
         finetune_core.compare,
     ):
         with pytest.raises(RunError, match="different classes") as caught:
@@ -70,7 +70,7 @@ def test_runs_with_other_classes_are_refused_and_the_classes_are_named(found, on
 def test_ensembles_name_the_classes_that_differ(found):
     runs, _ = found
     with pytest.raises(ConfigError) as caught:
-        averaged_config("ensemble", [runs["both"].run_dir, runs["zzz"].run_dir])
+        make_averaged_config("ensemble", [runs["both"].run_dir, runs["zzz"].run_dir])
     said = f"its classes are not those of {runs['both'].run_id}: it lacks “aaa”"
     assert said in caught.value.problems["averaged"]
 

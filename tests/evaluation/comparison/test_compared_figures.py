@@ -6,14 +6,14 @@ import pytest
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.figures.comparison import (
-    accuracies,
-    against_shifted,
-    by_data,
-    by_depth,
-    frontier,
-    learning_curves,
-    offered_costs,
-    pareto,
+    find_pareto_front,
+    list_costs,
+    plot_accuracies,
+    plot_depth,
+    plot_learning_curves,
+    plot_pareto_front,
+    plot_shift,
+    plot_training_size,
 )
 
 
@@ -45,11 +45,11 @@ def arms(made_run):
     ],
 )
 def test_on_the_frontier_nothing_is_better_and_cheaper(points, front):
-    assert frontier(points) == front
+    assert find_pareto_front(points) == front
 
 
 def test_pareto_shows_each_arm_its_interval_and_what_the_cache_saved(arms):
-    figure = pareto("seconds", arms, "test")
+    figure = plot_pareto_front("seconds", arms, "test")
     named = {trace.name: trace for trace in figure.data if trace.mode == "markers"}
     assert len(named) == len(arms)
     for arm in arms:
@@ -64,12 +64,12 @@ def test_pareto_shows_each_arm_its_interval_and_what_the_cache_saved(arms):
     front = next(trace for trace in figure.data if trace.mode == "lines")
     assert list(front.x) == [3.0, 300.0]
     # only of seconds is known what the cache saved
-    for trace in pareto("disk_bytes", arms, "test").data:
+    for trace in plot_pareto_front("disk_bytes", arms, "test").data:
         assert "open" not in str(trace.marker.symbol)
 
 
 def test_the_best_stands_first_in_the_chart(arms):
-    figure = accuracies(arms, "test")
+    figure = plot_accuracies(arms, "test")
     ordered = sorted(arms, key=lambda arm: -arm.score.value)
     assert list(figure.layout.yaxis.ticktext) == [arm.title for arm in ordered]
     lines = {trace.x[0]: trace.y[0] for trace in figure.data if trace.error_x.array is not None}
@@ -77,9 +77,15 @@ def test_the_best_stands_first_in_the_chart(arms):
 
 
 def test_colours_and_symbols_stay_with_the_arm(arms):
-    dots = [trace for trace in accuracies(arms, "test").data if trace.error_x.array is not None]
-    costs = [trace for trace in pareto("seconds", arms, "test").data if trace.mode == "markers"]
-    by_name = {trace.name: trace for trace in learning_curves("loss", "epoch", arms).data}
+    dots = [
+        trace for trace in plot_accuracies(arms, "test").data if trace.error_x.array is not None
+    ]
+    costs = [
+        trace
+        for trace in plot_pareto_front("seconds", arms, "test").data
+        if trace.mode == "markers"
+    ]
+    by_name = {trace.name: trace for trace in plot_learning_curves("loss", "epoch", arms).data}
     curves = list(by_name.values())
     for at in range(len(arms)):
         assert dots[at].marker.color == costs[at].marker.color == curves[at].line.color
@@ -87,7 +93,9 @@ def test_colours_and_symbols_stay_with_the_arm(arms):
 
 
 def test_curves_show_every_seed_once_in_the_legend_by_epoch_and_by_clock(arms):
-    by_epoch, by_clock = (learning_curves("accuracy", axis, arms) for axis in ("epoch", "seconds"))
+    by_epoch, by_clock = (
+        plot_learning_curves("accuracy", axis, arms) for axis in ("epoch", "seconds")
+    )
     assert len(by_epoch.data) == 4
     assert sum(trace.showlegend for trace in by_epoch.data) == 3
     assert list(by_epoch.data[0].x) == [1, 2]
@@ -97,18 +105,18 @@ def test_curves_show_every_seed_once_in_the_legend_by_epoch_and_by_clock(arms):
 
 
 def test_depth_is_drawn_where_arms_are_cut_differently(arms, made_run):
-    figure = by_depth(arms, "test")
+    figure = plot_depth(arms, "test")
     assert list(figure.data[0].y) == [arm.accuracy.value for arm in arms]
     assert list(figure.layout.xaxis.ticktext) == ["head<br>(1)", "block2<br>(2)", "stem<br>(4)"]
     alike = compare_runs([made_run(right(0.9)), made_run(right(0.8), learning_rate=0.1)]).arms
-    assert by_depth(alike, "test") is None
+    assert plot_depth(alike, "test") is None
 
 
 def test_data_are_drawn_where_arms_had_more_or_less_of_them(arms, made_run):
-    assert by_data(arms, "test") is None
+    assert plot_training_size(arms, "test") is None
     shares = {0.25: 0.7, 0.5: 0.8, 1.0: 0.9}
     runs = [made_run(right(share), train_fraction=part) for part, share in shares.items()]
-    figure = by_data(compare_runs(runs).arms, "test")
+    figure = plot_training_size(compare_runs(runs).arms, "test")
     assert list(figure.data[0].x) == [50, 100, 200]
     assert list(figure.data[0].y) == pytest.approx([0.7, 0.8, 0.9])
 
@@ -121,9 +129,9 @@ def test_what_was_stopped_is_no_point_of_depth_or_of_data(made_run):
     ]
     compared = compare_runs([*runs, made_run(right(0.4), train_fraction=0.25, status="stopped")])
     assert len(compared.arms) == 4
-    assert sorted(by_depth(compared.arms, "test").data[0].y) == pytest.approx([0.8, 0.9])
-    assert by_data(compared.arms, "test") is None
-    names = [trace.name for trace in learning_curves("loss", "epoch", compared.arms).data]
+    assert sorted(plot_depth(compared.arms, "test").data[0].y) == pytest.approx([0.8, 0.9])
+    assert plot_training_size(compared.arms, "test") is None
+    names = [trace.name for trace in plot_learning_curves("loss", "epoch", compared.arms).data]
     assert sum("stopped after 2 of 10 epochs" in name for name in names) == 2
 
 
@@ -145,14 +153,14 @@ def test_memory_is_an_axis_only_where_one_kind_of_device_trained_all_of_them(
         for strategy, (kind, size) in zip(("last_block", "full"), devices, strict=True)
     ]
     arms = compare_runs(runs).arms
-    names, why = offered_costs(arms)
+    names, why = list_costs(arms)
     assert [name for name in names if name in ("memory_bytes", "device_bytes")] == (
         [offered] if offered else []
     )
     assert reason in why
     assert bool(reason) == bool(why)
     for name in names:
-        assert pareto(name, arms, "test").data
+        assert plot_pareto_front(name, arms, "test").data
 
 
 def test_seeds_that_different_devices_trained_have_no_gpu_memory_in_common(made_run):
@@ -160,13 +168,13 @@ def test_seeds_that_different_devices_trained_have_no_gpu_memory_in_common(made_
     runs = [made_run(right(0.9), seed=seed, **one) for seed, one in enumerate(devices)]
     [arm, _] = compare_runs([*runs, made_run(right(0.8), strategy="full", **devices[0])]).arms
     assert (arm.cost.device, arm.cost.device_bytes) == ("cuda, mps", None)
-    assert "different devices" in offered_costs([arm])[1]
+    assert "different devices" in list_costs([arm])[1]
 
 
 def test_in_distribution_against_shifted_has_both_intervals_and_a_line_of_no_drop(arms):
     steps = [0.1 * at for at in range(len(arms))]
     shifted = [Interval(0.4 + step, 0.35 + step, 0.52 + step) for step in steps]
-    figure = against_shifted(arms, shifted, "<i>night")
+    figure = plot_shift(arms, shifted, "<i>night")
     line, *points = figure.data
     assert list(line.x) == list(line.y)
     for arm, other, point in zip(arms, shifted, points, strict=True):
@@ -175,6 +183,10 @@ def test_in_distribution_against_shifted_has_both_intervals_and_a_line_of_no_dro
         assert point.y[0] + point.error_y.array[0] == pytest.approx(other.high)
     assert figure.layout.xaxis.range == figure.layout.yaxis.range
     assert figure.layout.yaxis.title.text == "Accuracy, &lt;i&gt;night"
-    drawn = [trace for trace in pareto("seconds", arms, "test").data if trace.mode == "markers"]
+    drawn = [
+        trace
+        for trace in plot_pareto_front("seconds", arms, "test").data
+        if trace.mode == "markers"
+    ]
     colours = {trace.name: trace.marker.color for trace in drawn}
     assert [point.marker.color for point in points] == [colours[arm.title] for arm in arms]

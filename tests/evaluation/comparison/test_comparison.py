@@ -14,7 +14,7 @@ from finetune_core.evaluation.comparison.costs import (
     usual_cost,
 )
 from finetune_core.evaluation.comparison.report import arms_table
-from finetune_core.figures.report import comparison_figures, whole_report
+from finetune_core.figures.report import build_report, plot_comparison
 from tests.documents import missing_in_reference
 from tests.evaluation.simulated import IMAGES, draw_correct, find_pair
 
@@ -165,14 +165,14 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_mark
     runs = [made_run(draw_correct(0.9)), made_run(draw_correct(0.8), weights=nasty)]
     compared = compare_runs(runs)
     assert nasty in compared.arms[1].title
-    page = whole_report(compared)
+    page = build_report(compared)
     assert nasty not in page
     assert "<img src=x" not in page
     assert "Content-Security-Policy" in page
     own = page.replace("https://plot.ly", "")
     assert 'src="http' not in own
     assert "<link" not in own
-    assert page.count("Plotly.newPlot(") >= len(comparison_figures(compared))
+    assert page.count("Plotly.newPlot(") >= len(plot_comparison(compared))
     assert "beats" in page
 
 

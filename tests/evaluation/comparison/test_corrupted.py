@@ -7,17 +7,17 @@ from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.shift import (
     compare_shift,
-    corrupted_accuracies,
-    corruptions_of,
-    of_accuracies_only,
+    compute_corrupted_accuracies,
+    list_common_corruptions,
+    list_runs_without_predictions,
 )
-from finetune_core.evaluation.single_run.corruptions import Corrupted, corrupted
+from finetune_core.evaluation.single_run.corruptions import CorruptedSplit, list_corruptions
 from finetune_core.evaluation.single_run.robustness_files import save_robustness
-from finetune_core.training.predictions import predictions_changed
+from finetune_core.training.predictions import predictions_mtime
 from tests.earlier_robustness import write_accuracies
 from tests.evaluation.simulated import IMAGES, draw_correct
 
-NOISE, BLUR = Corrupted("test", "noise", 3), Corrupted("test", "blur", 1)
+NOISE, BLUR = CorruptedSplit("test", "noise", 3), CorruptedSplit("test", "blur", 1)
 
 
 def save_measured(run, correct, noisy, images=IMAGES):
@@ -31,8 +31,8 @@ def save_measured(run, correct, noisy, images=IMAGES):
         return np.eye(2)[np.where(answers[:images], labels, 1 - labels)]
 
     ids = [f"image{n:04d}.png" for n in range(images)]
-    answers = [logits(noisy if which == NOISE else correct) for which in corrupted("test")]
-    save_robustness(run, "test", ids, labels, answers, predictions_changed(run.run_dir))
+    answers = [logits(noisy if which == NOISE else correct) for which in list_corruptions("test")]
+    save_robustness(run, "test", ids, labels, answers, predictions_mtime(run.run_dir))
     return run
 
 
@@ -94,18 +94,18 @@ def test_other_metrics_have_a_verdict_too(arms, measure):
 def test_accuracies_are_the_same_with_and_without_predictions(arms):
     runs = [save_measured(*arm) for arm in arms]
     comparison = compare_runs(runs)
-    assert corruptions_of(comparison) == corrupted("test")[1:]
-    assert of_accuracies_only(comparison) == []
-    found, images = corrupted_accuracies(comparison, NOISE)
+    assert list_common_corruptions(comparison) == list_corruptions("test")[1:]
+    assert list_runs_without_predictions(comparison) == []
+    found, images = compute_corrupted_accuracies(comparison, NOISE)
     assert images == IMAGES
     shifted = compare_shift(runs, NOISE).shifted
     assert [one.value for one in found] == pytest.approx(
         [arm.accuracy.value for arm in shifted.arms]
     )
     write_accuracies(runs[1])
-    assert corruptions_of(comparison) == corrupted("test")[1:]
-    assert of_accuracies_only(comparison) == [runs[1]]
-    assert corrupted_accuracies(comparison, NOISE) == (found, images)
+    assert list_common_corruptions(comparison) == list_corruptions("test")[1:]
+    assert list_runs_without_predictions(comparison) == [runs[1]]
+    assert compute_corrupted_accuracies(comparison, NOISE) == (found, images)
     with pytest.raises(RunError, match=rf"{runs[1].run_id}.*Measure its robustness"):
         compare_shift(runs, NOISE)
 
@@ -115,7 +115,7 @@ def test_runs_that_could_not_read_the_same_images_are_refused(arms):
     runs = [save_measured(*arm) for arm in arms]
     run, correct, noisy = arms[0]
     save_measured(run, correct, noisy, IMAGES - 1)
-    assert corruptions_of(compare_runs(runs)) == []
+    assert list_common_corruptions(compare_runs(runs)) == []
     with pytest.raises(RunError, match="could not be read"):
         compare_shift(runs, NOISE)
 

@@ -3,13 +3,13 @@ import pandas as pd
 import pytest
 
 from finetune_core.errors import RunError
-from finetune_core.evaluation.comparison.disagree import disagreement
+from finetune_core.evaluation.comparison.disagree import find_disagreements
 from finetune_core.training.predictions import prediction_table, save_predictions
 
 
 def test_every_image_is_on_one_side_whatever_the_order_of_the_rows(made_run):
     right = np.random.default_rng(3).random((2, 60)) < 0.7
-    found = disagreement(made_run(right[0]), made_run(right[1], strategy="full"))
+    found = find_disagreements(made_run(right[0]), made_run(right[1], strategy="full"))
 
     def numbered(rows):
         return sorted(int(sample[5:9]) for sample in rows["id"])
@@ -34,7 +34,7 @@ def test_the_clearest_cases_come_first_and_say_how_sure_each_run_is(made_run):
     for run, logits in zip(runs, given, strict=True):
         table = prediction_table(pd.Series(list("wxyz")), "test", labels, np.array(logits, float))
         save_predictions(run.run_dir, table, "fp32")
-    found = disagreement(*runs)
+    found = find_disagreements(*runs)
 
     def sure(difference):
         return 1 / (1 + np.exp(-difference))
@@ -50,7 +50,7 @@ def test_the_clearest_cases_come_first_and_say_how_sure_each_run_is(made_run):
 
 
 def test_where_one_run_has_no_test_images_the_validation_images_are_taken(made_run):
-    found = disagreement(
+    found = find_disagreements(
         made_run([True, False]), made_run([False, True], strategy="full", tested=False)
     )
     assert found.split == "val"
@@ -63,4 +63,4 @@ def test_where_one_run_has_no_test_images_the_validation_images_are_taken(made_r
 def test_equal_settings_do_not_hide_different_images(made_run):
     one, other = made_run([True] * 4), made_run([True] * 4, names="other")
     with pytest.raises(RunError, match="not evaluated on the same images"):
-        disagreement(one, other)
+        find_disagreements(one, other)

@@ -12,17 +12,17 @@ from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import (
     Layers,
-    StageMove,
-    known_layers,
+    StageChange,
     linear_cka,
+    load_layers,
     measure_layers,
-    measured_run,
+    representative_run,
 )
-from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
+from finetune_core.evaluation.comparison.thaw_next import RULE, advise_next_stage
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.run_images import run_images
+from finetune_core.evaluation.run_images import load_run_images
 from finetune_core.figures.layer_diagnostics import MEASURES
-from finetune_core.figures.report import moved_figures, whole_report
+from finetune_core.figures.report import build_report, plot_layer_diagnostics
 from finetune_core.inspection.features import iterate_inputs
 from finetune_core.inspection.learned import Probe
 from finetune_core.inspection.suggestion import suggest_cut
@@ -41,13 +41,13 @@ def trained(home_of_shared_fixtures, tmp_path_factory):
     data = shared_images(red=40, green=40, blue=40)
     originals = {name: trained_run(tiny_config(data, strategy=name)) for name in STRATEGIES}
     runs = {name: read_run(copy_run(run.run_dir, runs_dir)) for name, run in originals.items()}
-    assert not any(known_layers(run) for run in runs.values())
+    assert not any(load_layers(run) for run in runs.values())
     return runs, list(measure_layers(list(runs.values())))
 
 
 @pytest.fixture(scope="module")
 def layers(trained):
-    return {strategy: known_layers(run) for strategy, run in trained[0].items()}
+    return {strategy: load_layers(run) for strategy, run in trained[0].items()}
 
 
 @pytest.mark.train
@@ -115,7 +115,7 @@ def test_gradient_shares_are_those_that_the_run_recorded(trained, layers):
 def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(trained, layers):
     run, result = trained[0]["last_block"], layers["last_block"]
     predictor = load_predictor(run)
-    images = finish(run_images(run, {"train": 500}))
+    images = finish(load_run_images(run, {"train": 500}))
     rows = images.rows["train"]
     assert result.pulled == len(rows)
     batches = iterate_inputs(predictor.network, images.pixels, rows, 32, predictor.device)
@@ -139,44 +139,44 @@ def test_probes_that_end_after_different_stages_do_not_share_a_beginning(trained
     probe = {"strategy": "linear_probe"}
     runs = [train(tiny_config(data, **probe, features_from=stage), tmp_path) for stage in stages]
     list(measure_layers(runs))
-    assert [known_layers(run).stages[-2].name for run in runs] == [*stages]
+    assert [load_layers(run).stages[-2].name for run in runs] == [*stages]
 
 
 def test_what_is_kept_belongs_to_the_weights(trained):
     run = trained[0]["feature_extraction"]
     file = run.run_dir / "layers.json"
     kept = file.read_text()
-    assert known_layers(run)
+    assert load_layers(run)
     file.write_text(json.dumps(json.loads(kept) | {"predictions": 1}))
-    assert known_layers(run) is None
+    assert load_layers(run) is None
     file.write_text("[]")
-    assert known_layers(run) is None
+    assert load_layers(run) is None
     file.write_text(kept)
-    assert known_layers(run)
+    assert load_layers(run)
 
 
 def test_the_run_of_an_arm_that_was_measured_stands_for_it(trained):
     run = trained[0]["feature_extraction"]
     new = replace(run, run_dir=run.run_dir.with_name("not-measured"))
-    assert measured_run([new, run]) is run
-    assert measured_run([new]) is new
+    assert representative_run([new, run]) is run
+    assert representative_run([new]) is new
 
 
 @pytest.mark.train
 def test_the_report_holds_what_moved_or_says_that_it_was_not_measured(trained):
     compared = compare_runs(list(trained[0].values()))
-    page = whole_report(compared)
+    page = build_report(compared)
     section = page[page.index("<h2>Layer diagnostics</h2>") : page.index("<h2>Runs</h2>")]
     assert "Which stage to thaw next" in section
     assert html.escape(RULE) in section
-    headings = [heading for heading, _ in moved_figures(compared)]
+    headings = [heading for heading, _ in plot_layer_diagnostics(compared)]
     assert len(headings) == 5
     assert all(f"<h3>{html.escape(heading)}</h3>" in section for heading in headings)
     assert section.count("Plotly.newPlot(") == len(headings)
     for run in trained[0].values():
         (run.run_dir / "layers.json").rename(run.run_dir / "kept")
     try:
-        assert "Not measured when this report was made" in whole_report(compared)
+        assert "Not measured when this report was made" in build_report(compared)
     finally:
         for run in trained[0].values():
             (run.run_dir / "kept").rename(run.run_dir / "layers.json")
@@ -233,7 +233,7 @@ NAMES = ("stem", "block1", "block2", "block3", "block4", "block5", "block6", "bl
 
 def make_layers(first_trained, accuracies, fitted=0.9, likeness=1.0, error=0.01):
     moves = (
-        StageMove(name, at >= first_trained, 0.1, likeness, None, 0.01 * (1 + at))
+        StageChange(name, at >= first_trained, 0.1, likeness, None, 0.01 * (1 + at))
         for at, name in enumerate((*NAMES, "head"))
     )
     probes = (Probe(name, one, error) for name, one in zip(NAMES, accuracies, strict=False))
@@ -251,12 +251,12 @@ def find_stages(sentence):
 
 
 def test_a_run_is_advised_to_train_from_the_stage_that_the_probes_suggest():
-    advice = thaw_next(make_layers(8, PEAK_AT_BLOCK5))
+    advice = advise_next_stage(make_layers(8, PEAK_AT_BLOCK5))
     assert (advice.stage, advice.what) == ("block6", "train from block6 on")
     assert find_stages(advice.reason) == {"block5", "block6"}
     assert all(number in advice.reason for number in ("88.0 %", "96.0 %", "± 1.0 points"))
-    assert thaw_next(make_layers(7, PEAK_AT_BLOCK5)).stage == "block6"
-    trains = thaw_next(make_layers(6, PEAK_AT_BLOCK5))
+    assert advise_next_stage(make_layers(7, PEAK_AT_BLOCK5)).stage == "block6"
+    trains = advise_next_stage(make_layers(6, PEAK_AT_BLOCK5))
     assert (trains.stage, trains.what) == (None, "nothing advised")
     assert "This run trains block6." in trains.reason
 
@@ -266,25 +266,25 @@ def test_a_linear_probe_is_advised_what_the_dataset_page_suggests(accuracies):
     """The Dataset page once said "last block" where the same numbers advised nothing here."""
     layers = make_layers(8, accuracies, error=0.022)
     suggestion = suggest_cut(layers.probes, [stage.name for stage in layers.stages])
-    advice = thaw_next(layers)
+    advice = advise_next_stage(layers)
     assert (advice.stage, advice.reason) == (suggestion.cut, suggestion.reason)
 
 
 def test_nothing_is_advised_within_one_standard_error_which_is_the_rule_that_is_printed():
-    assert thaw_next(make_layers(8, (*PEAK_AT_BLOCK5[:7], 0.951))).stage is None
-    assert thaw_next(make_layers(8, (*PEAK_AT_BLOCK5[:7], 0.949))).stage == "block6"
+    assert advise_next_stage(make_layers(8, (*PEAK_AT_BLOCK5[:7], 0.951))).stage is None
+    assert advise_next_stage(make_layers(8, (*PEAK_AT_BLOCK5[:7], 0.949))).stage == "block6"
     assert "one standard error" in " ".join(RULE.split())
 
 
 def test_features_that_get_better_to_the_last_frozen_stage_give_no_reason_to_thaw_it():
     for first_trained in (8, 7, 4):
-        assert thaw_next(make_layers(first_trained, RISING)).stage is None
+        assert advise_next_stage(make_layers(first_trained, RISING)).stage is None
 
 
 def test_the_gradient_of_frozen_stages_plays_no_part_and_its_chart_says_so():
     pulled = make_layers(8, RISING)
     stages = tuple(replace(stage, pull=stage.pull * 100) for stage in pulled.stages)
-    assert thaw_next(replace(pulled, stages=stages)) == thaw_next(pulled)
+    assert advise_next_stage(replace(pulled, stages=stages)) == advise_next_stage(pulled)
     help_text = next(measure.help for measure in MEASURES if measure.field == "pull")
     assert "plays no part" in help_text
 
@@ -293,7 +293,7 @@ def advise(first_trained, **shares):
     """Return the advice if the stages had ``shares`` of the gradient while they trained."""
     layers = make_layers(first_trained, PEAK_AT_BLOCK5)
     stages = (replace(one, gradient_share=shares.get(one.name)) for one in layers.stages)
-    return thaw_next(replace(layers, stages=tuple(stages)))
+    return advise_next_stage(replace(layers, stages=tuple(stages)))
 
 
 def test_where_the_stage_behind_hardly_trained_no_earlier_one_is_advised():
@@ -308,18 +308,18 @@ def test_where_the_stage_behind_hardly_trained_no_earlier_one_is_advised():
 
 
 def test_little_is_expected_where_everything_is_classified_correctly():
-    assert "expect little" in thaw_next(make_layers(8, PEAK_AT_BLOCK5, fitted=1.0)).reason
-    assert "expect little" not in thaw_next(make_layers(8, PEAK_AT_BLOCK5)).reason
+    assert "expect little" in advise_next_stage(make_layers(8, PEAK_AT_BLOCK5, fitted=1.0)).reason
+    assert "expect little" not in advise_next_stage(make_layers(8, PEAK_AT_BLOCK5)).reason
 
 
 def test_without_probes_nothing_is_advised():
-    advice = thaw_next(make_layers(5, ()))
+    advice = advise_next_stage(make_layers(5, ()))
     assert (advice.stage, advice.what) == (None, "nothing advised")
     assert "No linear model could be evaluated" in advice.reason
 
 
 def test_where_all_trains_the_steady_stages_are_named():
-    advice = thaw_next(make_layers(0, RISING, likeness=0.99))
+    advice = advise_next_stage(make_layers(0, RISING, likeness=0.99))
     assert (advice.stage, advice.what) == (None, "nothing left to thaw")
     assert "stem to block7" in advice.reason
-    assert "CKA" not in thaw_next(make_layers(0, RISING, likeness=0.5)).reason
+    assert "CKA" not in advise_next_stage(make_layers(0, RISING, likeness=0.5)).reason

@@ -19,20 +19,20 @@ from finetune_core.evaluation.comparison.measures import (
 )
 from finetune_core.evaluation.comparison.paired import (
     LEVEL,
+    compare_networks,
     is_different,
-    measured,
-    networks_claim,
     random_flip_p,
     sign_flip_p,
+    summarise_measure,
 )
 from finetune_core.evaluation.comparison.strategies import (
+    compare_strategies,
+    estimate_seed_variances,
     image_variance,
     measure_interval,
-    seed_variances,
-    strategies_claim,
 )
-from finetune_core.evaluation.single_run.evaluate import scores
-from finetune_core.figures.report import whole_report
+from finetune_core.evaluation.single_run.evaluate import score_run
+from finetune_core.figures.report import build_report
 from tests.evaluation.simulated import draw_correct, find_pair, max_by_chance, simulate_logits
 
 OTHERS = [MEASURES["macro_f1"], MEASURES["log_loss"]]
@@ -77,10 +77,10 @@ def test_pseudo_values_know_how_macro_f1_varies_over_images():
 @pytest.mark.parametrize("measure", OTHERS, ids=lambda one: one.name)
 def test_scores_are_scikit_learns_and_the_bootstrap_is_of_the_measure_itself(measure):
     labels, logits = simulate_logits(np.random.default_rng(1), (0.0, 1.0), (2, 2), 400)
-    arms = measured(measure, labels, logits)
+    arms = summarise_measure(measure, labels, logits)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     for arm, one in zip(arms, probabilities, strict=True):
-        value = measure_interval(arm, seed_variances([arm])[0])
+        value = measure_interval(arm, estimate_seed_variances([arm])[0])
         single = [
             log_loss(labels, network)
             if measure.lower_is_better
@@ -90,7 +90,7 @@ def test_scores_are_scikit_learns_and_the_bootstrap_is_of_the_measure_itself(mea
         assert value.value == pytest.approx(np.mean(single))
         assert value.low < value.value < value.high
         assert arm.seed_variance == pytest.approx(np.var(single, ddof=1))
-    claim = networks_claim(arms[1], arms[0])
+    claim = compare_networks(arms[1], arms[0])
     assert claim.low < claim.gain < claim.high
     assert (claim.high - claim.low) / (2 * 1.96) == pytest.approx(claim.error, rel=0.15)
     assert claim.p < 0.01
@@ -113,14 +113,16 @@ def test_equally_good_arms_are_rarely_called_different(measure, seeds):
     """Networks are tested without an effect of the seed, strategies with one."""
     random, trials, found = np.random.default_rng(sum(seeds)), 120, np.zeros(2)
     for _ in range(trials):
-        arms = measured(measure, *simulate_logits(random, (0.0, 0.0), seeds, 240), resamples=200)
-        claim = networks_claim(*arms)
+        arms = summarise_measure(
+            measure, *simulate_logits(random, (0.0, 0.0), seeds, 240), resamples=200
+        )
+        claim = compare_networks(*arms)
         found[0] += is_different(claim, claim.p)
         if min(seeds) > 1:
-            arms = measured(
+            arms = summarise_measure(
                 measure, *simulate_logits(random, (0.0, 0.0), seeds, 240, effect=0.3), resamples=2
             )
-            wider = strategies_claim(*arms, tuple(seed_variances(arms)))
+            wider = compare_strategies(*arms, tuple(estimate_seed_variances(arms)))
             found[1] += is_different(wider, wider.p)
     assert (found <= max_by_chance(trials, LEVEL)).all()
 
@@ -136,7 +138,7 @@ def test_one_network_has_the_interval_of_its_evaluation(made_run, measure, score
     compared = compare_runs(runs, measure)
     singles = [member for arm in compared.arms for member in arm.members]
     for member in singles:
-        wanted = scores(member.run, "test").table.set_index("name").loc[score]
+        wanted = score_run(member.run, "test").table.set_index("name").loc[score]
         found = member.score
         assert (found.value, found.low, found.high) == pytest.approx(tuple(wanted), abs=1e-9)
     (alone,) = [arm for arm in compared.arms if len(arm.members) == 1]
@@ -172,7 +174,7 @@ def test_a_comparison_uses_the_chosen_metric_and_says_so(three_strategies, name)
     assert measure.unit in better["strategies"]["verdict"]
     assert compared.arm_verdicts[-1].kind == "worse"
     assert all(arm["score_low"] <= arm["score"] <= arm["score_high"] for arm in result["arms"])
-    page = whole_report(compared)
+    page = build_report(compared)
     assert f"<th>{measure.title}</th>" in page
     assert f"Difference ({measure.unit})" in page
     json.dumps(result, allow_nan=False)

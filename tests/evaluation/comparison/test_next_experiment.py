@@ -11,22 +11,22 @@ from finetune_core.evaluation.comparison.experiment import (
     Experiment,
     experiment_json,
 )
-from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageChange
 from finetune_core.evaluation.comparison.next_experiment import next_experiment
 from finetune_core.evaluation.comparison.shift import ShiftComparison
-from finetune_core.evaluation.single_run.corruptions import Corrupted
+from finetune_core.evaluation.single_run.corruptions import CorruptedSplit
 from finetune_core.evaluation.single_run.shared_classes import SharedClasses
-from finetune_core.formatting import percent, points
+from finetune_core.formatting import format_percent, format_points
 from finetune_core.inspection.learned import Probe
 from finetune_core.runs.convergence import Convergence
-from finetune_core.runs.design import arm_of
+from finetune_core.runs.design import arm_key
 from tests.evaluation.conftest import STAGES
 from tests.evaluation.simulated import draw_correct
 
 # accuracy of linear models on the features of the stages
 FALLING, RISING = ((0.6, 0.9, 0.8), (0.6, 0.8, 0.9))
 
-NOISE = Corrupted("test", "noise", 3)
+NOISE = CorruptedSplit("test", "noise", 3)
 EVERY_CLASS = SharedClasses((0, 1), ("cat", "dog"), {}, {})
 
 
@@ -65,14 +65,14 @@ def make_evidence(comparison, shifted=None, layers=None):
 def add_profile(evidence):
     """Return the evidence after the layers have been profiled."""
     configs = [arm.config for arm in evidence.own.arms]
-    profiled = frozenset(f"{one.data} {rules.features_of(one)}" for one in configs)
+    profiled = frozenset(f"{one.data} {rules.features_key(one)}" for one in configs)
     return replace(evidence, profiled=profiled)
 
 
 def make_layers(trained, accuracies=RISING, shares=None, likeness=1.0, names=STAGES):
     """Return layers whose last ``trained`` stages train, with ``shares`` of the gradient."""
     moves = tuple(
-        StageMove(
+        StageChange(
             name,
             at >= len(names) - trained,
             0.1,
@@ -101,7 +101,7 @@ def test_without_a_baseline_one_linear_probe_comes_next(compared):
     comparison = compared(last_block=0.9, full=0.8)
     found = rules.propose_baseline(make_evidence(comparison))
     assert list_runs(found) == [("linear_probe", 0)]
-    accuracy = percent(find_arm(comparison, "last_block").score.value)
+    accuracy = format_percent(find_arm(comparison, "last_block").score.value)
     assert f"“Last block” ({accuracy}) has no linear probe" in found.reason
     assert not found.inferred
 
@@ -128,7 +128,7 @@ def test_after_the_baseline_a_profile_comes_next_once(compared):
     assert "“Last block”" in found.reason
     config = find_arm(comparison, "last_block").config
     assert rules.propose_profile(add_profile(make_evidence(comparison))) is None
-    other = frozenset({f"elsewhere {rules.features_of(config)}"})
+    other = frozenset({f"elsewhere {rules.features_key(config)}"})
     assert rules.propose_profile(replace(make_evidence(comparison), profiled=other))
 
 
@@ -143,7 +143,7 @@ def test_runs_of_a_profile_are_found_among_all_runs(compared, made_run):
     alone = made_run(draw_correct(0.9), initial_head="probe", **rates)
     plain = made_run(draw_correct(0.9), initial_head="random", **rates)
     offered = [
-        rules.propose_profile(rules.evidence_of(comparison, None, runs))
+        rules.propose_profile(rules.collect_evidence(comparison, None, runs))
         for runs in ([alone], [plain])
     ]
     assert offered[0] is None
@@ -161,9 +161,9 @@ def test_lp_ft_comes_next_where_training_won_on_its_own_images_and_lost_on_shift
         changed = {name for name, value in one if value != getattr(run.config, name)}
         assert changed == {"strategy"}
     gain, loss = (side.pairs[0].strategies.claim for side in (own, shifted))
-    low, high = points(loss.low), points(loss.high)
-    assert f"beats “Linear probe” by {points(abs(gain.gain))} points" in found.reason
-    said = f"{points(abs(loss.gain))} points ({low} to {high}) worse on 540 shifted images"
+    low, high = format_points(loss.low), format_points(loss.high)
+    assert f"beats “Linear probe” by {format_points(abs(gain.gain))} points" in found.reason
+    said = f"{format_points(abs(loss.gain))} points ({low} to {high}) worse on 540 shifted images"
     assert said in found.reason
     assert not found.inferred
 
@@ -228,7 +228,7 @@ def test_more_images_come_next_while_the_curve_rises(fractions):
     found = rules.propose_more_images(evidence)
     planned_images = [(one.train_fraction, one.seed) for one in found.configs]
     assert planned_images == [(0.8, seed) for seed in range(3)]
-    gain = points(abs(evidence.own.pairs[0].strategies.claim.gain))
+    gain = format_points(abs(evidence.own.pairs[0].strategies.claim.gain))
     said = f"From 25 % to 40 % of the training images, “Last block” gained {gain} points ("
     assert said in found.reason
 
@@ -277,7 +277,7 @@ def test_seeds_of_the_arm_that_spreads_most_come_next_where_seeds_hide_a_differe
     assert list_runs(found) == [("last_block", 2)]
     assert "not distinguishable with 2 seeds and 2 seeds" in found.reason
     for name in ("last_block", "full"):
-        assert percent(find_arm(comparison, name).score.value) in found.reason
+        assert format_percent(find_arm(comparison, name).score.value) in found.reason
     assert "60." not in found.reason
 
 
@@ -331,7 +331,8 @@ def test_test_images_come_next_where_their_error_hides_a_difference(spread):
     assert (found.what, found.configs) == ("evaluate on more test images", ())
     now = evidence.own.pairs[0].strategies.smallest
     assert (
-        f"a difference of {points(now / 2)} points, these only one of {points(now)}" in found.reason
+        f"a difference of {format_points(now / 2)} points, these only one of {format_points(now)}"
+        in found.reason
     )
 
 
@@ -459,7 +460,7 @@ def test_what_was_measured_comes_before_what_is_inferred(compared):
 def test_as_json_it_names_what_is_new_of_its_runs_which_are_of_one_arm(shown):
     found = next_experiment(shown(seeds=2, last_block=0.9))
     assert isinstance(found, Experiment)
-    assert len({arm_of(one) for one in found.configs}) == 1
+    assert len({arm_key(one) for one in found.configs}) == 1
     result = experiment_json(found, None)
     assert (result["kind"], result["forecast"], result["inferred"]) == ("baseline", None, False)
     assert [(run["strategy"], run["seed"]) for run in result["runs"]] == [("linear_probe", 0)]

@@ -9,7 +9,7 @@ from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.orderings import ORDERINGS, find_contradictions
 from finetune_core.evaluation.comparison.report import comparison_html
-from finetune_core.formatting import points
+from finetune_core.formatting import format_points
 from finetune_core.training.strategies import STRATEGIES
 from tests.evaluation.simulated import IMAGES, draw_correct
 
@@ -40,7 +40,7 @@ def test_each_ordering_is_of_known_strategies_and_its_source_is_cited_by_their_h
 def test_a_strategy_that_is_worse_than_it_is_said_to_be_is_named_with_source_and_interval(made_run):
     compared = compare_runs(make_runs(made_run, {"feature_extraction": 0.90, "last_block": 0.80}))
     claim = compared.pairs[0].strategies.claim
-    loss, low, high = (points(value) for value in (claim.gain, claim.low, claim.high))
+    loss, low, high = (format_points(value) for value in (claim.gain, claim.low, claim.high))
     [sentence] = compared.published
     assert sentence == (
         "“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014); "

@@ -8,18 +8,18 @@ from scipy import stats
 
 from finetune_core.evaluation.comparison.paired import (
     LEVEL,
-    answers,
     holm,
     image_variance,
     is_different,
+    summarise_accuracy,
 )
-from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
+from finetune_core.evaluation.comparison.pairs import compare_pairs, pool_seed_variances
 from finetune_core.evaluation.comparison.power import POWER, seeds_needed, smallest_detectable
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
     accuracy_interval,
-    seed_variances,
-    strategies_claim,
+    compare_strategies,
+    estimate_seed_variances,
     t_quantile,
     t_test_p_value,
     total_variance,
@@ -28,13 +28,16 @@ from tests.evaluation.simulated import max_by_chance, simulate_arms
 
 
 def simulate_answers(random, gains, seeds, images=300, effect=0.3, **more):
-    return [answers(side) for side in simulate_arms(random, gains, seeds, images, effect, **more)]
+    return [
+        summarise_accuracy(side)
+        for side in simulate_arms(random, gains, seeds, images, effect, **more)
+    ]
 
 
 def find_different(arms, variances):
     """Return which pairs are different by Student's t and Holm's correction."""
     claims = [
-        strategies_claim(arms[a], arms[b], (variances[a], variances[b]))
+        compare_strategies(arms[a], arms[b], (variances[a], variances[b]))
         for a, b in combinations(range(len(arms)), 2)
     ]
     return [
@@ -44,7 +47,7 @@ def find_different(arms, variances):
 
 
 def own_variances(arms):
-    return [seed_variances([arm])[0] for arm in arms]
+    return [estimate_seed_variances([arm])[0] for arm in arms]
 
 
 def test_students_t_is_scipys():
@@ -57,7 +60,7 @@ def test_pooling_is_the_residual_mean_square_of_an_analysis_of_variance_less_wha
     arms = simulate_answers(np.random.default_rng(4), (0.0, 0.3, 0.6), (4, 2, 3), effect=0.8)
     residual = sum(arm.correct.mean(1).var(ddof=1) * (arm.seeds - 1) for arm in arms) / 6
     by_chance = sum(arm.chance * (arm.seeds - 1) for arm in arms) / 6
-    for one, arm in zip(seed_variances(arms), arms, strict=True):
+    for one, arm in zip(estimate_seed_variances(arms), arms, strict=True):
         assert (one.pooled, one.freedom, one.chance) == (True, 6, arm.chance)
         assert one.value == pytest.approx(residual - by_chance)
 
@@ -76,23 +79,25 @@ def test_an_arm_whose_seeds_spread_far_more_is_compared_by_its_own_seeds_as_welc
     arms = simulate_answers(
         random, (0, 0, 0, 0), (4, 4, 4, 4), images=1000, effect=(0.05, 0.05, 0.05, 2.0)
     )
-    variances = seed_variances(arms)
+    variances = estimate_seed_variances(arms)
     assert [one.pooled for one in variances] == [True, True, True, False]
     assert variances[3].value + variances[3].chance == pytest.approx(arms[3].seed_variance)
-    assert variances[0] == seed_variances(arms[:3])[0], "nor are the others compared by it"
+    assert variances[0] == estimate_seed_variances(arms[:3])[0], "nor are the others compared by it"
 
 
 def test_one_seed_says_nothing_of_its_strategy():
     arms = simulate_answers(np.random.default_rng(0), (0.6, 0.0, 0.0), (2, 1, 3))
-    variances = seed_variances(arms)
+    variances = estimate_seed_variances(arms)
     assert variances[1] is None
-    assert strategies_claim(arms[0], arms[1], (variances[0], variances[1])) is None
-    assert strategies_claim(arms[0], arms[2], (variances[0], variances[2])) is not None
+    assert compare_strategies(arms[0], arms[1], (variances[0], variances[1])) is None
+    assert compare_strategies(arms[0], arms[2], (variances[0], variances[2])) is not None
 
 
 def test_one_seeds_luck_with_the_same_seeds_again_is_no_seed_error():
     sides_of_one = simulate_arms(np.random.default_rng(1), (0.4, 0.0), (1, 1), 300, 0.3)
-    variances = seed_variances([answers(np.repeat(side, 3, 0)) for side in sides_of_one])
+    variances = estimate_seed_variances(
+        [summarise_accuracy(np.repeat(side, 3, 0)) for side in sides_of_one]
+    )
     assert [one.value for one in variances] == pytest.approx([0, 0], abs=1e-12)
 
 
@@ -122,7 +127,7 @@ def test_a_a_equal_strategies_with_other_seeds_are_rarely_called_different(seeds
     wrong = 0
     for _ in range(trials):
         arms = simulate_answers(random, (0,) * len(seeds), seeds, effect=effect, **more)
-        wrong += any(find_different(arms, seed_variances(arms)))
+        wrong += any(find_different(arms, estimate_seed_variances(arms)))
     assert wrong <= max_by_chance(trials, LEVEL)
 
 
@@ -133,7 +138,7 @@ def test_a_a_over_the_36_pairs_of_nine_strategies():
     wrong = 0
     for _ in range(trials):
         arms = simulate_answers(random, (0,) * 9, seeds, images=200, effect=0.5)
-        wrong += any(find_different(arms, seed_variances(arms)))
+        wrong += any(find_different(arms, estimate_seed_variances(arms)))
     assert wrong <= max_by_chance(trials, LEVEL)
 
 
@@ -147,7 +152,7 @@ def test_pooling_finds_true_differences_that_each_pairs_own_seeds_do_not_show(ar
         drawn = simulate_answers(random, (gain, *(0,) * (arms - 1)), (seeds,) * arms, effect=0.15)
         found += [
             any(find_different(drawn, variances)[: arms - 1])
-            for variances in (seed_variances(drawn), own_variances(drawn))
+            for variances in (estimate_seed_variances(drawn), own_variances(drawn))
         ]
     pooled, alone = found
     assert pooled - alone > 0.2 * trials
@@ -159,7 +164,7 @@ def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
     claims = []
     for _ in range(trials):
         arms = simulate_answers(random, (0.75, 0.0), (3, 3), images=540, effect=0.15)
-        claims.append(strategies_claim(*arms, tuple(seed_variances(arms))))
+        claims.append(compare_strategies(*arms, tuple(estimate_seed_variances(arms))))
     truth, result = (
         np.mean(values)
         for values in zip(
@@ -175,8 +180,11 @@ def test_two_seeds_and_a_thousand_images_show_five_points():
     random, pooled, before = np.random.default_rng(3), [], []
     for _ in range(30):
         arms = simulate_answers(random, (0.85, 0.0), (2, 2), images=1000, effect=0.1)
-        for found, variances in ((pooled, seed_variances(arms)), (before, own_variances(arms))):
-            found.append(smallest_detectable(strategies_claim(*arms, tuple(variances)), 1000))
+        for found, variances in (
+            (pooled, estimate_seed_variances(arms)),
+            (before, own_variances(arms)),
+        ):
+            found.append(smallest_detectable(compare_strategies(*arms, tuple(variances)), 1000))
     assert np.median(pooled) < 0.06 < 0.09 < np.median(before)
 
 
@@ -199,7 +207,7 @@ def test_no_number_of_seeds_is_asked_for_where_the_images_are_too_few():
 
 
 def test_accuracy_of_one_run_has_wilsons_interval():
-    interval = accuracy_interval(answers(np.array([[True] * 8 + [False] * 2])), None)
+    interval = accuracy_interval(summarise_accuracy(np.array([[True] * 8 + [False] * 2])), None)
     # Wilson 1927, 8 of 10
     assert (interval.value, interval.low, interval.high) == pytest.approx(
         (0.8, 0.4902, 0.9433), abs=1e-4
@@ -215,14 +223,14 @@ def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
     missed = 0
     for _ in range(trials):
         arms = simulate_answers(random, (0, 0), (3, 3), effect=0.4)
-        variances = accuracy_interval(arms[0], seed_variances(arms)[0])
+        variances = accuracy_interval(arms[0], estimate_seed_variances(arms)[0])
         missed += not variances.low <= truth <= variances.high
     assert missed <= max_by_chance(trials, LEVEL)
 
 
 def test_perfect_seeds_are_not_certain():
-    arm = answers(np.ones((3, 50), bool))
-    variances = accuracy_interval(arm, seed_variances([arm])[0])
+    arm = summarise_accuracy(np.ones((3, 50), bool))
+    variances = accuracy_interval(arm, estimate_seed_variances([arm])[0])
     assert variances.high == 1
     assert 0.9 < variances.low < 0.95
 
@@ -231,11 +239,11 @@ def test_perfect_seeds_are_not_certain():
 def test_an_arm_without_any_spread_of_its_own_has_an_interval_from_the_seeds_of_the_others(right):
     random = np.random.default_rng(0)
     spread = [
-        answers(np.array([random.random(200) < share for share in (0.3, 0.5, 0.8)]))
+        summarise_accuracy(np.array([random.random(200) < share for share in (0.3, 0.5, 0.8)]))
         for _ in range(3)
     ]
-    same = answers(np.full((3, 200), right))
-    variance = seed_variances([*spread, same])[3]
+    same = summarise_accuracy(np.full((3, 200), right))
+    variance = estimate_seed_variances([*spread, same])[3]
     assert variance.pooled
     assert variance.value > 0
     interval, alone = (accuracy_interval(same, one) for one in (variance, None))
@@ -251,8 +259,8 @@ def test_the_images_error_is_that_of_the_mean_gain():
 
 def test_a_claim_about_strategies_is_never_made_where_the_one_about_their_networks_fails():
     """Five images leave Student's t no doubt, but five coins often fall alike."""
-    arms = [answers(np.full((2, 5), right)) for right in (True, False)]
-    pair = compare_pairs(arms, [True, True], seed_variances(arms))[0]
+    arms = [summarise_accuracy(np.full((2, 5), right)) for right in (True, False)]
+    pair = compare_pairs(arms, [True, True], estimate_seed_variances(arms))[0]
     assert pair.strategies.claim.p == pair.networks.claim.p == pytest.approx(2 / 2**5)
     assert not pair.strategies.different
 
@@ -260,16 +268,16 @@ def test_a_claim_about_strategies_is_never_made_where_the_one_about_their_networ
 def test_an_arm_that_was_stopped_is_compared_by_its_networks_only():
     arms = simulate_answers(np.random.default_rng(0), (1.5, 0.0, 0.0), (3, 3, 3))
     finished = [True, True, False]
-    variances = known_variances(arms, finished)
+    variances = pool_seed_variances(arms, finished)
     pairs = compare_pairs(arms, finished, variances)
     assert [pair.strategies is None for pair in pairs] == [False, True, True]
     assert [pair.networks.family for pair in pairs] == [3, 3, 3]
     assert pairs[0].strategies.family == 1
-    assert variances[:2] == seed_variances(arms[:2])
+    assert variances[:2] == estimate_seed_variances(arms[:2])
 
 
 def test_the_interval_of_an_arm_that_is_always_right_or_wrong_holds_its_accuracy():
     for images in range(1, 40):
         for right in (True, False):
-            interval = accuracy_interval(answers(np.full((1, images), right)), None)
+            interval = accuracy_interval(summarise_accuracy(np.full((1, images), right)), None)
             assert interval.low <= interval.value <= interval.high

@@ -10,16 +10,16 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 
 from finetune_core.commands.evaluate import (
-    augment,
-    evaluated_run,
+    evaluate_own_images,
     evaluation_json,
+    measure_tta,
     print_evaluation,
 )
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
+from finetune_core.evaluation.comparison.tta import evaluate_flips, flip_warnings, tta_json
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.run_images import run_image
-from finetune_core.evaluation.single_run.tta import predict_with_flips, with_flips
+from finetune_core.evaluation.run_images import resolve_run_image
+from finetune_core.evaluation.single_run.tta import load_flip_predictions, predict_with_flips
 from finetune_core.runs.store import read_run
 from finetune_core.training.predictions import load_predictions, save_predictions
 from finetune_core.training.preview import network_input
@@ -40,14 +40,16 @@ def flipped(flipped_once, tmp_path):
 
 
 def test_it_is_the_mean_over_the_image_and_its_mirror_image(flipped):
-    predictor, table = load_predictor(flipped), with_flips(flipped)
+    predictor, table = load_predictor(flipped), load_flip_predictions(flipped)
     some = table.iloc[:: len(table) // 5]
     inputs = [
-        network_input(run_image(flipped, one), predictor.network.info, predictor.image_size).tensor
+        network_input(
+            resolve_run_image(flipped, one), predictor.network.info, predictor.image_size
+        ).tensor
         for one in some["id"]
     ]
     straight, mirrored = (
-        predictor.probabilities_of(torch.stack(each))
+        predictor.predict_proba_of_tensor(torch.stack(each))
         for each in (inputs, [one.flip(-1) for one in inputs])
     )
     assert np.abs(straight - mirrored).max() > 1e-4
@@ -60,7 +62,11 @@ def test_it_is_the_mean_over_the_image_and_its_mirror_image(flipped):
 
 
 def test_the_paired_test_is_mcnemars_on_both_splits(flipped):
-    found, table, own = augmented(flipped), with_flips(flipped), load_predictions(flipped.run_dir)
+    found, table, own = (
+        evaluate_flips(flipped),
+        load_flip_predictions(flipped),
+        load_predictions(flipped.run_dir),
+    )
     assert [one.plain.split for one in found] == ["test", "val"]
     for one in found:
         without, having = (
@@ -89,7 +95,7 @@ def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(made_run):
     words = []
     for other in (better, alike):
         save_as_flips(run, other)
-        [test, _] = augmented(run)
+        [test, _] = evaluate_flips(run)
         words.append((test.different, test.in_words()))
     assert [different for different, _ in words] == [True, False]
     assert "25.0 points against without" in words[0][1]
@@ -100,24 +106,24 @@ def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(made_run):
 def save_as_flips(run, other):
     """Store the predictions of another run as this run's predictions with flips."""
     from finetune_core.evaluation.single_run import tta
-    from finetune_core.training.predictions import predictions_changed, write_table
+    from finetune_core.training.predictions import predictions_mtime, write_table
 
-    facts = {tta._FACTS: json.dumps({"predictions": predictions_changed(run.run_dir)}).encode()}
+    facts = {tta._FACTS: json.dumps({"predictions": predictions_mtime(run.run_dir)}).encode()}
     write_table(run.run_dir / tta._FILE, load_predictions(other.run_dir), facts)
 
 
 def test_it_is_kept_until_the_run_is_evaluated_anew(flipped):
-    assert with_flips(read_run(flipped.run_dir)) is not None
-    augment(flipped, "flips")  # known: nothing is computed
+    assert load_flip_predictions(read_run(flipped.run_dir)) is not None
+    measure_tta(flipped, "flips")  # known: nothing is computed
     save_predictions(flipped.run_dir, load_predictions(flipped.run_dir), "fp32")
-    assert augmented(flipped) == []
+    assert evaluate_flips(flipped) == []
     (flipped.run_dir / "tta-flips.parquet").write_bytes(b"nothing")
     assert tta_json(flipped) is None
 
 
 def test_what_is_asked_for_wrongly_is_refused(flipped):
     with pytest.raises(ConfigError, match="tta: must be flips, not 'crops'"):
-        augment(flipped, "crops")
+        measure_tta(flipped, "crops")
     save_predictions(flipped.run_dir, load_predictions(flipped.run_dir), "bf16")
     with pytest.raises(RunError, match="was evaluated in bf16"):
         finish(predict_with_flips(flipped))
@@ -125,11 +131,13 @@ def test_what_is_asked_for_wrongly_is_refused(flipped):
 
 def test_the_command_prints_it_and_every_field_is_in_the_reference(flipped, capsys):
     result = json.loads(
-        json.dumps(evaluation_json(evaluated_run(flipped, None, corrupt=False)), allow_nan=False)
+        json.dumps(
+            evaluation_json(evaluate_own_images(flipped, None, corrupt=False)), allow_nan=False
+        )
     )
     assert result["tta"]["how"] == "flips"
     assert not missing_in_reference({"tta", *result["tta"], *result["tta"]["splits"][0]})
-    print_evaluation(evaluated_run(flipped, None, corrupt=False))
+    print_evaluation(evaluate_own_images(flipped, None, corrupt=False))
     assert "With flips: test accuracy" in capsys.readouterr().out
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.paired import answers, mcnemar_p
-from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
+from finetune_core.evaluation.comparison.paired import mcnemar_p, summarise_accuracy
+from finetune_core.evaluation.comparison.pairs import compare_pairs, pool_seed_variances
 from finetune_core.evaluation.comparison.report import comparison_html, detail_lines
-from finetune_core.figures.report import whole_report
-from finetune_core.formatting import percent
+from finetune_core.figures.report import build_report
+from finetune_core.formatting import format_percent
 from finetune_core.runs.convergence import Convergence
 from tests.evaluation.simulated import IMAGES, draw_correct, find_pair
 
@@ -233,7 +233,7 @@ def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
     assert [arm.supports_claims for arm in compared.arms] == [True, False]
     assert compared.advised is None
     assert compared.verdict.action == "Resume the unfinished runs."
-    assert "stopped after 2 of 10 epochs" in whole_report(compared)
+    assert "stopped after 2 of 10 epochs" in build_report(compared)
     titles = run_titles([*finished, same, stopped])
     assert len(set(titles)) == 4
     assert [("stopped" in title) for title in titles] == [False, False, True, True]
@@ -299,13 +299,16 @@ def test_one_strategy_alone_is_not_the_one_to_take(made_run):
     accuracy = compared.arms[0].score
     assert (
         compared.verdict.answer
-        == f"Last block: test accuracy {percent(accuracy.value)} on 540 images."
+        == f"Last block: test accuracy {format_percent(accuracy.value)} on 540 images."
     )
-    assert compared.verdict.size == f"95 % CI {percent(accuracy.low)} to {percent(accuracy.high)}."
+    assert (
+        compared.verdict.size
+        == f"95 % CI {format_percent(accuracy.low)} to {format_percent(accuracy.high)}."
+    )
     assert compared.advised is None
     assert "Add another strategy" in compared.verdict.action
-    assert "Take this one" not in whole_report(compared)
-    assert "★" not in whole_report(compared)
+    assert "Take this one" not in build_report(compared)
+    assert "★" not in build_report(compared)
 
 
 def make_runs(made_run, seeds=3, images=IMAGES, **shares):
@@ -326,7 +329,7 @@ def test_a_clear_winner_is_named_with_its_lead_and_is_to_be_used(made_run):
     compared = compare_runs(make_runs(made_run, last_block=0.9, full=0.85, linear_probe=0.8))
     pair = find_pair(compared.to_json(), "Last block", "Full fine-tuning")
     verdict = compared.verdict
-    best, rival = (percent(compared.arms[at].score.value) for at in compared.order[:2])
+    best, rival = (format_percent(compared.arms[at].score.value) for at in compared.order[:2])
     assert verdict.answer == (
         f"Last block is best on 540 images: test accuracy {best}, "
         f"against {rival} for full fine-tuning."
@@ -376,8 +379,8 @@ def test_the_number_of_images_that_is_asked_for_would_show_five_points():
     sides = [np.tile(random.random(60) < share, (2, 1)) for share in (0.7, 0.75)]
 
     def tested(times):
-        arms = [answers(np.tile(side, (1, times))) for side in sides]
-        return compare_pairs(arms, [True, True], known_variances(arms, [True, True]))[0]
+        arms = [summarise_accuracy(np.tile(side, (1, times))) for side in sides]
+        return compare_pairs(arms, [True, True], pool_seed_variances(arms, [True, True]))[0]
 
     needed = tested(1).images_needed(0.05)
     times = -(-needed // 60)

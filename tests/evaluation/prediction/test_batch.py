@@ -12,17 +12,17 @@ from finetune_core.errors import DataError
 from finetune_core.evaluation.prediction import batch
 from finetune_core.evaluation.prediction.batch import (
     ImagePrediction,
-    images_below,
+    list_images,
+    make_unpack_folder,
     predict_images,
     to_csv,
-    unpacking_folder,
 )
-from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
+from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, make_encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.paths import data_dir
 from finetune_core.runs.store import read_run
 from finetune_core.work import Step
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import image_folder
 
 
@@ -49,11 +49,11 @@ def strangers(tmp_path):
 
 
 def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predictor, strangers):
-    images = images_below(strangers)
+    images = list_images(strangers)
     assert [name for name, _ in images] == [f"a/{n:03d}.png" for n in range(20)] + [
         f"b/red/{n:03d}.png" for n in range(20)
     ]
-    steps, predictions = drained(predict_images(predictor, images))
+    steps, predictions = drain(predict_images(predictor, images))
     assert steps == [Step(32, 40), Step(40, 40)]
     assert [one.file for one in predictions] == [name for name, _ in images]
     broken = [one for one in predictions if one.probabilities is None]
@@ -72,14 +72,14 @@ def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predic
 def test_the_network_is_compiled_where_that_pays(
     run, predictor, strangers, compiling, monkeypatch, known
 ):
-    looks = encoder(predictor)
-    given = (looks, drained(compute_neighbourhood(run, looks))[1]) if known else None
-    images = images_below(strangers)
-    _, eager = drained(predict_images(predictor, images, given))
+    looks = make_encoder(predictor)
+    given = (looks, drain(compute_neighbourhood(run, looks))[1]) if known else None
+    images = list_images(strangers)
+    _, eager = drain(predict_images(predictor, images, given))
     assert compiling.started == 0
     compiling.result = b"package"
     monkeypatch.setattr(batch, "_BATCH", 4)
-    _, found = drained(predict_images(predictor, images, given))
+    _, found = drain(predict_images(predictor, images, given))
     assert compiling.started == 1
     assert compiling.module is (looks.body if known else predictor.network.model)
     assert compiling.used == 5  # of ten batches: five were timed
@@ -95,21 +95,21 @@ def test_the_network_is_compiled_where_that_pays(
 def test_with_the_training_images_known_each_is_said_to_be_like_them_or_not(
     run, predictor, strangers
 ):
-    looks = encoder(predictor)
-    _, near = drained(compute_neighbourhood(run, looks))
-    images = images_below(Path(run.config.data))
-    _, predictions = drained(predict_images(predictor, images, (looks, near)))
+    looks = make_encoder(predictor)
+    _, near = drain(compute_neighbourhood(run, looks))
+    images = list_images(Path(run.config.data))
+    _, predictions = drain(predict_images(predictor, images, (looks, near)))
     assert np.mean([one.unlike for one in predictions]) < 0.2
-    _, predictions = drained(predict_images(predictor, images_below(strangers), (looks, near)))
+    _, predictions = drain(predict_images(predictor, list_images(strangers), (looks, near)))
     for one in predictions:
         if one.probabilities is not None:
-            assert one.unlike == near.unlike(looks.look(strangers / one.file)[0][None])[0]
+            assert one.unlike == near.unlike(looks.encode_image(strangers / one.file)[0][None])[0]
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
     Path(tmp_path, "notes.txt").write_text("x")
     with pytest.raises(DataError, match="holds no image"):
-        images_below(tmp_path)
+        list_images(tmp_path)
 
 
 def test_the_table_reads_back_and_starts_no_formula():
@@ -136,11 +136,11 @@ def test_an_archive_is_unpacked_named_and_cleared_away(predictor, strangers, tmp
         for file in sorted(strangers.rglob("*")):
             if file.is_file():
                 archive.write(file, file.relative_to(strangers))
-    with unpacking_folder() as folder:
-        steps, _ = drained(unpack_archive(packed, packed.name, folder))
+    with make_unpack_folder() as folder:
+        steps, _ = drain(unpack_archive(packed, packed.name, folder))
         assert steps[-1].done == steps[-1].total == packed.stat().st_size
-        images = images_below(folder)
-        _, predictions = drained(predict_images(predictor, images))
+        images = list_images(folder)
+        _, predictions = drain(predict_images(predictor, images))
     assert not folder.exists()
     assert not [path for path in data_dir().iterdir() if path.name.startswith(".naming")]
     assert len(predictions) == 40
@@ -152,8 +152,8 @@ def test_archives_are_not_trusted(tmp_path):
         packed = tmp_path / "bad.zip"
         with zipfile.ZipFile(packed, "w") as archive:
             archive.writestr(name, content)
-        with unpacking_folder() as folder:
+        with make_unpack_folder() as folder:
             with pytest.raises(DataError, match=r"bad\.zip was not read"):
-                drained(unpack_archive(packed, packed.name, folder))
+                drain(unpack_archive(packed, packed.name, folder))
             assert not list(folder.iterdir())
         assert not (data_dir() / "out.png").exists()

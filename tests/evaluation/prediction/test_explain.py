@@ -150,7 +150,7 @@ def test_where_the_last_map_has_four_cells_an_earlier_one_is_explained(size, lay
     predictor = replace(build_predictor("resnet18"), image_size=size)
     explanation = explain(predictor, draw_noise(), [0])
     assert (explanation.layer, explanation.cells) == (layer, cells)
-    assert explanation.coarse == (layer != "layer4")
+    assert explanation.is_coarse == (layer != "layer4")
     assert list(explanation.layers)[:4] == ["stem", "layer1", "layer2", "layer3"]
     assert explanation.layers[layer] == cells
 

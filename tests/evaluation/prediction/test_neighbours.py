@@ -8,13 +8,13 @@ from finetune_core.errors import DataError, ImageError
 from finetune_core.evaluation.prediction.neighbours import (
     Neighbourhood,
     compute_neighbourhood,
-    encoder,
-    known_neighbourhood,
-    neighbours_changed,
+    load_neighbourhood,
+    make_encoder,
+    neighbours_mtime,
 )
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.runs.store import read_run
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import NASTY
 
 
@@ -25,14 +25,14 @@ def run(trained_once, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def looks(run):
-    return encoder(load_predictor(run))
+    return make_encoder(load_predictor(run))
 
 
 @pytest.fixture(scope="module")
 def near(run, looks):
-    assert known_neighbourhood(run, looks) is None
-    assert neighbours_changed(run) == 0
-    steps, made = drained(compute_neighbourhood(run, looks))
+    assert load_neighbourhood(run, looks) is None
+    assert neighbours_mtime(run) == 0
+    steps, made = drain(compute_neighbourhood(run, looks))
     assert {step.phase for step in steps} <= {"index", "decode", "features"}
     assert all(0 <= step.done <= step.total for step in steps)
     return made
@@ -50,7 +50,7 @@ def test_a_training_image_is_nearest_to_itself(run, looks, near):
     assert near.features.shape[1] == 2, "the network's own features, and those from before training"
     np.testing.assert_allclose(np.linalg.norm(near.features, axis=2), 1, atol=1e-5)
     for row in (0, len(near.ids) // 2, len(near.ids) - 1):
-        features, _ = looks.look(type(run.run_dir)(run.config.data, near.ids[row]))
+        features, _ = looks.encode_image(type(run.run_dir)(run.config.data, near.ids[row]))
         order, distances = near.nearest(features)
         assert order[0] == row
         assert distances[0] == pytest.approx(0, abs=1e-4)
@@ -62,16 +62,18 @@ def test_a_training_image_is_nearest_to_itself(run, looks, near):
 def test_neighbours_are_of_the_images_own_class(run, looks, near):
     for kind in ("red", "blue", NASTY):
         label = run.history.started["classes"].index(kind)
-        result = [near.nearest(looks.look(file)[0])[0] for file in list_files(run, kind)[:10]]
+        result = [
+            near.nearest(looks.encode_image(file)[0])[0] for file in list_files(run, kind)[:10]
+        ]
         assert (near.labels[np.concatenate(result)] == label).mean() > 0.9
 
 
 def test_the_encoder_says_what_the_network_says(run, looks):
     some = list_files(run, "red")[:3]
-    result = np.stack([looks.look(file)[1] for file in some])
+    result = np.stack([looks.encode_image(file)[1] for file in some])
     np.testing.assert_allclose(result, looks.predictor.probabilities(some), rtol=1e-4, atol=1e-6)
     with pytest.raises(ImageError):
-        looks.look(b"hello")
+        looks.encode_image(b"hello")
 
 
 @pytest.mark.train
@@ -79,9 +81,9 @@ def test_images_unlike_any_training_image_are_separated_from_the_others(run, loo
     buffer = io.BytesIO()
     board = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16)))
     Image.fromarray(np.uint8(255 * board)).save(buffer, "PNG")
-    assert near.unlike(looks.look(buffer.getvalue())[0][None]).tolist() == [True]
+    assert near.unlike(looks.encode_image(buffer.getvalue())[0][None]).tolist() == [True]
     every = [path for kind in ("red", "blue", NASTY) for path in list_files(run, kind)]
-    known = np.stack([looks.look(path)[0] for path in every])
+    known = np.stack([looks.encode_image(path)[0] for path in every])
     assert near.unlike(known).mean() < 0.2, "the limit itself is uncertain: it rests on few images"
     assert near.error == pytest.approx(2 / 19), "18 validation images cannot tell one in a hundred"
 
@@ -110,28 +112,28 @@ def test_no_more_are_called_unlike_in_error_than_was_set(count, parts):
 
 
 def test_what_is_kept_is_what_was_computed_and_belongs_to_the_weights(run, looks, near):
-    kept = known_neighbourhood(run, looks)
-    assert neighbours_changed(run) > 0
+    kept = load_neighbourhood(run, looks)
+    assert neighbours_mtime(run) > 0
     np.testing.assert_array_equal(kept.ids, near.ids)
     np.testing.assert_array_equal(kept.labels, near.labels)
     np.testing.assert_allclose(kept.features, near.features, atol=1e-3)
     np.testing.assert_array_equal(kept.limits, near.limits)
     assert kept.unchanged
-    other = encoder(load_predictor(run))
+    other = make_encoder(load_predictor(run))
     parameter = next(other.predictor.network.model.parameters())
     parameter.data += 1
-    assert known_neighbourhood(run, other) is None
+    assert load_neighbourhood(run, other) is None
     file = run.run_dir / "neighbours.npz"
     whole = file.read_bytes()
     for damaged in (b"", whole[:1000], b"hello"):
         file.write_bytes(damaged)
-        assert known_neighbourhood(run, looks) is None
+        assert load_neighbourhood(run, looks) is None
     file.write_bytes(whole)
 
 
 def test_images_outside_the_readable_folders_are_refused(run, looks, tmp_path):
     with pytest.raises(DataError, match="may read"):
-        drained(compute_neighbourhood(run, looks, (tmp_path,)))
+        drain(compute_neighbourhood(run, looks, (tmp_path,)))
 
 
 def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pretrained_features(
@@ -147,6 +149,6 @@ def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pret
 
 
 def test_a_frozen_network_has_no_other_features_from_before(run, trained_once):
-    looks = encoder(load_predictor(read_run(trained_once.feature_extraction)))
+    looks = make_encoder(load_predictor(read_run(trained_once.feature_extraction)))
     assert looks.start is None
-    assert looks.look(list_files(run, "red")[0])[0].shape[0] == 1
+    assert looks.encode_image(list_files(run, "red")[0])[0].shape[0] == 1

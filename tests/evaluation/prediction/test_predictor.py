@@ -36,7 +36,7 @@ def test_other_backbone_weights_than_the_runs_are_refused(run, monkeypatch):
     monkeypatch.setattr("finetune_core.models.network.load_weights", lambda *_: "another hash")
     from finetune_core.models import network
 
-    network._held.cache_clear()
+    network._load_source.cache_clear()
     with pytest.raises(RunError, match="are not those"):
         load_predictor(run)
-    network._held.cache_clear()
+    network._load_source.cache_clear()

@@ -5,7 +5,7 @@ from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
 from finetune_core.evaluation.single_run.calibration import (
-    calibration,
+    compute_calibration,
     fit_temperature,
     scale_split,
 )
@@ -38,7 +38,7 @@ def test_bins_are_scikit_learns():
     probabilities = softmax(logits, axis=1)
     correct = probabilities.argmax(1) == labels
     for ours, theirs in (("width", "uniform"), ("mass", "quantile")):
-        found = calibration(logits, labels, ours).bins
+        found = compute_calibration(logits, labels, ours).bins
         accuracy, confidence = calibration_curve(
             correct, probabilities.max(1), n_bins=15, strategy=theirs
         )
@@ -52,7 +52,7 @@ def test_bins_are_scikit_learns():
 def test_the_error_of_a_known_case():
     sure = np.log(np.array([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10))
     labels = np.array([0] * 7 + [1] * 3 + [0] * 6 + [1] * 4)
-    found = calibration(sure, labels)
+    found = compute_calibration(sure, labels)
     assert found.ece == pytest.approx((10 * 0.2 + 10 * 0.0) / 20)
     assert found.bins["images"].tolist() == [10, 10]
     wilson = found.bins[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy().tolist()
@@ -65,7 +65,7 @@ def test_the_error_of_a_known_case():
 def test_a_well_calibrated_network_needs_no_temperature():
     logits, labels = draw_logits(20_000)
     assert fit_temperature(logits, labels) == pytest.approx(1, abs=0.03)
-    assert calibration(logits, labels).ece < 0.015
+    assert compute_calibration(logits, labels).ece < 0.015
     assert fit_temperature(logits * 3, labels) == pytest.approx(3, abs=0.1)
 
 
@@ -78,7 +78,8 @@ def test_the_test_split_is_scaled_by_the_validation_images_alone():
     test_logits, test_labels = draw_logits(1000, seed=1, factor=3.0)
     np.testing.assert_allclose(found.logits, test_logits / found.temperatures[0])
     assert (
-        calibration(found.logits, test_labels).ece < calibration(test_logits, test_labels).ece / 3
+        compute_calibration(found.logits, test_labels).ece
+        < compute_calibration(test_logits, test_labels).ece / 3
     )
     shuffled = table.assign(label=np.where(table["split"] == "test", 0, table["label"]))
     assert (
@@ -109,14 +110,14 @@ def test_too_few_images_and_a_single_class_are_not_scaled():
 def test_images_that_are_all_right_do_not_settle_a_temperature():
     table = make_predictions({"val": 100, "test": 100})
     table["label"] = [int(row.argmax()) for row in table["logits"]]
-    assert scale_split(table, "test").at_limit
-    assert not scale_split(make_predictions({"val": 100, "test": 100}), "test").at_limit
+    assert scale_split(table, "test").is_at_limit
+    assert not scale_split(make_predictions({"val": 100, "test": 100}), "test").is_at_limit
 
 
 @pytest.mark.parametrize("binning", ["width", "mass"])
 def test_one_image_and_equal_confidences_are_binned(binning):
-    assert calibration(np.zeros((1, 2)), np.array([1]), binning).ece == pytest.approx(0.5)
-    assert calibration(np.zeros((9, 1)), np.zeros(9, dtype=int), binning).ece == 0
+    assert compute_calibration(np.zeros((1, 2)), np.array([1]), binning).ece == pytest.approx(0.5)
+    assert compute_calibration(np.zeros((9, 1)), np.zeros(9, dtype=int), binning).ece == 0
 
 
 @pytest.mark.train
@@ -131,14 +132,14 @@ def test_one_image_and_equal_confidences_are_binned(binning):
 def test_the_interval_of_the_error_holds_the_truth_however_well_calibrated(factor, count):
     """Plain percentiles of a bootstrap never contain the error of a calibrated network."""
     logits, labels = draw_logits(200_000, seed=99, factor=factor)
-    truth, trials, held = calibration(logits, labels, resamples=0).ece, 120, 0
+    truth, trials, held = compute_calibration(logits, labels, resamples=0).ece, 120, 0
     for trial in range(trials):
-        found = calibration(*draw_logits(count, seed=trial, factor=factor), resamples=200)
+        found = compute_calibration(*draw_logits(count, seed=trial, factor=factor), resamples=200)
         assert found.ece_low <= found.ece <= found.ece_high
         held += found.ece_low <= truth <= found.ece_high
     assert held / trials >= 0.87
 
 
 def test_without_resamples_the_error_has_no_interval():
-    found = calibration(*draw_logits(50), resamples=0)
+    found = compute_calibration(*draw_logits(50), resamples=0)
     assert np.isnan([found.ece_low, found.ece_high]).all()

@@ -12,7 +12,7 @@ from finetune_core.evaluation.single_run.copies import look_for_copies
 from finetune_core.evaluation.single_run.other_data import index_other_data
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
-from tests.shifted import copied, darkened
+from tests.shifted import copy_images, darken_images
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ def child(parent, image_folder, tmp_path):
 @pytest.fixture
 def mixed(ids, trained_once, tmp_path):
     """Write darkened test images, four training images of the first run, and a near-copy."""
-    folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
-    copied(ids["train"][:4], trained_once.data, folder)
+    folder = darken_images(ids["test"], trained_once.data, tmp_path / "mixed")
+    copy_images(ids["train"][:4], trained_once.data, folder)
     lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9
     Image.fromarray(np.uint8(lighter)).save(folder / "red" / "nearly.png")
     return folder

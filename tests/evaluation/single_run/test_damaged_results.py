@@ -23,7 +23,7 @@ from finetune_core.runs.store import read_run
 from finetune_core.training import events
 from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.predictions import load_predictions, predictions_changed
+from finetune_core.training.predictions import load_predictions, predictions_mtime
 from finetune_core.training.prepare import prepare
 from finetune_core.training.training_state import restore_training_state
 from finetune_core.work import finish
@@ -179,7 +179,7 @@ def test_predictions_are_read_through_no_link_and_wait_for_no_fifo(run_dir, fini
         file.mkdir,
     ):
         place()
-        assert predictions_changed(run_dir) == 0
+        assert predictions_mtime(run_dir) == 0
         with pytest.raises(RunError, match=r"predictions\.parquet is a"):
             load_predictions(run_dir)
         remove(file)

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation
+from finetune_core.commands.evaluate import evaluate_own_images, evaluation_json, print_evaluation
 from tests.documents import missing_in_reference
 from tests.earlier_robustness import write_accuracies
 
@@ -14,7 +14,7 @@ RIGHT = np.arange(120) % 5 > 0  # 80 %
 def test_everything_that_the_page_says_is_in_the_json(made_run):
     run = write_accuracies(made_run(RIGHT, classes=("cat", "dog")))
     result = json.loads(
-        json.dumps(evaluation_json(evaluated_run(run, None, corrupt=False)), allow_nan=False)
+        json.dumps(evaluation_json(evaluate_own_images(run, None, corrupt=False)), allow_nan=False)
     )
     assert (result["split"], result["images"], result["accuracy"]) == ("test", 120, 0.8)
     assert result["scores"]["accuracy"]["value"] == 0.8
@@ -52,7 +52,9 @@ def test_everything_that_the_page_says_is_in_the_json(made_run):
 
 
 def test_every_field_is_in_the_json_reference(made_run):
-    result = evaluation_json(evaluated_run(write_accuracies(made_run(RIGHT)), None, corrupt=False))
+    result = evaluation_json(
+        evaluate_own_images(write_accuracies(made_run(RIGHT)), None, corrupt=False)
+    )
     rows = (
         result["scores"]["accuracy"],
         result["calibration"],
@@ -66,7 +68,7 @@ def test_every_field_is_in_the_json_reference(made_run):
 
 def test_what_is_not_defined_is_null(made_run):
     run = made_run(RIGHT[:10], tested=False, classes=("cat", "dog"))
-    result = evaluation_json(evaluated_run(run, None, corrupt=False))
+    result = evaluation_json(evaluate_own_images(run, None, corrupt=False))
     assert result["split"] == "val"
     assert result["robustness"] is None
     assert result["calibration"]["temperatures"] is None  # too few images to fit on
@@ -75,7 +77,7 @@ def test_what_is_not_defined_is_null(made_run):
 
 def test_people_read_the_same_and_that_validation_is_optimistic(made_run, capsys):
     run = write_accuracies(made_run(RIGHT))
-    print_evaluation(evaluated_run(run, None, corrupt=False))
+    print_evaluation(evaluate_own_images(run, None, corrupt=False))
     text = capsys.readouterr().out
     assert "Test accuracy 80.0 % on 120 images" in text
     assert "fitted on other images" in text
@@ -83,5 +85,5 @@ def test_people_read_the_same_and_that_validation_is_optimistic(made_run, capsys
     assert "Matthews correlation (MCC)" in text
     assert "25.0 %" in text
     assert "optimistic" not in text
-    print_evaluation(evaluated_run(run, "val", corrupt=False))
+    print_evaluation(evaluate_own_images(run, "val", corrupt=False))
     assert "a little optimistic" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from finetune_core.__main__ import app
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision, precision_note
-from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
+from finetune_core.evaluation.single_run.fp32 import can_evaluate_in_fp32, evaluate_in_fp32
 from finetune_core.runs import locks
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
@@ -46,14 +46,14 @@ def stopped(stopped_once, tmp_path):
 @pytest.mark.train
 def test_it_then_holds_the_fp32_answers_of_its_best_epoch_and_still_goes_on(stopped):
     run = stopped()
-    found = (run.status, evaluation_precision(run), can_be_evaluated(run))
+    found = (run.status, evaluation_precision(run), can_evaluate_in_fp32(run))
     assert found == ("stopped", "bf16", True)
     done = CliRunner().invoke(app, ["evaluate", str(run.run_dir), "--fp32", "--json"])
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     run = stopped()
     assert result["precision"] == evaluation_precision(run) == "fp32"
-    assert (precision_note(run), can_be_evaluated(run)) == ("", False)
+    assert (precision_note(run), can_evaluate_in_fp32(run)) == ("", False)
     table = load_predictions(run.run_dir)
     logits = np.stack(table["logits"]).astype(float)
     images = [Path(run.config.data, name) for name in table["id"]]

@@ -9,7 +9,7 @@ from sklearn import metrics as oracle
 
 from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run.metrics import confusion_order, evaluate, list_splits
-from finetune_core.formatting import percent
+from finetune_core.formatting import format_percent
 from tests.evaluation.simulated import make_table
 
 CLASSES = ("a", "b", "c", "never seen")
@@ -68,7 +68,7 @@ def test_shares_in_the_table_of_classes_are_written_as_everywhere_else(table):
     result = evaluate(table, CLASSES)
     _, rows = result.class_table()
     names = ("precision", "recall", "recall_low", "recall_high")
-    precision, recall, low, high = (percent(result.per_class[name][0]) for name in names)
+    precision, recall, low, high = (format_percent(result.per_class[name][0]) for name in names)
     assert rows[0][1:4] == [precision, recall, f"{low} to {high}"]
     assert rows[3][2] == "not defined"
 
@@ -102,7 +102,7 @@ def test_losses_are_finite_where_probabilities_vanish():
 
 
 def test_the_hardest_classes_come_first_and_those_without_images_last(table):
-    hardest = evaluate(table, CLASSES).hardest
+    hardest = evaluate(table, CLASSES).hardest_classes
     assert hardest["recall"].head(3).is_monotonic_increasing
     assert hardest["class"].iloc[-1] == "never seen"
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune_core.commands.evaluate import evaluated_run
+from finetune_core.commands.evaluate import evaluate_own_images
 from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run import robustness
 from finetune_core.evaluation.single_run.corruptions import CORRUPTIONS
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
-from finetune_core.evaluation.single_run.robustness_files import known_robustness
+from finetune_core.evaluation.single_run.robustness_files import load_robustness
 from finetune_core.runs.store import read_run
 from finetune_core.work import Step, finish
-from tests.drain import drained
+from tests.drain import drain
 from tests.earlier_robustness import write_accuracies
 
 
@@ -28,8 +28,8 @@ def run(trained_once, tmp_path_factory):
 @pytest.fixture(scope="module")
 def measured(run):
     """Measure the test images; return steps and result."""
-    assert known_robustness(run, "test") is None
-    return drained(measure_robustness(run, "test"))
+    assert load_robustness(run, "test") is None
+    return drain(measure_robustness(run, "test"))
 
 
 @pytest.mark.train
@@ -44,10 +44,10 @@ def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(r
     assert (clean["low"], clean["high"]) == pytest.approx((plain.low, plain.high))
     sizes = result.rows.groupby("corruption").size().to_dict()
     assert sizes == {"none": 1} | dict.fromkeys(CORRUPTIONS, 3)
-    known = known_robustness(run, "test")
+    known = load_robustness(run, "test")
     assert known.images == plain.images
     assert known.rows.equals(result.rows)
-    assert known_robustness(run, "val") is None
+    assert load_robustness(run, "val") is None
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
@@ -69,18 +69,18 @@ def test_what_was_broken_off_or_is_of_another_training_does_not_count(run, measu
     work = measure_robustness(run, "val")
     next(work)
     work.close()
-    assert known_robustness(run, "val") is None
+    assert load_robustness(run, "val") is None
     file = run.run_dir / "predictions.parquet"
     changed = file.stat().st_mtime_ns
     os.utime(file, ns=(1, 1))
-    assert known_robustness(run, "test") is None
+    assert load_robustness(run, "test") is None
     os.utime(file, ns=(changed, changed))
-    assert known_robustness(run, "test").rows.equals(measured[1].rows)
+    assert load_robustness(run, "test").rows.equals(measured[1].rows)
 
 
 def test_accuracies_that_an_earlier_version_kept_count_unless_they_are_damaged(run, measured):
     file = write_accuracies(run, "test").run_dir / "robustness-test.json"
-    known = known_robustness(run, "test")
+    known = load_robustness(run, "test")
     assert known.rows.equals(measured[1].rows)
     assert (measured[1].predicted, known.predicted) == (True, False)
     result = json.loads(file.read_text())
@@ -91,10 +91,10 @@ def test_accuracies_that_an_earlier_version_kept_count_unless_they_are_damaged(r
         json.dumps(result | {"rows": [{}]}),
     ):
         file.write_text(damaged)
-        assert known_robustness(run, "test") is None
+        assert load_robustness(run, "test") is None
     file.write_text(json.dumps(result))
     # measured anew when it is asked for
-    assert evaluated_run(run, "test", corrupt=True).robustness.predicted
+    assert evaluate_own_images(run, "test", corrupt=True).robustness.predicted
 
 
 def test_images_that_are_gone_are_named_as_the_reason(run, tmp_path):

@@ -10,12 +10,12 @@ import pytest
 
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.single_run.corruptions import Corrupted, corrupted
+from finetune_core.evaluation.single_run.corruptions import CorruptedSplit, list_corruptions
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
 from finetune_core.evaluation.single_run.robustness_files import (
-    known_robustness,
     load_corrupted_predictions,
+    load_robustness,
 )
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
@@ -27,7 +27,7 @@ from tests.evaluation.single_run.test_damaged_results import (
     write_table,
 )
 
-NOISE = Corrupted("test", "noise", 3)
+NOISE = CorruptedSplit("test", "noise", 3)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def test_the_predictions_are_those_behind_the_accuracies_and_the_clean_ones_thos
     stored,
 ):
     run, _ = stored
-    rows = known_robustness(run, "test").rows.set_index(["corruption", "severity"])["accuracy"]
-    for which in corrupted("test"):
+    rows = load_robustness(run, "test").rows.set_index(["corruption", "severity"])["accuracy"]
+    for which in list_corruptions("test"):
         table = load_corrupted_predictions(run.run_dir, which, 3)
         right = np.stack(table["logits"]).argmax(1) == table["label"]
         assert right.mean() == pytest.approx(rows[which.corruption, which.severity])
         assert set(table["split"]) == {"shifted"}
     own = evaluation(run, "test").predictions.set_index("id")["probabilities"]
-    clean = load_corrupted_predictions(run.run_dir, Corrupted("test", "none", 0), 3)
+    clean = load_corrupted_predictions(run.run_dir, CorruptedSplit("test", "none", 0), 3)
     logits = np.stack(clean["logits"]).astype(float)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(probabilities, np.stack(own[clean["id"]]), atol=1e-5)
@@ -71,7 +71,7 @@ def test_nothing_is_predicted_to_read_them(stored, monkeypatch):
         "finetune_core.evaluation.single_run.robustness.load_predictor",
         lambda *_: pytest.fail("asked again"),
     )
-    assert known_robustness(run, "test").predicted
+    assert load_robustness(run, "test").predicted
     assert load_predictor  # what measuring would call
 
 
@@ -90,7 +90,7 @@ def test_what_is_damaged_does_not_count(stored, change):
     table = pq.read_table(file)
     facts = {b"thaw.robustness": table.schema.metadata[b"thaw.robustness"]}
     file.write_bytes(write_table(change(table).replace_schema_metadata(facts)))
-    assert known_robustness(run, "test") is None
+    assert load_robustness(run, "test") is None
     with pytest.raises(RunError, match=r"robustness-test\.parquet is damaged"):
         load_corrupted_predictions(run.run_dir, NOISE, 3)
 
@@ -98,7 +98,7 @@ def test_what_is_damaged_does_not_count(stored, change):
 def test_what_is_of_an_earlier_state_of_the_run_does_not_count(stored):
     run, _ = stored
     os.utime(run.run_dir / "predictions.parquet", ns=(1, 1))
-    assert known_robustness(run, "test") is None
+    assert load_robustness(run, "test") is None
     with pytest.raises(RunError, match="earlier state"):
         load_corrupted_predictions(run.run_dir, NOISE, 3)
 
@@ -113,7 +113,7 @@ def test_no_link_is_followed_and_no_fifo_waited_for(stored, measured):
         file.mkdir,
     ):
         place()
-        assert known_robustness(run, "test") is None
+        assert load_robustness(run, "test") is None
         with pytest.raises(RunError, match=r"robustness-test\.parquet is a"):
             load_corrupted_predictions(run.run_dir, NOISE, 3)
         if place == file.mkdir:

@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 from sklearn import metrics as oracle
 from statsmodels.stats.proportion import proportion_confint
 
-from finetune_core.evaluation.single_run.calibration import calibration
+from finetune_core.evaluation.single_run.calibration import compute_calibration
 from finetune_core.evaluation.single_run.scores import NAMES, rank_true_class, score
 
 
@@ -220,5 +220,5 @@ def test_the_calibration_error_and_its_interval_are_those_of_the_reliability_dia
     row = (
         compute_scores(labels, logits).table.set_index("name").loc["ece", ["value", "low", "high"]]
     )
-    found = calibration(logits, labels)
+    found = compute_calibration(logits, labels)
     assert row.tolist() == pytest.approx([found.ece, found.ece_low, found.ece_high])

@@ -16,7 +16,7 @@ from finetune_core.evaluation.single_run.shifted import LOWER_IS_BETTER, evaluat
 from finetune_core.training.predictions import (
     load_predictions,
     prediction_table,
-    predictions_changed,
+    predictions_mtime,
     save_predictions,
 )
 from tests.documents import missing_in_reference
@@ -42,7 +42,7 @@ def save_shifted(run, labels, correct):
     shift = Shift(
         "/other",
         MARK,
-        predictions_changed(run.run_dir),
+        predictions_mtime(run.run_dir),
         run.started["classes"],
         {},
         {},
@@ -69,7 +69,7 @@ def test_a_folder_of_the_easy_class_alone_is_no_gain(hard_dogs):
     assert found.drop == pytest.approx(wanted)
     assert found.drop[0] == pytest.approx(0.1)
     assert "10.0 points below the 100.0 % on 40 test images of the same 1 class" in repr(found)
-    said = " ".join(found.caveats())
+    said = " ".join(found.list_caveats())
     assert "compared on the 1 class that both have images of: “cat”" in said
     assert "Left out of the run's own images" in said
     assert "“dog” (40 images)" in said
@@ -129,7 +129,7 @@ def test_shifted_images_without_own_ones_of_their_class_are_left_out_too(made_ru
     save_shifted(run, [CAT] * 10 + [DOG] * 5, [True] * 10 + [False] * 5)
     found = evaluate_shifted(run, MARK)
     assert (found.images, found.accuracy, found.own.images) == (10, 1.0, 40)
-    assert "Left out of the shifted images" in " ".join(found.caveats())
+    assert "Left out of the shifted images" in " ".join(found.list_caveats())
     save_shifted(run, [DOG] * 5, [True] * 5)
     with pytest.raises(RunError, match="no class in common"):
         evaluate_shifted(run, MARK)
@@ -140,5 +140,5 @@ def test_shifted_images_without_own_ones_of_their_class_are_left_out_too(made_ru
 
 def test_where_both_sides_have_all_classes_nothing_is_said():
     found = find_shared_classes(("cat", "dog"), np.array([0, 1, 1]), np.array([1, 0]))
-    assert found.complete
+    assert found.is_complete
     assert found.in_words() == []

@@ -16,16 +16,16 @@ from finetune_core.evaluation.single_run import shift
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import (
-    known_shifts,
+    load_shifted_predictions,
+    load_shifts,
     read_shift,
-    shifted_predictions,
 )
 from finetune_core.evaluation.single_run.shifted import evaluate_shifted
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
-from tests.drain import drained
+from tests.drain import drain
 from tests.factories import NASTY, shared_images
-from tests.shifted import copied, darkened
+from tests.shifted import copy_images, darken_images
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def predict_and_evaluate(run, data, **settings):
 @pytest.mark.train
 def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, trained_once, tmp_path):
     # Another byte makes another image of the same pixels: exact copies are left out.
-    folder = copied(ids["test"], trained_once.data, tmp_path / "same")
+    folder = copy_images(ids["test"], trained_once.data, tmp_path / "same")
     for file in folder.rglob("*.png"):
         file.write_bytes(file.read_bytes() + b"\0")
     result = predict_and_evaluate(run, folder)
@@ -68,10 +68,10 @@ def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, traine
 def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
     run, ids, trained_once, tmp_path
 ):
-    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark", noise=110)
-    steps, fingerprint = drained(predict_shifted([run], str(folder)))
+    folder = darken_images(ids["test"], trained_once.data, tmp_path / "dark", noise=110)
+    steps, fingerprint = drain(predict_shifted([run], str(folder)))
     assert {"index", "copies", "decode", "evaluate"} <= {step.phase for step in steps}
-    table = shifted_predictions(run.run_dir, fingerprint, 3)
+    table = load_shifted_predictions(run.run_dir, fingerprint, 3)
     result = evaluate_shifted(run, fingerprint)
     probabilities = load_predictor(run).probabilities([folder / sample for sample in table["id"]])
     rows = result.predictions.set_index("id").loc[table["id"]]
@@ -91,7 +91,7 @@ def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
 def test_a_data_set_is_predicted_once_until_it_changes(
     run, ids, trained_once, tmp_path, monkeypatch
 ):
-    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
+    folder = darken_images(ids["test"], trained_once.data, tmp_path / "dark")
     first = finish(predict_shifted([run], str(folder)))
     load, loaded = shift.load_predictor, []
     monkeypatch.setattr(
@@ -106,8 +106,8 @@ def test_a_data_set_is_predicted_once_until_it_changes(
     second = finish(predict_shifted([run], str(moved)))
     assert second != first
     assert len(loaded) == 1
-    assert {one.fingerprint for one in known_shifts(run)[0]} == {first, second}
-    assert len(shifted_predictions(run.run_dir, second, 3)) == len(ids["test"]) - 1
+    assert {one.fingerprint for one in load_shifts(run)[0]} == {first, second}
+    assert len(load_shifted_predictions(run.run_dir, second, 3)) == len(ids["test"]) - 1
 
 
 @pytest.mark.train
@@ -115,15 +115,15 @@ def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(
     run, ids, trained_once, tmp_path
 ):
     samples = [sample for sample in ids["test"] if not sample.startswith(NASTY)]
-    folder = darkened(samples, trained_once.data, tmp_path / "other", {"red": " RED "})
-    darkened(samples[:3], trained_once.data, folder, dict.fromkeys(("red", "blue"), "violet"))
+    folder = darken_images(samples, trained_once.data, tmp_path / "other", {"red": " RED "})
+    darken_images(samples[:3], trained_once.data, folder, dict.fromkeys(("red", "blue"), "violet"))
     (folder / "blue" / "broken.png").write_bytes(b"no image")
     result = predict_and_evaluate(run, folder)
     assert (result.images, result.shift.unreadable) == (len(samples), 1)
     assert result.shift.respelled == {" RED ": "red"}
     assert result.shift.unknown == {"violet": 3}
     assert [result.classes[label] for label in result.scores.absent] == [NASTY]
-    said = " ".join([*result.caveats(), result.absences()])
+    said = " ".join([*result.list_caveats(), result.describe_absent_classes()])
     assert "“ RED ” as “red”" in said
     assert "“violet” (3 images)" in said
     assert NASTY in said
@@ -133,10 +133,10 @@ def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(
 def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
     run, ids, trained_once, tmp_path
 ):
-    folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
-    copied(ids["train"][:4], trained_once.data, folder)
-    copied(ids["val"][:2], trained_once.data, folder)
-    copied(ids["test"][:3], trained_once.data, folder / "again")
+    folder = darken_images(ids["test"], trained_once.data, tmp_path / "mixed")
+    copy_images(ids["train"][:4], trained_once.data, folder)
+    copy_images(ids["val"][:2], trained_once.data, folder)
+    copy_images(ids["test"][:3], trained_once.data, folder / "again")
     for file in (folder / "again").rglob("*.png"):
         file.rename(folder / file.parent.name / f"again-{file.name}")
     shutil.rmtree(folder / "again")
@@ -147,7 +147,7 @@ def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
     assert (copies.training, copies.near, copies.validation, copies.test) == (4, 1, 2, 3)
     used = set(result.predictions["id"])
     assert used == {"red/nearly.png", *ids["test"]}  # the darkened ones
-    said = " ".join(result.caveats())
+    said = " ".join(result.list_caveats())
     counts = "4 training images, 2 validation images, 3 test images"
     assert f"exact copies of the run's own images: {counts}." in said
     assert "1 image may be near-copies of training images" in said
@@ -157,19 +157,19 @@ def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
 def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(
     run, ids, trained_once, tmp_path
 ):
-    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
+    folder = darken_images(ids["test"], trained_once.data, tmp_path / "dark")
     config = run.config.model_copy(update={"data": str(tmp_path / "gone")})
     (run.run_dir / "config.json").write_text(config.model_dump_json())
     result = predict_and_evaluate(read_run(run.run_dir), folder)
     assert result.images == len(ids["test"])
     assert result.shift.copies.training is None
-    assert any("were not looked for" in line for line in result.caveats())
+    assert any("were not looked for" in line for line in result.list_caveats())
 
 
 def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(
     run, ids, trained_once, tmp_path
 ):
-    copies = copied(ids["train"][:3], trained_once.data, tmp_path / "copies")
+    copies = copy_images(ids["train"][:3], trained_once.data, tmp_path / "copies")
     for data, said in (
         (shared_images(violet=3, pink=3), "none of the classes"),
         (copies, "exact copy of one of its own images"),
@@ -178,14 +178,14 @@ def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(
     ):
         with pytest.raises(DataError, match=said):
             predict_and_evaluate(run, data)
-    assert known_shifts(run) == ([], [])
+    assert load_shifts(run) == ([], [])
 
 
 @pytest.mark.train
 def test_what_lies_outside_the_readable_folders_is_refused_even_packed(
     run, ids, trained_once, tmp_path
 ):
-    folder = darkened(ids["test"], trained_once.data, tmp_path / "outside" / "dark")
+    folder = darken_images(ids["test"], trained_once.data, tmp_path / "outside" / "dark")
     packed = shutil.make_archive(str(tmp_path / "outside" / "dark"), "zip", folder)
     roots = [trained_once.data]
     for data in (folder, packed):
@@ -202,8 +202,8 @@ def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(
 ):
     half = len(ids["test"]) // 2
     folder = tmp_path / "split"
-    darkened(ids["test"][:half], trained_once.data, folder / "train")
-    darkened(ids["test"][half:], trained_once.data, folder / "val")
+    darken_images(ids["test"][:half], trained_once.data, folder / "train")
+    darken_images(ids["test"][half:], trained_once.data, folder / "val")
     result = predict_and_evaluate(run, folder)
     assert result.images == len(ids["test"])
     samples = result.predictions["id"]
@@ -222,12 +222,12 @@ def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(
     trained_once, ids, tmp_path
 ):
     runs = [read_run(folder) for folder in trained_once.copied(tmp_path / "runs")]
-    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
+    folder = darken_images(ids["test"], trained_once.data, tmp_path / "dark")
     work = predict_shifted(runs, str(folder))
     assert next(step for step in work if step.phase == "evaluate").subject == runs[0].run_id
     work.close()
-    assert [known_shifts(run) for run in runs] == [([], [])] * 2
-    steps, fingerprint = drained(predict_shifted(runs, str(folder)))
+    assert [load_shifts(run) for run in runs] == [([], [])] * 2
+    steps, fingerprint = drain(predict_shifted(runs, str(folder)))
     assert {step.subject for step in steps if step.phase == "evaluate"} == {
         run.run_id for run in runs
     }

@@ -13,10 +13,10 @@ from finetune_core.evaluation.single_run import shift_files
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import (
-    known_shifts,
-    lacking_shift,
+    list_runs_without_shift,
+    load_shifted_predictions,
+    load_shifts,
     read_shift,
-    shifted_predictions,
 )
 from finetune_core.evaluation.single_run.shifted import evaluate_shifted
 from finetune_core.runs.store import read_run
@@ -30,7 +30,7 @@ from tests.evaluation.single_run.test_damaged_results import (
     write_table,
 )
 from tests.factories import NASTY
-from tests.shifted import darkened
+from tests.shifted import darken_images
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def predicted(trained_once, tmp_path_factory):
     base = tmp_path_factory.mktemp("predicted")
     (run_dir,) = trained_once.copied(base / "runs", "last_block")
     run = read_run(run_dir)
-    folder = darkened(evaluation(run, "test").predictions["id"], trained_once.data, base / "dark")
+    folder = darken_images(
+        evaluation(run, "test").predictions["id"], trained_once.data, base / "dark"
+    )
     return run_dir, folder, finish(predict_shifted([run], str(folder)))
 
 
@@ -64,7 +66,7 @@ def test_what_is_stored_is_listed_without_its_table_and_survives_a_copy(
 ):
     run, _, fingerprint = stored
     monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("it was read"))
-    [known], problems = known_shifts(run)
+    [known], problems = load_shifts(run)
     assert problems == []
     assert (known.fingerprint, known.data, known.name) == (fingerprint, str(predicted[1]), "dark")
     assert known.classes == sorted(["red", "blue", NASTY])
@@ -74,25 +76,25 @@ def test_what_is_stored_is_listed_without_its_table_and_survives_a_copy(
 def test_what_an_earlier_version_kept_with_the_runs_own_images_is_predicted_anew(stored, predicted):
     run, file, fingerprint = stored
     rewrite_facts(file, lambda facts: {k: v for k, v in facts.items() if k != "without_own"})
-    [problem] = known_shifts(run)[1]
+    [problem] = load_shifts(run)[1]
     assert "earlier version" in problem
     assert finish(predict_shifted([run], str(predicted[1]))) == fingerprint
-    assert known_shifts(run)[1] == []
+    assert load_shifts(run)[1] == []
 
 
 @pytest.mark.parametrize("name", SOME_TABLES)
 def test_a_table_that_holds_no_predictions_is_named_and_computed_anew(stored, predicted, name):
     run, file, fingerprint = stored
-    before = shifted_predictions(run.run_dir, fingerprint, 3)
+    before = load_shifted_predictions(run.run_dir, fingerprint, 3)
     table = pq.read_table(file)
     facts = {b"thaw.shift": table.schema.metadata[b"thaw.shift"]}
     file.write_bytes(write_table(TABLES[name](table).replace_schema_metadata(facts)))
-    assert lacking_shift([run], fingerprint) == [run]
+    assert list_runs_without_shift([run], fingerprint) == [run]
     with pytest.raises(RunError, match=rf"{file.name} is damaged"):
         evaluate_shifted(run, fingerprint)
     if name == "no rows":  # one of them, end to end
         assert finish(predict_shifted([run], str(predicted[1]))) == fingerprint
-        assert shifted_predictions(run.run_dir, fingerprint, 3).equals(before)
+        assert load_shifted_predictions(run.run_dir, fingerprint, 3).equals(before)
 
 
 FACTS = {
@@ -117,9 +119,9 @@ def test_facts_that_are_not_this_runs_are_refused(stored, change):
     rewrite_facts(file, change)
     with pytest.raises(RunError, match=rf"{file.name} is damaged"):
         read_shift(run, fingerprint)
-    assert known_shifts(run)[0] == []
-    assert file.name in known_shifts(run)[1][0]
-    assert lacking_shift([run], fingerprint) == [run]
+    assert load_shifts(run)[0] == []
+    assert file.name in load_shifts(run)[1][0]
+    assert list_runs_without_shift([run], fingerprint) == [run]
 
 
 def test_facts_that_are_too_long_are_refused_before_they_are_parsed(stored, monkeypatch):
@@ -135,8 +137,8 @@ def test_predictions_of_an_earlier_state_of_the_run_do_not_count(stored):
     os.utime(run.run_dir / "predictions.parquet", ns=(1, 1))
     with pytest.raises(RunError, match="earlier state"):
         evaluate_shifted(run, fingerprint)
-    assert lacking_shift([run], fingerprint) == [run]
-    assert "dark" in known_shifts(run)[1][0]
+    assert list_runs_without_shift([run], fingerprint) == [run]
+    assert "dark" in load_shifts(run)[1][0]
 
 
 @pytest.mark.train
@@ -147,10 +149,10 @@ def test_no_link_is_followed_and_no_fifo_waited_for(stored, predicted):
     file.unlink()
     for place in (lambda: os.mkfifo(file), file.mkdir, lambda: file.symlink_to(original)):
         place()
-        assert known_shifts(run)[0] == []
+        assert load_shifts(run)[0] == []
         for read in (
             lambda: read_shift(run, fingerprint),
-            lambda: shifted_predictions(run.run_dir, fingerprint, 3),
+            lambda: load_shifted_predictions(run.run_dir, fingerprint, 3),
         ):
             with pytest.raises(RunError, match=rf"{file.name} is a"):
                 read()
@@ -163,7 +165,7 @@ def test_no_link_is_followed_and_no_fifo_waited_for(stored, predicted):
     finish(predict_shifted([run], str(predicted[1])))
     assert not file.is_symlink()
     assert original.read_bytes() == before
-    assert len(shifted_predictions(run.run_dir, fingerprint, 3)) > 0
+    assert len(load_shifted_predictions(run.run_dir, fingerprint, 3)) > 0
 
 
 def test_what_an_earlier_version_kept_says_nothing_of_the_runs_before(stored):
@@ -183,7 +185,7 @@ def test_only_so_many_are_listed_and_other_names_are_none(stored, monkeypatch):
     for number in range(5):
         (run.run_dir / f"shifted-{number:016x}.parquet").write_bytes(b"")
     (run.run_dir / "shifted-x.parquet").write_bytes(file.read_bytes())
-    found, problems = known_shifts(run)
+    found, problems = load_shifts(run)
     assert len(found) + len(problems) == 3
 
 
@@ -193,7 +195,7 @@ def test_a_runs_own_predictions_are_none_of_another_data_set(stored):
     with pytest.raises(RunError, match="damaged"):
         read_shift(run, fingerprint)
     with pytest.raises(RunError, match="splits that are not evaluated"):
-        shifted_predictions(run.run_dir, fingerprint, 3)
+        load_shifted_predictions(run.run_dir, fingerprint, 3)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -209,8 +211,8 @@ def test_whatever_stands_in_its_place_is_used_or_named_and_never_waited_for(stor
         way = chance.choice([*BYTES, *KINDS, *[change_table] * 12])
         change = f"{number}: {way.__name__} {way(file, chance)}"
         with in_time(change):
-            found, problems = known_shifts(run)
-            lacking = lacking_shift([run], fingerprint)
+            found, problems = load_shifts(run)
+            lacking = list_runs_without_shift([run], fingerprint)
         assert len(found) + len(problems) <= 1, change
         if lacking:
             with pytest.raises(RunError, match=r"shifted-|has not predicted"):

@@ -3,10 +3,10 @@ import pandas as pd
 import pytest
 
 from finetune_core.data.dataset import load_dataset
-from finetune_core.data.manifest import other_columns
+from finetune_core.data.manifest import read_other_columns
 from finetune_core.errors import DataError
 from finetune_core.evaluation.single_run import evaluate as evaluate_module
-from finetune_core.evaluation.single_run.evaluate import sliced
+from finetune_core.evaluation.single_run.evaluate import slice_run
 from finetune_core.evaluation.single_run.metrics import evaluate
 from finetune_core.evaluation.single_run.slices import compute_slices, load_image_facts
 from tests.evaluation.simulated import make_table
@@ -143,18 +143,18 @@ def test_a_run_is_sliced_once_until_its_manifest_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(
         evaluate_module, "load_image_facts", lambda *given: read.append(given) or really(*given)
     )
-    assert "camera" in sliced(run, "val")[0].own
-    sliced(run, "val")
+    assert "camera" in slice_run(run, "val")[0].own
+    slice_run(run, "val")
     assert len(read) == 1
     written("place")
-    assert sliced(run, "val")[0].own == ("place",)
+    assert slice_run(run, "val")[0].own == ("place",)
     assert len(read) == 2
 
 
 def test_a_manifests_other_columns(manifest):
-    result = other_columns(manifest)
+    result = read_other_columns(manifest)
     assert list(result.columns) == ["camera", "weight", "same"]
     assert result.at["blue/001.png", "camera"] == "B"
     manifest.write_text("label,camera\nred,A\n")
     with pytest.raises(DataError, match="no column path"):
-        other_columns(manifest)
+        read_other_columns(manifest)
