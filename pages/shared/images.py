@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import streamlit as st
 from streamlit.runtime import get_instance
@@ -20,6 +21,7 @@ from pages.shared.data.chosen import key_for_data, readable_roots
 
 _SIDE = 160
 _OPENED_SIDE = 640  # pixels of an image in the dialog
+_ALONE_WIDTH = 560  # pixels of an image that has nothing beside it
 # The button below an image carries the image's name, and takes clicks on the image, too.
 _OPENED_BY_IMAGE = """<style>
 [class*="st-key-opens-"] { position: relative; }
@@ -203,6 +205,8 @@ def open_picture(item: Picture) -> None:
 
 def _draw_opened(item: Picture) -> None:
     sides = _list_sides(item)
+    # A single small image as wide as the dialog would be higher than the window.
+    width: int | Literal["stretch"] = "stretch" if len(sides) > 1 else _ALONE_WIDTH
     with st.grid(len(sides), min_column_width=_PAIR_WIDTH):
         for side in sides:
             if isinstance(side.path, Path):
@@ -212,9 +216,7 @@ def _draw_opened(item: Picture) -> None:
                     st.error(escape_markdown(str(error)), icon=":material/error:")
                     continue
                 caption = escape_markdown(side.alt)
-                st.image(
-                    image, caption=caption, alt=side.alt, width="stretch", output_format="JPEG"
-                )
+                st.image(image, caption=caption, alt=side.alt, width=width, output_format="JPEG")
 
 
 def choose_page(count: int, key: str, per_page: int) -> range:

@@ -152,7 +152,7 @@ def _make_backbone_card(name: str, config: RunConfig, context: ChoiceContext) ->
         # The field above says why.
         return Card(name, name, line="not on this machine", before=_format_best_run(best))
     size = count_parameters(info)
-    count = f"{format_short_number(size)} parameters" if size else "size not known"
+    count = f"{format_short_number(size)} parameters as published" if size else "size not known"
     download = (
         "no weights"
         if why_no_download(info)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import streamlit as st
 
@@ -87,7 +88,9 @@ def _format_reason(edit: Edit) -> str:
 
 
 def _list_paths(edit: Edit) -> str:
-    return f": {join_names(edit.paths)}" if edit.paths else ""
+    """Return a colon and the edit's images; of one outside of the data set's folder, its name."""
+    names = [Path(path).name if Path(path).is_absolute() else path for path in edit.paths]
+    return f": {join_names(names)}" if names else ""
 
 
 def draw_tools(dataset: Dataset, chosen: set[str], key: str) -> None:

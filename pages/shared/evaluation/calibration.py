@@ -60,6 +60,9 @@ def _draw_reliability(run: Run, result: Evaluation) -> None:
     )
     found = calibrate_run(run, result.split, binning)
     before, scaling, after = found.before, found.scaling, found.after
+    if scaling and scaling.is_at_limit:
+        # The images do not determine a temperature, so scaled numbers would mean nothing.
+        after = None
     _draw_numbers(before, scaling, after)
     st.plotly_chart(
         plot_reliability_diagram(
@@ -129,7 +132,7 @@ def _describe_scaling(scaling: Scaling | None) -> str:
     if scaling.is_at_limit:
         text += (
             " Those images do not determine it (nearly all are classified correctly, or the "
-            "logits carry no information): it is at the end of its range."
+            "logits carry no information), so no scaled numbers are shown."
         )
     return text
 

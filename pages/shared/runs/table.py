@@ -130,7 +130,7 @@ def _make_row(run: Run) -> dict[str, Any]:
         "Strategy": describe_run_kind(run.config),
         "Learning rate": _format_rate(run),
         "Image size": effective_value(run.config, "image_size"),
-        "Epochs": effective_value(run.config, "epochs"),
+        "Epochs": _count_epochs(run),
         "Seed": run.config.seed,
         **{
             accuracy_name(split): 100 * accuracy.value
@@ -148,6 +148,13 @@ def _make_row(run: Run) -> dict[str, Any]:
         "Tags": list(run.tags),
         "Run": run.run_id,
     }
+
+
+def _count_epochs(run: Run) -> int | None:
+    """Return the number of epochs: those trained if the run ended before all of them."""
+    trained = len(run.history.epochs)
+    epochs: int | None = effective_value(run.config, "epochs")
+    return trained if trained and run.is_resumable else epochs
 
 
 def _format_rate(run: Run) -> str:
