@@ -97,7 +97,7 @@ def home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("THAW_HOME", str(folder))
     CACHE.clear()
     if memo := sys.modules.get("finetune_core.training.probe_memo"):
-        memo.forget()
+        memo.clear()
     if streamlit := sys.modules.get("streamlit"):
         # Pages of an earlier test would belong to another home.
         streamlit.cache_resource.clear()
@@ -172,7 +172,7 @@ def trained_runs(home_of_shared_fixtures):
 @pytest.fixture(scope="module")
 def file_server(tmp_path_factory):
     """Serve a folder by a local server, and yield (folder, address)."""
-    folder = tmp_path_factory.mktemp("served")
+    folder = tmp_path_factory.mktemp("file_server")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args, **kwargs):

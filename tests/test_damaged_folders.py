@@ -39,7 +39,7 @@ SPLIT = {"strategy": "feature_extraction", "val_fraction": 0.25, "test_fraction"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def single_thread(components_found_once):
+def single_thread(cached_component_manifests):
     """Compute in one thread. The networks and data of this file are too small for more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -7,29 +7,29 @@ from finetune_core import formatting
     ("function", "shown"),
     [
         (
-            "percent",  # never rounded to a perfect score, or to nothing
+            "format_percent",  # never rounded to a perfect score, or to nothing
             {0.9312: "93.1 %", 1.0: "100.0 %", 0.0: "0.0 %", 0.99999: "99.9 %", 0.00001: "0.1 %"},
         ),
-        ("points", {0.021: "2.1", -0.014: "−1.4", -0.0004: "0.0", -0.0: "0.0"}),
-        ("number", {0: "0", 999: "999", 1234: "1,234", 11_689_512: "11.7 million"}),
-        ("short_number", {12: "12", 9408: "9.4 k", 8_393_728: "8.4 M"}),
+        ("format_points", {0.021: "2.1", -0.014: "−1.4", -0.0004: "0.0", -0.0: "0.0"}),
+        ("format_number", {0: "0", 999: "999", 1234: "1,234", 11_689_512: "11.7 million"}),
+        ("format_short_number", {12: "12", 9408: "9.4 k", 8_393_728: "8.4 M"}),
         (
-            "duration",
+            "format_duration",
             {0.42: "0.4 s", 42.4: "42 s", 59.7: "1 min 0 s", 130: "2 min 10 s"}
             | {3600: "1 h 0 min", 7380: "2 h 3 min"},
         ),
         (
-            "rough_duration",
+            "format_rough_duration",
             {0.2: "1 s", 8.4: "8 s", 42.4: "40 s", 57.6: "1 min", 983: "16 min", 9000: "2.5 h"},
         ),
         (
-            "size",
+            "format_bytes",
             {0: "0 B", 999: "999 B", 1536: "1.5 kB", 17_000_000: "17.0 MB"}
             | {25_769_803_776: "25.8 GB"},
         ),
-        ("learning_rate_text", {0.0001: "0.0001", 0.000012: "1.2e-05", 1: "1"}),
+        ("format_learning_rate", {0.0001: "0.0001", 0.000012: "1.2e-05", 1: "1"}),
         (
-            "mid_sentence",  # abbreviations keep their capitals
+            "lower_first",  # abbreviations keep their capitals
             {
                 "Last block": "last block",
                 "Linear probe, then full (LP-FT)": "linear probe, then full (LP-FT)",

@@ -15,8 +15,8 @@ from tests.factories import NASTY, image_folder
 
 
 @pytest.fixture(scope="module")
-def run(trained_once, tmp_path_factory):
-    return read_run(*trained_once.copied(tmp_path_factory.mktemp("runs"), "last_block"))
+def run(trained_runs, tmp_path_factory):
+    return read_run(*trained_runs.copied(tmp_path_factory.mktemp("runs"), "last_block"))
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def test_a_table_is_written_with_what_is_unlike_the_training_images(run, new):
 
 
 def test_people_read_lines_and_no_encoder_is_built_where_nothing_is_compared(
-    trained_once, new, tmp_path, monkeypatch
+    trained_runs, new, tmp_path, monkeypatch
 ):
     def built(_):
         raise AssertionError("an encoder")
 
     monkeypatch.setattr("finetune_core.commands.predict.make_encoder", built)
-    (fresh,) = trained_once.copied(tmp_path / "fresh", "last_block")
+    (fresh,) = trained_runs.copied(tmp_path / "fresh", "last_block")
     done = predict(fresh, new / "new")
     assert (done.exit_code, done.exception) == (0, None)
     assert len(done.stdout.splitlines()) == 3

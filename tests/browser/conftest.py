@@ -90,9 +90,9 @@ def server(browser, _shared_server):
 
 
 @pytest.fixture(scope="session")
-def finished_runs(_shared_server, trained_once):
+def finished_runs(_shared_server, trained_runs):
     """Return the names of two finished runs on ``server`` that no test may change."""
-    return [run_dir.name for run_dir in trained_once.copied(_shared_server.home / "runs")]
+    return [run_dir.name for run_dir in trained_runs.copied(_shared_server.home / "runs")]
 
 
 @pytest.fixture

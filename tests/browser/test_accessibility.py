@@ -93,10 +93,10 @@ def test_every_empty_page_is_accessible_linked_and_fits_a_phone(
 
 
 def test_every_page_with_data_and_runs_is_accessible(
-    server, finished_runs, trained_once, page, visit, check
+    server, finished_runs, trained_runs, page, visit, check
 ):
     for name in ("", "dataset", "configure", "runs"):
-        visit(server.address(name, trained_once.data))
+        visit(server.address(name, trained_runs.data))
         check()
     for name in ("train", "predict"):
         visit(f"{server.url}/{name}?run={finished_runs[0]}")

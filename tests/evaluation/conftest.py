@@ -16,7 +16,7 @@ CLASSES = ("cat", "dog")
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Return ``made_run(correct, …)``, which makes a finished run with these predictions.
+    """Return ``make_run(correct, …)``, which makes a finished run with these predictions.
 
     The run is right where ``correct`` is true.
     """
@@ -84,11 +84,11 @@ def make_run(tmp_path):
 
 
 @pytest.fixture
-def three_strategies(made_run):
+def three_strategies(make_run):
     """Make two seeds each of two equal arms, one of them cheap, and of a worse arm."""
     shares = {"feature_extraction": (0.9, 3.0), "last_block": (0.905, 20.0), "full": (0.7, 60.0)}
     return [
-        made_run(draw_correct(share, seed + 10 * at), seconds=seconds, strategy=name, seed=seed)
+        make_run(draw_correct(share, seed + 10 * at), seconds=seconds, strategy=name, seed=seed)
         for at, (name, (share, seconds)) in enumerate(shares.items())
         for seed in (0, 1)
     ]

@@ -92,10 +92,10 @@ def test_it_has_the_gpu_until_it_ends_and_leaves_nothing_there(name, run, gpu, m
 
 
 @pytest.mark.processes
-def test_it_takes_the_processor_while_another_program_has_the_gpu(run, gpu, device_held):
+def test_it_takes_the_processor_while_another_program_has_the_gpu(run, gpu, hold_device):
     works = [WORK[name](run) for name in ("batch", "layers")]
     gpu.clear()
-    device_held("cuda")
+    hold_device("cuda")
     for work in works:
         finish(work())
     assert {kind for kind, _ in gpu} <= {"cpu"}

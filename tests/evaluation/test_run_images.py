@@ -20,18 +20,18 @@ def places(tmp_path):
     return data, elsewhere
 
 
-def test_an_image_in_an_allowed_folder_is_found(made_run, places):
+def test_an_image_in_an_allowed_folder_is_found(make_run, places):
     data, _ = places
-    run = made_run([True, False], data=str(data))
+    run = make_run([True, False], data=str(data))
     assert resolve_run_image(run, "own.png", [data]).read_bytes() == b"own"
 
 
 @pytest.mark.parametrize(
     "sample", ["../elsewhere/private.png", "link.png", "{elsewhere}/private.png"]
 )
-def test_an_id_that_leads_out_of_the_allowed_folders_is_refused(made_run, places, sample):
+def test_an_id_that_leads_out_of_the_allowed_folders_is_refused(make_run, places, sample):
     data, elsewhere = places
-    run, sample = made_run([True, False], data=str(data)), sample.format(elsewhere=elsewhere)
+    run, sample = make_run([True, False], data=str(data)), sample.format(elsewhere=elsewhere)
     with pytest.raises(DataError, match="outside the folders"):
         resolve_run_image(run, sample, [data])
     assert resolve_run_image(run, sample).read_bytes() == b"private", (
@@ -39,20 +39,20 @@ def test_an_id_that_leads_out_of_the_allowed_folders_is_refused(made_run, places
     )
 
 
-def test_a_run_whose_data_lie_elsewhere_shows_nothing(made_run, places):
+def test_a_run_whose_data_lie_elsewhere_shows_nothing(make_run, places):
     data, elsewhere = places
     with pytest.raises(DataError, match="outside the folders"):
         resolve_run_image(
-            made_run([True, False], data=str(elsewhere)), str(data / "own.png"), [data]
+            make_run([True, False], data=str(elsewhere)), str(data / "own.png"), [data]
         )
 
 
 @pytest.mark.train
-def test_a_report_holds_no_images_from_elsewhere(made_run, places, monkeypatch):
+def test_a_report_holds_no_images_from_elsewhere(make_run, places, monkeypatch):
     data, elsewhere = places
     runs = [
-        made_run([True, False] * 30, data=str(elsewhere)),
-        made_run([False] * 60, data=str(elsewhere), strategy="full"),
+        make_run([True, False] * 30, data=str(elsewhere)),
+        make_run([False] * 60, data=str(elsewhere), strategy="full"),
     ]
     monkeypatch.setattr(
         "finetune_core.evaluation.comparison.pictured.load_predictor", lambda run: run

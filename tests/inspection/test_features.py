@@ -276,15 +276,15 @@ def test_stages_are_the_cuts_of_a_cached_trunk(backbone, axes):
 
 @pytest.mark.train
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
-def test_the_pass_is_compiled_where_that_pays(folder, compiling, monkeypatch):
+def test_the_pass_is_compiled_where_that_pays(folder, fake_compiler, monkeypatch):
     _, eager = compute(folder)
-    assert compiling.started == 0
+    assert fake_compiler.started == 0
     CACHE.clear()
     monkeypatch.setattr(feeding, "_BATCH", 2)
-    compiling.result = b"package"
+    fake_compiler.result = b"package"
     _, found = compute(folder)
-    assert (compiling.started, compiling.used) == (1, 1)
-    assert isinstance(compiling.module, features.PooledStages)
+    assert (fake_compiler.started, fake_compiler.used) == (1, 1)
+    assert isinstance(fake_compiler.module, features.PooledStages)
     for ours, theirs in zip(found.by_stage, eager.by_stage, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 

@@ -80,12 +80,12 @@ def equal_but_head(model, state, head):
 
 
 @pytest.mark.train
-def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
+def test_a_real_state_dict_is_downloaded_verified_and_loaded(file_server, tmp_path):
     torch.manual_seed(5)
     published = create("resnet18").state_dict()
     torch.save(published, tmp_path / "published.pth")
     content = (tmp_path / "published.pth").read_bytes()
-    info = serve_weights(named_by_hash(content), content, served, tmp_path)
+    info = serve_weights(named_by_hash(content), content, file_server, tmp_path)
     assert not info.is_ready
     steps = list(download(info))
     assert info.is_ready
@@ -101,8 +101,8 @@ def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
     assert not torch.equal(model.fc.weight, published["fc.weight"])
 
 
-def test_refused_download_keeps_the_file_that_was_there(served, tmp_path):
-    info = serve_weights("resnet18-00000000.pth", b"not what was published", served, tmp_path)
+def test_refused_download_keeps_the_file_that_was_there(file_server, tmp_path):
+    info = serve_weights("resnet18-00000000.pth", b"not what was published", file_server, tmp_path)
     with pytest.raises(WeightsError, match=r"resnet18-00000000\.pth is damaged"):
         list(download(info))
     assert os.listdir(info.file.parent) == []
@@ -112,10 +112,10 @@ def test_refused_download_keeps_the_file_that_was_there(served, tmp_path):
     assert info.file.read_bytes() == b"before"
 
 
-def test_a_download_that_is_given_up_leaves_nothing(served, tmp_path, monkeypatch):
+def test_a_download_that_is_given_up_leaves_nothing(file_server, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "_CHUNK", 4)
     content = b"some bytes to send"
-    info = serve_weights(named_by_hash(content), content, served, tmp_path)
+    info = serve_weights(named_by_hash(content), content, file_server, tmp_path)
     downloading = download(info)
     assert next(downloading) == Step(4, len(content))
     downloading.close()
@@ -148,9 +148,9 @@ UNREACHABLE = {
 
 
 @pytest.mark.parametrize(("address", "reason"), UNREACHABLE.values(), ids=UNREACHABLE)
-def test_download_that_fails_is_said_with_a_way_out(served, tmp_path, address, reason):
+def test_download_that_fails_is_said_with_a_way_out(file_server, tmp_path, address, reason):
     file = tmp_path / "resnet18-12345678.pth"
-    info = dataclasses.replace(backbone_info("resnet18"), url=address(served), file=file)
+    info = dataclasses.replace(backbone_info("resnet18"), url=address(file_server), file=file)
     with pytest.raises(WeightsError) as caught:
         list(download(info))
     for words in (info.name, PACKAGED, "--weights", reason):

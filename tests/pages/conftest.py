@@ -56,7 +56,7 @@ def _end_runs():
 
 
 @pytest.fixture(autouse=True)
-def fresh_process_state(components_found_once, strict_harness, monkeypatch):
+def fresh_process_state(cached_component_manifests, strict_harness, monkeypatch):
     """Reset the state of the process, which belongs to another test's folder."""
     monkeypatch.setattr(account, "_STATE", account.ProcessState())
     st.cache_resource.clear()
@@ -90,14 +90,14 @@ def folder(monkeypatch):
 
 
 @pytest.fixture
-def runs(trained_once, tmp_path, monkeypatch):
+def runs(trained_runs, tmp_path, monkeypatch):
     """Copy a run of Last block and one of Feature extraction into the app's own folder.
 
     The pages may read their images, and ``tmp_path``.
     """
-    roots = (trained_once.data, tmp_path)
+    roots = (trained_runs.data, tmp_path)
     monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join(map(str, roots)))
-    return [read_run(run_dir) for run_dir in trained_once.copied(paths.runs_dir())]
+    return [read_run(run_dir) for run_dir in trained_runs.copied(paths.runs_dir())]
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ NAME = "squeezenet1_1"
 
 
 @pytest.fixture
-def served_weights(served, tmp_path, monkeypatch):
+def served_weights(file_server, tmp_path, monkeypatch):
     """Put the weights on a server, not on this machine; return the file that is served."""
-    folder, address = served
+    folder, address = file_server
     torch.manual_seed(5)
     torch.save(create(NAME).state_dict(), tmp_path / "weights.pth")
     content = (tmp_path / "weights.pth").read_bytes()

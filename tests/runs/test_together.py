@@ -106,8 +106,8 @@ def is_of_a_run(process):
 
 
 @pytest.mark.processes
-def test_a_run_that_waits_for_its_device_is_cancelled_by_a_stop(store, device_held):
-    device_held("cpu")
+def test_a_run_that_waits_for_its_device_is_cancelled_by_a_stop(store, hold_device):
+    hold_device("cpu")
     reservation = create_run(together_config(), store.runs_dir, devices=2)
     for _ in execute_on_devices(reservation):
         if store.run(reservation.run_dir.name).status == "waiting":

@@ -50,9 +50,9 @@ def looks(monkeypatch):
 
 
 def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(
-    config, device_held, looks
+    config, hold_device, looks
 ):
-    _, line = device_held("cpu")
+    _, line = hold_device("cpu")
     reservation, store = create_run(config, paths.runs_dir()), RunStore(paths.runs_dir())
     seen = []
     thread = threading.Thread(target=lambda: seen.extend(execute(reservation)))
@@ -88,8 +88,8 @@ def test_a_program_that_is_killed_holds_up_nobody(config, processes, home):
     assert isinstance(list(stream)[-1], events.RunFinished)
 
 
-def test_a_waiting_run_can_be_stopped(config, device_held, looks):
-    device_held("cpu")
+def test_a_waiting_run_can_be_stopped(config, hold_device, looks):
+    hold_device("cpu")
     reservation = create_run(config, paths.runs_dir())
     stream = execute(reservation)
     next(stream)

@@ -49,10 +49,10 @@ class Doubling(nn.Module):
 
 
 @pytest.fixture
-def process(compiling):
+def process(fake_compiler):
     """Replace the compiler by one whose package returns three where the eager pass returns two."""
-    compiling.factor = 1.5
-    return compiling
+    fake_compiler.factor = 1.5
+    return fake_compiler
 
 
 def factors(compiler, count, batch=4, label="part", weights="weights"):

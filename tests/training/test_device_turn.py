@@ -31,8 +31,8 @@ def config():
 
 
 @pytest.mark.train
-def test_the_rate_finder_waits_for_another_program(config, device_held):
-    _, line = device_held("cpu")
+def test_the_rate_finder_waits_for_another_program(config, hold_device):
+    _, line = hold_device("cpu")
     work = find_rate(config)
     assert [next(work) for _ in range(3)] == [WAITS] * 3
     line.send("let go")
@@ -42,8 +42,8 @@ def test_the_rate_finder_waits_for_another_program(config, device_held):
 
 
 @pytest.mark.train
-def test_calibration_waits_for_another_program_and_then_says_how_far_it_is(config, device_held):
-    _, line = device_held("cpu")
+def test_calibration_waits_for_another_program_and_then_says_how_far_it_is(config, hold_device):
+    _, line = hold_device("cpu")
     dataset, book = load_dataset(config.data), SpeedBook()
     work = calibrate([config], dataset, book)
     assert [next(work) for _ in range(3)] == [Step(0, 1), WAITS, WAITS]
@@ -54,14 +54,14 @@ def test_calibration_waits_for_another_program_and_then_says_how_far_it_is(confi
     assert book.has_all_speeds(config, dataset)
 
 
-def test_what_cannot_work_is_refused_before_it_waits(config, device_held, tmp_path):
-    device_held("cpu")
+def test_what_cannot_work_is_refused_before_it_waits(config, hold_device, tmp_path):
+    hold_device("cpu")
     with pytest.raises(ConfigError):
         next(find_rate(config.model_copy(update={"data": str(tmp_path / "gone")})))
 
 
-def test_a_job_that_waits_is_stopped_and_loses_its_place(config, device_held):
-    _, line = device_held("cpu")
+def test_a_job_that_waits_is_stopped_and_loses_its_place(config, hold_device):
+    _, line = hold_device("cpu")
     job = Jobs().start("rates:", "Trying learning rates", lambda: find_rate(config))
     wait_until(lambda: job.progress == WAITS)
     job.stop()
@@ -96,8 +96,8 @@ def noted(order):
     yield Step(1, 1)
 
 
-def test_another_kind_of_device_is_free(device_held):
-    device_held("cuda")
+def test_another_kind_of_device_is_free(hold_device):
+    hold_device("cuda")
     with Turn("cuda") as gpu, Turn("cpu") as processor:
         assert not gpu.acquire(at_once=True)
         assert processor.acquire(at_once=True)

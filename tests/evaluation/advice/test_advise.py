@@ -181,8 +181,8 @@ def test_each_network_gets_images_of_its_own_size_unless_one_is_named(folder, un
 
 
 @pytest.mark.processes
-def test_it_waits_for_its_turn_on_the_device_and_stops_meanwhile(folder, device_held):
-    device_held("cpu")
+def test_it_waits_for_its_turn_on_the_device_and_stops_meanwhile(folder, hold_device):
+    hold_device("cpu")
     work = advise(load_dataset(folder), settings(folder), [tiny_folder()], 40, own_sizes=False)
     assert next(step for step in work if step.phase == "device").subject == tiny_folder()
     work.close()

@@ -11,10 +11,10 @@ from tests.evaluation.simulated import draw_correct, find_pair
 SEEDS = range(3)
 
 
-def make_runs(made_run, **shares):
+def make_runs(make_run, **shares):
     """Make three runs of each strategy, right on about that share of the images."""
     return [
-        made_run(
+        make_run(
             draw_correct(share, seed),
             strategy=name,
             seed=seed,
@@ -25,8 +25,8 @@ def make_runs(made_run, **shares):
     ]
 
 
-def test_what_beats_the_baseline_says_by_how_much(made_run):
-    compared = compare_runs(make_runs(made_run, linear_probe=0.80, last_block=0.90, full=0.86))
+def test_what_beats_the_baseline_says_by_how_much(make_run):
+    compared = compare_runs(make_runs(make_run, linear_probe=0.80, last_block=0.90, full=0.86))
     gain = find_pair(compared.to_json(), "Linear probe", "Last block")["difference"]
     assert (
         compared.baseline == f"“Last block” beats the linear probe by {abs(gain) * 100:.1f} points."
@@ -35,10 +35,10 @@ def test_what_beats_the_baseline_says_by_how_much(made_run):
     assert "beats the linear probe" in comparison_html(compared)
 
 
-def test_with_one_seed_only_its_network_beats_the_baseline(made_run):
+def test_with_one_seed_only_its_network_beats_the_baseline(make_run):
     runs = [
-        made_run(draw_correct(0.80), strategy="linear_probe"),
-        made_run(draw_correct(0.90), strategy="last_block"),
+        make_run(draw_correct(0.80), strategy="linear_probe"),
+        make_run(draw_correct(0.90), strategy="last_block"),
     ]
     assert compare_runs(runs).baseline.startswith(
         "These trained models: “Last block” beats the linear probe by "
@@ -62,27 +62,27 @@ def test_with_one_seed_only_its_network_beats_the_baseline(made_run):
         ),
     ],
 )
-def test_what_does_not_beat_the_baseline(made_run, shares, words):
-    compared = compare_runs(make_runs(made_run, linear_probe=0.85, **shares))
+def test_what_does_not_beat_the_baseline(make_run, shares, words):
+    compared = compare_runs(make_runs(make_run, linear_probe=0.85, **shares))
     assert words in compared.baseline
     assert "6.0 s" in compared.baseline
 
 
-def test_without_a_probe_or_with_one_of_another_backbone_there_is_no_baseline(made_run):
-    others = [made_run(draw_correct(0.9, seed), strategy="full", seed=seed) for seed in SEEDS]
+def test_without_a_probe_or_with_one_of_another_backbone_there_is_no_baseline(make_run):
+    others = [make_run(draw_correct(0.9, seed), strategy="full", seed=seed) for seed in SEEDS]
     probes = [
-        made_run(draw_correct(0.8, seed), strategy="linear_probe", backbone="resnet18", seed=seed)
+        make_run(draw_correct(0.8, seed), strategy="linear_probe", backbone="resnet18", seed=seed)
         for seed in SEEDS
     ]
     assert (
-        compare_runs([*others, made_run(draw_correct(0.8), strategy="last_block")]).baseline == ""
+        compare_runs([*others, make_run(draw_correct(0.8), strategy="last_block")]).baseline == ""
     )
     assert compare_runs([*others, *probes]).baseline == ""
 
 
-def test_an_ensemble_of_probes_is_no_baseline(made_run):
-    trained = [made_run(draw_correct(0.9, seed), strategy="full", seed=seed) for seed in SEEDS]
-    together = made_run(
+def test_an_ensemble_of_probes_is_no_baseline(make_run):
+    trained = [make_run(draw_correct(0.9, seed), strategy="full", seed=seed) for seed in SEEDS]
+    together = make_run(
         draw_correct(0.8),
         strategy="linear_probe",
         averaged={"how": "ensemble", "runs": ["/runs/a", "/runs/b"]},
@@ -91,19 +91,19 @@ def test_an_ensemble_of_probes_is_no_baseline(made_run):
     assert len(find_missing_baselines([run.config for run in [*trained, together]])) == 1
 
 
-def compare_with_probe(made_run, shares, **settings):
+def compare_with_probe(make_run, shares, **settings):
     """Compare runs of the last block, one for each share, with one linear probe (80 %)."""
     trained = [
-        made_run(draw_correct(share), strategy="last_block", seed=seed, **settings)
+        make_run(draw_correct(share), strategy="last_block", seed=seed, **settings)
         for seed, share in enumerate(shares)
     ]
     return compare_runs(
-        [*trained, made_run(draw_correct(0.80), strategy="linear_probe", **settings)]
+        [*trained, make_run(draw_correct(0.80), strategy="linear_probe", **settings)]
     )
 
 
-def test_one_fitted_probe_is_compared_in_general_and_asked_for_no_seeds(made_run):
-    compared = compare_with_probe(made_run, (0.90, 0.89, 0.91))
+def test_one_fitted_probe_is_compared_in_general_and_asked_for_no_seeds(make_run):
+    compared = compare_with_probe(make_run, (0.90, 0.89, 0.91))
     (pair,) = compared.pairs
     assert pair.strategies.different
     # Only the seeds of the last block add to the error.
@@ -119,35 +119,35 @@ def test_one_fitted_probe_is_compared_in_general_and_asked_for_no_seeds(made_run
     assert spread["Linear probe"] == "the same"
 
 
-def test_beside_a_fitted_probe_only_the_trained_strategy_is_asked_for_seeds(made_run):
-    compared = compare_with_probe(made_run, (0.76, 0.96))
+def test_beside_a_fitted_probe_only_the_trained_strategy_is_asked_for_seeds(make_run):
+    compared = compare_with_probe(make_run, (0.76, 0.96))
     (pair,) = compared.pairs
     assert pair.seed_error > pair.image_error
     assert compared.verdict.action.startswith("Train more seeds of last block")
     assert "of each" not in describe_pair(compared.arms, pair).both
-    few = compare_with_probe(made_run, (0.90,))
+    few = compare_with_probe(make_run, (0.90,))
     text = describe_pair(few.arms, few.pairs[0]).strategies
     assert text == "not compared yet: “Last block” was trained with a single seed."
     assert few.verdict.action.startswith("Train more seeds: one says nothing")
 
 
-def test_of_a_share_of_the_images_a_probe_needs_seeds_because_the_seed_draws_them(made_run):
-    compared = compare_with_probe(made_run, (0.90, 0.89), train_fraction=0.5)
+def test_of_a_share_of_the_images_a_probe_needs_seeds_because_the_seed_draws_them(make_run):
+    compared = compare_with_probe(make_run, (0.90, 0.89), train_fraction=0.5)
     text = describe_pair(compared.arms, compared.pairs[0]).strategies
     assert text == "not compared yet: “Linear probe” was trained with a single seed."
 
 
-def test_two_fitted_heads_are_compared_in_general_without_seeds(made_run):
+def test_two_fitted_heads_are_compared_in_general_without_seeds(make_run):
     fitted = {"linear_probe": 0.90, "prototypes": 0.80}
-    runs = [made_run(draw_correct(share), strategy=name) for name, share in fitted.items()]
+    runs = [make_run(draw_correct(share), strategy=name) for name, share in fitted.items()]
     compared = compare_runs(runs)
     assert compared.pairs[0].strategies.different
     assert compared.verdict.action == "Use linear probe."
     assert not compared.notes
 
 
-def test_seeds_of_one_fitted_head_are_one_method_which_is_not_to_be_chosen(made_run):
-    runs = [made_run(draw_correct(0.8), strategy="linear_probe", seed=seed) for seed in SEEDS]
+def test_seeds_of_one_fitted_head_are_one_method_which_is_not_to_be_chosen(make_run):
+    runs = [make_run(draw_correct(0.8), strategy="linear_probe", seed=seed) for seed in SEEDS]
     compared = compare_runs(runs)
     assert compared.advised is None
     text = describe_pair(compared.arms, compared.pairs[0]).strategies
@@ -155,14 +155,14 @@ def test_seeds_of_one_fitted_head_are_one_method_which_is_not_to_be_chosen(made_
 
 
 @pytest.mark.train
-def test_seeds_of_a_probe_do_not_make_other_seeds_look_alike(made_run):
+def test_seeds_of_a_probe_do_not_make_other_seeds_look_alike(make_run):
     """A probe is the same with every seed: pooled, it would halve the seeds' variance."""
     trained = [
-        made_run(draw_correct(share + gain), strategy=name, seed=seed)
+        make_run(draw_correct(share + gain), strategy=name, seed=seed)
         for name, share in (("last_block", 0.85), ("full", 0.80))
         for seed, gain in enumerate((-0.04, 0.0, 0.04))
     ]
-    probes = [made_run(draw_correct(0.82), strategy="linear_probe", seed=seed) for seed in SEEDS]
+    probes = [make_run(draw_correct(0.82), strategy="linear_probe", seed=seed) for seed in SEEDS]
     alone, beside = (
         find_pair(compare_runs(runs).to_json(), "Last block", "Full fine-tuning")
         for runs in (trained, [*trained, *probes])

@@ -75,7 +75,7 @@ def test_ensembles_name_the_classes_that_differ(found):
     assert said in caught.value.problems["averaged"]
 
 
-def test_the_order_of_the_classes_counts(made_run):
-    cats, dogs = made_run([True] * 9), made_run([True] * 9, classes=("dog", "cat"), seed=1)
+def test_the_order_of_the_classes_counts(make_run):
+    cats, dogs = make_run([True] * 9), make_run([True] * 9, classes=("dog", "cat"), seed=1)
     with pytest.raises(RunError, match="the same classes in another order"):
         compare_runs([cats, dogs])

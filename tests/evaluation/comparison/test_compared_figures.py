@@ -22,15 +22,15 @@ def right(share, images=200):
 
 
 @pytest.fixture
-def arms(made_run):
+def arms(make_run):
     """Make a cheap arm, a better one at a hundred times the cost, and a costly one no better."""
     runs = [
-        made_run(right(share), seconds=3.0, strategy="feature_extraction", seed=seed)
+        make_run(right(share), seconds=3.0, strategy="feature_extraction", seed=seed)
         for seed, share in ((0, 0.7), (1, 0.72))
     ]
     runs += [
-        made_run(right(0.9), seconds=300.0, trunk_rate=2.0),
-        made_run(right(0.8), seconds=900.0, strategy="full"),
+        make_run(right(0.9), seconds=300.0, trunk_rate=2.0),
+        make_run(right(0.8), seconds=900.0, strategy="full"),
     ]
     return compare_runs(runs).arms
 
@@ -104,30 +104,30 @@ def test_curves_show_every_seed_once_in_the_legend_by_epoch_and_by_clock(arms):
     assert list(by_clock.data[0].x) == [5.0, 7.0]
 
 
-def test_depth_is_drawn_where_arms_are_cut_differently(arms, made_run):
+def test_depth_is_drawn_where_arms_are_cut_differently(arms, make_run):
     figure = plot_depth(arms, "test")
     assert list(figure.data[0].y) == [arm.accuracy.value for arm in arms]
     assert list(figure.layout.xaxis.ticktext) == ["head<br>(1)", "block2<br>(2)", "stem<br>(4)"]
-    alike = compare_runs([made_run(right(0.9)), made_run(right(0.8), learning_rate=0.1)]).arms
+    alike = compare_runs([make_run(right(0.9)), make_run(right(0.8), learning_rate=0.1)]).arms
     assert plot_depth(alike, "test") is None
 
 
-def test_data_are_drawn_where_arms_had_more_or_less_of_them(arms, made_run):
+def test_data_are_drawn_where_arms_had_more_or_less_of_them(arms, make_run):
     assert plot_training_size(arms, "test") is None
     shares = {0.25: 0.7, 0.5: 0.8, 1.0: 0.9}
-    runs = [made_run(right(share), train_fraction=part) for part, share in shares.items()]
+    runs = [make_run(right(share), train_fraction=part) for part, share in shares.items()]
     figure = plot_training_size(compare_runs(runs).arms, "test")
     assert list(figure.data[0].x) == [50, 100, 200]
     assert list(figure.data[0].y) == pytest.approx([0.7, 0.8, 0.9])
 
 
-def test_what_was_stopped_is_no_point_of_depth_or_of_data(made_run):
+def test_what_was_stopped_is_no_point_of_depth_or_of_data(make_run):
     runs = [
-        made_run(right(0.9)),
-        made_run(right(0.8), strategy="full"),
-        made_run(right(0.5), strategy="full", status="stopped"),
+        make_run(right(0.9)),
+        make_run(right(0.8), strategy="full"),
+        make_run(right(0.5), strategy="full", status="stopped"),
     ]
-    compared = compare_runs([*runs, made_run(right(0.4), train_fraction=0.25, status="stopped")])
+    compared = compare_runs([*runs, make_run(right(0.4), train_fraction=0.25, status="stopped")])
     assert len(compared.arms) == 4
     assert sorted(plot_depth(compared.arms, "test").data[0].y) == pytest.approx([0.8, 0.9])
     assert plot_training_size(compared.arms, "test") is None
@@ -146,10 +146,10 @@ def test_what_was_stopped_is_no_point_of_depth_or_of_data(made_run):
     ],
 )
 def test_memory_is_an_axis_only_where_one_kind_of_device_trained_all_of_them(
-    made_run, devices, offered, reason
+    make_run, devices, offered, reason
 ):
     runs = [
-        made_run(right(0.9), strategy=strategy, device=kind, device_bytes=size)
+        make_run(right(0.9), strategy=strategy, device=kind, device_bytes=size)
         for strategy, (kind, size) in zip(("last_block", "full"), devices, strict=True)
     ]
     arms = compare_runs(runs).arms
@@ -163,10 +163,10 @@ def test_memory_is_an_axis_only_where_one_kind_of_device_trained_all_of_them(
         assert plot_pareto_front(name, arms, "test").data
 
 
-def test_seeds_that_different_devices_trained_have_no_gpu_memory_in_common(made_run):
+def test_seeds_that_different_devices_trained_have_no_gpu_memory_in_common(make_run):
     devices = [{"device": kind, "device_bytes": 5} for kind in ("cuda", "mps")]
-    runs = [made_run(right(0.9), seed=seed, **one) for seed, one in enumerate(devices)]
-    [arm, _] = compare_runs([*runs, made_run(right(0.8), strategy="full", **devices[0])]).arms
+    runs = [make_run(right(0.9), seed=seed, **one) for seed, one in enumerate(devices)]
+    [arm, _] = compare_runs([*runs, make_run(right(0.8), strategy="full", **devices[0])]).arms
     assert (arm.cost.device, arm.cost.device_bytes) == ("cuda, mps", None)
     assert "different devices" in list_costs([arm])[1]
 

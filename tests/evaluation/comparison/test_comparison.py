@@ -57,17 +57,17 @@ def test_averages_have_no_precision_of_a_training_to_differ_in():
 
 
 @pytest.mark.parametrize("other", [{"names": "other"}, {"data": "/elsewhere"}, {"images": 300}])
-def test_runs_on_different_images_are_refused_by_name(made_run, other):
-    one = made_run(draw_correct(0.9))
-    two = made_run(draw_correct(0.9)[: other.pop("images", IMAGES)], strategy="full", **other)
+def test_runs_on_different_images_are_refused_by_name(make_run, other):
+    one = make_run(draw_correct(0.9))
+    two = make_run(draw_correct(0.9)[: other.pop("images", IMAGES)], strategy="full", **other)
     with pytest.raises(RunError, match=f"not evaluated on the same images.*{two.run_id}"):
         compare_runs([one, two])
 
 
-def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_said(made_run):
+def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_said(make_run):
     """A stopped run has not seen the test images."""
-    stopped = made_run(draw_correct(0.8), strategy="full", tested=False, status="stopped")
-    compared = compare_runs([made_run(draw_correct(0.9)), stopped])
+    stopped = make_run(draw_correct(0.8), strategy="full", tested=False, status="stopped")
+    compared = compare_runs([make_run(draw_correct(0.9)), stopped])
     assert (compared.split, compared.images) == ("val", IMAGES)
     assert "optimistic" in compared.notes[0]
     assert {arm.title: (len(arm.members), arm.unfinished) for arm in compared.arms} == {
@@ -80,17 +80,17 @@ def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_s
     assert all(arm.title.lower() in compared.verdict.answer for arm in compared.arms)
 
 
-def test_the_same_seed_again_is_no_second_seed(made_run):
-    first, again = made_run(draw_correct(0.9)), made_run(draw_correct(0.9))
-    other = made_run(draw_correct(0.8), strategy="full")
+def test_the_same_seed_again_is_no_second_seed(make_run):
+    first, again = make_run(draw_correct(0.9)), make_run(draw_correct(0.9))
+    other = make_run(draw_correct(0.8), strategy="full")
     compared = compare_runs([first, again, other])
     assert [len(arm.members) for arm in compared.arms] == [1, 1]
     (note,) = (note for note in compared.notes if first.run_id in note)
     assert "later run has the same settings" in note
 
 
-def test_costs_come_from_the_folder(made_run):
-    run = made_run(draw_correct(0.9), seconds=12.0)
+def test_costs_come_from_the_folder(make_run):
+    run = make_run(draw_correct(0.9), seconds=12.0)
     result = run_cost(run, 0.1)
     assert (result.seconds, result.memory_bytes, result.disk_bytes) == (12.0, 7, 1000)
     assert result.trainable_parameters == 100
@@ -99,19 +99,19 @@ def test_costs_come_from_the_folder(made_run):
     assert run_cost(run).uncached_seconds is None
 
 
-def test_memory_that_was_used_again_is_taken_from_the_forecast(made_run):
+def test_memory_that_was_used_again_is_taken_from_the_forecast(make_run):
     first, second = (
-        made_run(draw_correct(0.9), seed=seed, forecast={"memory_bytes": size})
+        make_run(draw_correct(0.9), seed=seed, forecast={"memory_bytes": size})
         for seed, size in ((0, 5), (1, 900))
     )
     assert [run_cost(run).memory_bytes for run in (first, second)] == [7, 900]
     assert usual_cost([run_cost(first), run_cost(second)]).memory_bytes == 900
 
 
-def test_what_the_cache_saved_follows_from_the_deepest_cut_that_was_timed(made_run):
+def test_what_the_cache_saved_follows_from_the_deepest_cut_that_was_timed(make_run):
     rates = {"feature_extraction": None, "last_block": 0.1, "last_two_blocks": 0.05, "full": None}
     runs = [
-        made_run(draw_correct(0.9), strategy=name, trunk_rate=rate) for name, rate in rates.items()
+        make_run(draw_correct(0.9), strategy=name, trunk_rate=rate) for name, rate in rates.items()
     ]
     head, *_, full = runs
     assert [trunk_rate([run], runs) for run in runs] == [0.1, 0.1, 0.05, 0.0]
@@ -129,8 +129,8 @@ def test_what_the_cache_saved_follows_from_the_deepest_cut_that_was_timed(made_r
         ({"strategy": "first_block"}, (4, "stem", False)),
     ],
 )
-def test_depth_of_the_cut(made_run, settings, expected):
-    result = run_depth(made_run(draw_correct(0.9), **settings))
+def test_depth_of_the_cut(make_run, settings, expected):
+    result = run_depth(make_run(draw_correct(0.9), **settings))
     assert (result.trained_stages, result.first_stage, result.whole) == expected
 
 
@@ -160,9 +160,9 @@ def test_titles_say_what_tells_the_arms_apart_and_no_more():
 
 
 @pytest.mark.train
-def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_markup(made_run):
+def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_markup(make_run):
     nasty = "</script><img src=x onerror=alert(1)>"
-    runs = [made_run(draw_correct(0.9)), made_run(draw_correct(0.8), weights=nasty)]
+    runs = [make_run(draw_correct(0.9)), make_run(draw_correct(0.8), weights=nasty)]
     compared = compare_runs(runs)
     assert nasty in compared.arms[1].title
     page = build_report(compared)
@@ -176,13 +176,13 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_mark
     assert "beats" in page
 
 
-def test_a_gpus_memory_has_a_column_of_its_own(made_run):
-    on_gpu = made_run(draw_correct(0.9), device="cuda", device_bytes=3 * 10**9)
-    here = made_run(draw_correct(0.8), strategy="full")
+def test_a_gpus_memory_has_a_column_of_its_own(make_run):
+    on_gpu = make_run(draw_correct(0.9), device="cuda", device_bytes=3 * 10**9)
+    here = make_run(draw_correct(0.8), strategy="full")
     columns, rows = arms_table(compare_runs([on_gpu, here]))
     found = [dict(zip(columns, row, strict=True)) for row in rows]
     assert [(row["Memory"], row["GPU memory"]) for row in found] == [
         ("7 B", "3.0 GB"),
         ("7 B", "none"),
     ]
-    assert "GPU memory" not in arms_table(compare_runs([here, made_run(draw_correct(0.9))]))[0]
+    assert "GPU memory" not in arms_table(compare_runs([here, make_run(draw_correct(0.9))]))[0]

@@ -37,12 +37,12 @@ def save_measured(run, correct, noisy, images=IMAGES):
 
 
 @pytest.fixture
-def arms(made_run):
+def arms(make_run):
     """Make two strategies with two seeds each: alike on own images, far apart on noisy ones."""
     shares = {"feature_extraction": 0.8, "full": 0.5}
     return [
         (
-            made_run(draw_correct(0.9, seed), strategy=name, seed=seed),
+            make_run(draw_correct(0.9, seed), strategy=name, seed=seed),
             draw_correct(0.9, seed),
             draw_correct(share, 10 * at + seed),
         )
@@ -52,12 +52,12 @@ def arms(made_run):
 
 
 @pytest.mark.train
-def test_the_verdict_is_that_of_the_same_answers_to_any_images(arms, made_run):
+def test_the_verdict_is_that_of_the_same_answers_to_any_images(arms, make_run):
     runs = [save_measured(*arm) for arm in arms]
     both = compare_shift(runs, NOISE)
     same = compare_runs(
         [
-            made_run(noisy, strategy=run.config.strategy, seed=run.config.seed)
+            make_run(noisy, strategy=run.config.strategy, seed=run.config.seed)
             for run, _, noisy in arms
         ]
     )
@@ -121,11 +121,11 @@ def test_runs_that_could_not_read_the_same_images_are_refused(arms):
 
 
 @pytest.mark.train
-def test_corrupted_images_are_not_held_against_what_was_published_of_other_data_sets(made_run):
+def test_corrupted_images_are_not_held_against_what_was_published_of_other_data_sets(make_run):
     wins, loses = draw_correct(0.9, 1), draw_correct(0.4, 2)
     runs = [
         save_measured(
-            made_run(wins, strategy=strategy, seed=seed),
+            make_run(wins, strategy=strategy, seed=seed),
             wins,
             wins if strategy == "full" else loses,
         )

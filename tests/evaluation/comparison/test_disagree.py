@@ -7,9 +7,9 @@ from finetune_core.evaluation.comparison.disagree import find_disagreements
 from finetune_core.training.predictions import prediction_table, save_predictions
 
 
-def test_every_image_is_on_one_side_whatever_the_order_of_the_rows(made_run):
+def test_every_image_is_on_one_side_whatever_the_order_of_the_rows(make_run):
     right = np.random.default_rng(3).random((2, 60)) < 0.7
-    found = find_disagreements(made_run(right[0]), made_run(right[1], strategy="full"))
+    found = find_disagreements(make_run(right[0]), make_run(right[1], strategy="full"))
 
     def numbered(rows):
         return sorted(int(sample[5:9]) for sample in rows["id"])
@@ -27,8 +27,8 @@ def test_every_image_is_on_one_side_whatever_the_order_of_the_rows(made_run):
     assert (found.only_b["predicted_b"] == found.only_b["label"]).all()
 
 
-def test_the_clearest_cases_come_first_and_say_how_sure_each_run_is(made_run):
-    runs = [made_run([True] * 4), made_run([True] * 4, strategy="full")]
+def test_the_clearest_cases_come_first_and_say_how_sure_each_run_is(make_run):
+    runs = [make_run([True] * 4), make_run([True] * 4, strategy="full")]
     labels = np.array([0, 0, 1, 1])
     given = [[3, 0], [1, 0], [0, 3], [0, 3]], [[0, 3], [0, 9], [1, 0], [0, 1]]  # logits
     for run, logits in zip(runs, given, strict=True):
@@ -49,9 +49,9 @@ def test_the_clearest_cases_come_first_and_say_how_sure_each_run_is(made_run):
     assert (found.both, found.neither) == (1, 0)
 
 
-def test_where_one_run_has_no_test_images_the_validation_images_are_taken(made_run):
+def test_where_one_run_has_no_test_images_the_validation_images_are_taken(make_run):
     found = find_disagreements(
-        made_run([True, False]), made_run([False, True], strategy="full", tested=False)
+        make_run([True, False]), make_run([False, True], strategy="full", tested=False)
     )
     assert found.split == "val"
     assert (found.only_a["id"].tolist(), found.only_b["id"].tolist()) == (
@@ -60,7 +60,7 @@ def test_where_one_run_has_no_test_images_the_validation_images_are_taken(made_r
     )
 
 
-def test_equal_settings_do_not_hide_different_images(made_run):
-    one, other = made_run([True] * 4), made_run([True] * 4, names="other")
+def test_equal_settings_do_not_hide_different_images(make_run):
+    one, other = make_run([True] * 4), make_run([True] * 4, names="other")
     with pytest.raises(RunError, match="not evaluated on the same images"):
         find_disagreements(one, other)

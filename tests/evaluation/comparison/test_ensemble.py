@@ -46,9 +46,9 @@ def correct_by_hand(runs):
     return mean.argmax(1) == tables[0]["label"].to_numpy()
 
 
-def test_it_stands_beside_each_strategy_with_its_interval(made_run):
-    block = [made_run(draw_correct(0.8, seed), seed=seed) for seed in range(3)]
-    full = [made_run(draw_correct(0.7, 10), strategy="full")]
+def test_it_stands_beside_each_strategy_with_its_interval(make_run):
+    block = [make_run(draw_correct(0.8, seed), seed=seed) for seed in range(3)]
+    full = [make_run(draw_correct(0.7, 10), strategy="full")]
     comparison = compare_runs([*block, *full])
     arms = {arm.title: arm for arm in comparison.arms}
     correct = correct_by_hand(block)
@@ -70,8 +70,8 @@ def test_it_stands_beside_each_strategy_with_its_interval(made_run):
     json.dumps(result, allow_nan=False)
 
 
-def test_of_one_strategy_alone_it_is_that_of_all_its_runs(made_run):
-    runs = [made_run(draw_correct(0.8, seed), seed=seed) for seed in range(3)]
+def test_of_one_strategy_alone_it_is_that_of_all_its_runs(make_run):
+    runs = [make_run(draw_correct(0.8, seed), seed=seed) for seed in range(3)]
     comparison = compare_runs(runs)
     assert comparison.ensemble.value == pytest.approx(correct_by_hand(runs).mean())
     words = describe_ensemble(comparison)
@@ -81,9 +81,9 @@ def test_of_one_strategy_alone_it_is_that_of_all_its_runs(made_run):
     assert "Ensemble of the seeds" not in arms_table(comparison)[0]
 
 
-def test_log_loss_of_an_ensemble_is_lower_than_the_mean_of_its_networks(made_run):
+def test_log_loss_of_an_ensemble_is_lower_than_the_mean_of_its_networks(make_run):
     comparison = compare_runs(
-        [made_run(draw_correct(0.8, seed), seed=seed) for seed in range(3)], "log_loss"
+        [make_run(draw_correct(0.8, seed), seed=seed) for seed in range(3)], "log_loss"
     )
     assert comparison.ensemble.value < np.mean([arm.score.value for arm in comparison.arms])
     assert comparison.ensemble.low < comparison.ensemble.value < comparison.ensemble.high

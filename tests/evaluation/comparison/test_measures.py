@@ -131,10 +131,10 @@ def test_equally_good_arms_are_rarely_called_different(measure, seeds):
     ("measure", "score"),
     [("accuracy", "accuracy"), ("macro_f1", "f1_macro"), ("log_loss", "log_loss")],
 )
-def test_one_network_has_the_interval_of_its_evaluation(made_run, measure, score):
+def test_one_network_has_the_interval_of_its_evaluation(make_run, measure, score):
     """The interval is the same alone, as a seed of an arm of several, and as an ensemble."""
-    runs = [made_run(draw_correct(0.9)[:60], seed=seed) for seed in range(2)]
-    runs += [made_run(draw_correct(0.8)[:60], strategy="full")]
+    runs = [make_run(draw_correct(0.9)[:60], seed=seed) for seed in range(2)]
+    runs += [make_run(draw_correct(0.8)[:60], strategy="full")]
     compared = compare_runs(runs, measure)
     singles = [member for arm in compared.arms for member in arm.members]
     for member in singles:
@@ -180,14 +180,14 @@ def test_a_comparison_uses_the_chosen_metric_and_says_so(three_strategies, name)
     json.dumps(result, allow_nan=False)
 
 
-def test_accuracy_is_the_default_metric(made_run):
+def test_accuracy_is_the_default_metric(make_run):
     compared = compare_runs(
-        [made_run(draw_correct(0.9)), made_run(draw_correct(0.8), strategy="full")]
+        [make_run(draw_correct(0.9)), make_run(draw_correct(0.8), strategy="full")]
     )
     assert compared.measure is ACCURACY
     assert all(arm.score == arm.accuracy for arm in compared.arms)
 
 
-def test_a_measure_that_there_is_not_is_refused(made_run):
+def test_a_measure_that_there_is_not_is_refused(make_run):
     with pytest.raises(ConfigError, match="accuracy, macro_f1, log_loss"):
-        compare_runs([made_run(draw_correct(0.9))], "f2")
+        compare_runs([make_run(draw_correct(0.9))], "f2")

@@ -31,12 +31,12 @@ EVERY_CLASS = SharedClasses((0, 1), ("cat", "dog"), {}, {})
 
 
 @pytest.fixture
-def compared(made_run):
+def compared(make_run):
     """Return ``compared(strategy=share, …)``, which compares runs right on about these shares."""
 
     def make(seeds=3, runs=(), **shares):
         made = [
-            made_run(draw_correct(share, seed), strategy=name, seed=seed)
+            make_run(draw_correct(share, seed), strategy=name, seed=seed)
             for name, share in shares.items()
             for seed in range(seeds)
         ]
@@ -111,9 +111,9 @@ def test_with_a_baseline_or_nothing_that_trained_in_epochs_there_is_none_to_fit(
     assert rules.propose_baseline(shown(prototypes=0.8)) is None
 
 
-def test_the_baseline_is_that_of_the_best_network(shown, made_run):
+def test_the_baseline_is_that_of_the_best_network(shown, make_run):
     changes = {"strategy": "full", "backbone": "resnet18"}
-    other = [made_run(draw_correct(0.95, seed), seed=seed, **changes) for seed in range(2)]
+    other = [make_run(draw_correct(0.95, seed), seed=seed, **changes) for seed in range(2)]
     found = rules.propose_baseline(shown(last_block=0.9, runs=other))
     assert {one.backbone for one in found.configs} == {"resnet18"}
 
@@ -137,11 +137,11 @@ def test_without_a_baseline_or_training_in_epochs_there_is_nothing_to_profile(sh
     assert rules.propose_profile(shown(linear_probe=0.9, prototypes=0.8)) is None
 
 
-def test_runs_of_a_profile_are_found_among_all_runs(compared, made_run):
+def test_runs_of_a_profile_are_found_among_all_runs(compared, make_run):
     comparison = compared(last_block=0.9, linear_probe=0.8)
     rates = {"stage_rates": {"block7": 1.0, "head": 1.0}, "strategy": "custom"}
-    alone = made_run(draw_correct(0.9), initial_head="probe", **rates)
-    plain = made_run(draw_correct(0.9), initial_head="random", **rates)
+    alone = make_run(draw_correct(0.9), initial_head="probe", **rates)
+    plain = make_run(draw_correct(0.9), initial_head="random", **rates)
     offered = [
         rules.propose_profile(rules.collect_evidence(comparison, None, runs))
         for runs in ([alone], [plain])
@@ -191,14 +191,14 @@ def test_without_a_shifted_set_nothing_is_said_of_it(shown):
 
 
 @pytest.mark.train
-def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compared, made_run):
+def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compared, make_run):
     tried = {"linear_probe_then_full": 0.85}
     sides = [compared(linear_probe=0.80, full=share, **tried) for share in (0.90, 0.60)]
     found = rules.propose_lp_ft(make_evidence(*sides))
     what = "average the weights of “Full fine-tuning” with those that it started from (WiSE-FT)"
     assert (found.what, found.configs) == (what, ())
     averaged = {"how": "wise", "runs": [str(find_arm(sides[0], "full").runs[0].run_dir)]}
-    wise = made_run(draw_correct(0.88), strategy="full", averaged=averaged)
+    wise = make_run(draw_correct(0.88), strategy="full", averaged=averaged)
     with_wise = (
         compare_runs([*(run for one in side.arms for run in one.runs), wise]) for side in sides
     )
@@ -209,12 +209,12 @@ def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compare
 
 
 @pytest.fixture
-def fractions(shown, made_run):
+def fractions(shown, make_run):
     """Return ``fractions(p25=share, …)``: last block, by the percentage of training images."""
 
     def make(**shares):
         runs = [
-            made_run(draw_correct(share, seed), train_fraction=int(name[1:]) / 100, seed=seed)
+            make_run(draw_correct(share, seed), train_fraction=int(name[1:]) / 100, seed=seed)
             for name, share in shares.items()
             for seed in range(3)
         ]
@@ -252,7 +252,7 @@ def test_a_curve_that_is_flat_or_is_none_asks_for_no_images(fractions, shown):
 
 
 @pytest.fixture
-def spread(compared, made_run):
+def spread(compared, make_run):
     """Return ``spread(last_block=(share, …), …)``, which takes the accuracy of each seed.
 
     All seeds are right on the same images.
@@ -261,7 +261,7 @@ def spread(compared, made_run):
     def make(**shares):
         return compared(
             runs=[
-                made_run(draw_correct(share, arm), strategy=name, seed=seed)
+                make_run(draw_correct(share, arm), strategy=name, seed=seed)
                 for arm, (name, by_seed) in enumerate(shares.items())
                 for seed, share in enumerate(by_seed)
             ]
@@ -281,8 +281,8 @@ def test_seeds_of_the_arm_that_spreads_most_come_next_where_seeds_hide_a_differe
     assert "60." not in found.reason
 
 
-def test_the_one_with_fewer_seeds_gets_those_that_it_lacks(shown, made_run):
-    one_seed = [made_run(draw_correct(0.84), strategy="full", seed=1)]
+def test_the_one_with_fewer_seeds_gets_those_that_it_lacks(shown, make_run):
+    one_seed = [make_run(draw_correct(0.84), strategy="full", seed=1)]
     found = rules.propose_more_seeds(shown(last_block=0.85, runs=one_seed))
     assert list_runs(found) == [("full", 0), ("full", 2)]
     assert found.what == "train “Full fine-tuning” with seeds 0 and 2"
@@ -290,31 +290,31 @@ def test_the_one_with_fewer_seeds_gets_those_that_it_lacks(shown, made_run):
 
 
 @pytest.mark.train
-def test_three_seeds_averages_or_a_difference_that_has_shown_ask_for_no_more(shown, made_run):
+def test_three_seeds_averages_or_a_difference_that_has_shown_ask_for_no_more(shown, make_run):
     assert rules.propose_more_seeds(shown(seeds=3, last_block=0.850, full=0.845)) is None
     assert rules.propose_more_seeds(shown(seeds=2, last_block=0.9, full=0.7)) is None
     assert rules.propose_more_seeds(shown(last_block=0.9)) is None
     averaged = {"how": "soup", "runs": ["/runs/one", "/runs/two"]}
-    soup = made_run(draw_correct(0.851), strategy="last_block", averaged=averaged)
+    soup = make_run(draw_correct(0.851), strategy="last_block", averaged=averaged)
     assert rules.propose_more_seeds(shown(last_block=0.85, runs=[soup])) is None
 
 
-def test_a_head_that_is_fitted_gets_no_seeds_even_where_it_has_the_fewest(shown, made_run):
-    probe = made_run(draw_correct(0.84), strategy="linear_probe", seed=0)
-    trained = [made_run(draw_correct(share), seed=seed) for seed, share in enumerate((0.76, 0.96))]
+def test_a_head_that_is_fitted_gets_no_seeds_even_where_it_has_the_fewest(shown, make_run):
+    probe = make_run(draw_correct(0.84), strategy="linear_probe", seed=0)
+    trained = [make_run(draw_correct(share), seed=seed) for seed, share in enumerate((0.76, 0.96))]
     found = rules.propose_more_seeds(shown(runs=[probe, *trained]))
     assert list_runs(found) == [("last_block", 2)]
     assert "not distinguishable with 2 seeds." in found.reason
-    alike = [made_run(draw_correct(0.845, seed), seed=seed) for seed in (5, 6)]
+    alike = [make_run(draw_correct(0.845, seed), seed=seed) for seed in (5, 6)]
     evidence = shown(runs=[probe, *alike])
     assert rules.propose_more_seeds(evidence) is None
     assert rules.propose_test_images(evidence)
 
 
-def test_a_fitted_head_gets_seeds_where_they_draw_its_training_images(shown, made_run):
+def test_a_fitted_head_gets_seeds_where_they_draw_its_training_images(shown, make_run):
     half = {"train_fraction": 0.5}
-    runs = [made_run(draw_correct(0.85, seed), seed=seed, **half) for seed in range(3)]
-    runs.append(made_run(draw_correct(0.84), strategy="linear_probe", **half))
+    runs = [make_run(draw_correct(0.85, seed), seed=seed, **half) for seed in range(3)]
+    runs.append(make_run(draw_correct(0.84), strategy="linear_probe", **half))
     assert list_runs(rules.propose_more_seeds(shown(runs=runs))) == [
         ("linear_probe", 1),
         ("linear_probe", 2),

@@ -40,7 +40,7 @@ def test_more_equal_arms_flatter_the_best_more():
 
 
 def test_it_stands_beside_the_advised_arm_and_is_of_those_it_was_chosen_among(
-    three_strategies, made_run
+    three_strategies, make_run
 ):
     compared = compare_runs(three_strategies)
     result = compared.to_json()
@@ -48,5 +48,5 @@ def test_it_stands_beside_the_advised_arm_and_is_of_those_it_was_chosen_among(
     assert result["optimism"] == compared.optimism
     assert result["notes"][-1] == compared.footnote
     assert compared.footnote.startswith("“Feature extraction” was chosen on these images")
-    single = made_run(draw_correct(0.9, 3), strategy="last_two_blocks")
+    single = make_run(draw_correct(0.9, 3), strategy="last_two_blocks")
     assert compare_runs([*three_strategies, single]).optimism == compared.optimism

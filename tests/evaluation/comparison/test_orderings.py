@@ -14,11 +14,11 @@ from finetune_core.training.strategies import STRATEGIES
 from tests.evaluation.simulated import IMAGES, draw_correct
 
 
-def make_runs(made_run, shares, seeds=3, **settings):
+def make_runs(make_run, shares, seeds=3, **settings):
     """Make runs right on these shares; ``settings`` apply to the last strategy only."""
     last = list(shares)[-1]
     return [
-        made_run(
+        make_run(
             draw_correct(share, seed),
             strategy=name,
             seed=seed,
@@ -37,8 +37,8 @@ def test_each_ordering_is_of_known_strategies_and_its_source_is_cited_by_their_h
     assert len(set(pairs)) == len(pairs), "two that say the opposite would always be contradicted"
 
 
-def test_a_strategy_that_is_worse_than_it_is_said_to_be_is_named_with_source_and_interval(made_run):
-    compared = compare_runs(make_runs(made_run, {"feature_extraction": 0.90, "last_block": 0.80}))
+def test_a_strategy_that_is_worse_than_it_is_said_to_be_is_named_with_source_and_interval(make_run):
+    compared = compare_runs(make_runs(make_run, {"feature_extraction": 0.90, "last_block": 0.80}))
     claim = compared.pairs[0].strategies.claim
     loss, low, high = (format_points(value) for value in (claim.gain, claim.low, claim.high))
     [sentence] = compared.published
@@ -50,9 +50,9 @@ def test_a_strategy_that_is_worse_than_it_is_said_to_be_is_named_with_source_and
     assert "Yosinski et al. 2014" in comparison_html(compared)
 
 
-def test_it_does_not_matter_which_of_the_two_stands_first(made_run):
-    compared = compare_runs(make_runs(made_run, {"full": 0.80, "first_block": 0.70}))
-    turned = compare_runs(make_runs(made_run, {"from_scratch": 0.90, "full": 0.80}))
+def test_it_does_not_matter_which_of_the_two_stands_first(make_run):
+    compared = compare_runs(make_runs(make_run, {"full": 0.80, "first_block": 0.70}))
+    turned = compare_runs(make_runs(make_run, {"from_scratch": 0.90, "full": 0.80}))
     assert (
         "“First block” is said to beat “Full fine-tuning” where images differ"
         in compared.published[0]
@@ -70,12 +70,12 @@ def test_it_does_not_matter_which_of_the_two_stands_first(made_run):
     ],
     ids=["as published", "not distinguishable", "not published", "of another axis"],
 )
-def test_nothing_is_said_without_a_significant_verdict_against_it(made_run, shares):
-    assert compare_runs(make_runs(made_run, shares)).published == ()
+def test_nothing_is_said_without_a_significant_verdict_against_it(make_run, shares):
+    assert compare_runs(make_runs(make_run, shares)).published == ()
 
 
 @pytest.mark.train
-def test_nothing_is_said_of_arms_that_differ_in_more_than_the_strategy_or_were_stopped(made_run):
+def test_nothing_is_said_of_arms_that_differ_in_more_than_the_strategy_or_were_stopped(make_run):
     shares = {"feature_extraction": 0.90, "last_block": 0.80}
     for settings in (
         {"train_fraction": 0.25},
@@ -83,34 +83,34 @@ def test_nothing_is_said_of_arms_that_differ_in_more_than_the_strategy_or_were_s
         {"image_size": 96},
         {"backbone": "resnet18"},
     ):
-        assert compare_runs(make_runs(made_run, shares, **settings)).published == (), settings
+        assert compare_runs(make_runs(make_run, shares, **settings)).published == (), settings
     for status, said in (("finished", 1), ("stopped", 0)):
         runs = [
-            made_run(draw_correct(0.90), strategy="feature_extraction"),
-            made_run(draw_correct(0.80), strategy="last_block", status=status),
+            make_run(draw_correct(0.90), strategy="feature_extraction"),
+            make_run(draw_correct(0.80), strategy="last_block", status=status),
         ]
         assert len(compare_runs(runs).published) == said
 
 
-def test_published_are_accuracies_so_nothing_is_said_of_other_metrics(made_run):
+def test_published_are_accuracies_so_nothing_is_said_of_other_metrics(make_run):
     assert (
         compare_runs(
-            make_runs(made_run, {"feature_extraction": 0.90, "last_block": 0.80}), "log_loss"
+            make_runs(make_run, {"feature_extraction": 0.90, "last_block": 0.80}), "log_loss"
         ).published
         == ()
     )
 
 
-def test_with_one_seed_the_networks_speak(made_run):
+def test_with_one_seed_the_networks_speak(make_run):
     [sentence] = compare_runs(
-        make_runs(made_run, {"feature_extraction": 0.90, "last_block": 0.80}, seeds=1)
+        make_runs(make_run, {"feature_extraction": 0.90, "last_block": 0.80}, seeds=1)
     ).published
     assert f"on these {IMAGES} images its network is " in sentence
 
 
-def test_on_shifted_images_only_what_is_said_of_those_counts(made_run):
+def test_on_shifted_images_only_what_is_said_of_those_counts(make_run):
     runs = make_runs(
-        made_run,
+        make_run,
         {
             "feature_extraction": 0.95,
             "last_block": 0.80,

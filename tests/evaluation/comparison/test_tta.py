@@ -28,8 +28,8 @@ from tests.documents import missing_in_reference
 
 
 @pytest.fixture(scope="module")
-def flipped_once(trained_once, tmp_path_factory):
-    run = read_run(trained_once.copied(tmp_path_factory.mktemp("flipped"), "last_block")[0])
+def flipped_once(trained_runs, tmp_path_factory):
+    run = read_run(trained_runs.copied(tmp_path_factory.mktemp("flipped"), "last_block")[0])
     finish(predict_with_flips(run))
     return run
 
@@ -85,12 +85,12 @@ def test_the_paired_test_is_mcnemars_on_both_splits(flipped):
         )
 
 
-def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(made_run):
+def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(make_run):
     right = np.arange(120) % 2 == 0
     run, better, alike = (
-        made_run(right),
-        made_run(right | (np.arange(120) < 60)),
-        made_run(right | (np.arange(120) < 4)),
+        make_run(right),
+        make_run(right | (np.arange(120) < 60)),
+        make_run(right | (np.arange(120) < 4)),
     )
     words = []
     for other in (better, alike):
@@ -141,10 +141,10 @@ def test_the_command_prints_it_and_every_field_is_in_the_reference(flipped, caps
     assert "With flips: test accuracy" in capsys.readouterr().out
 
 
-def test_names_that_look_directional_and_networks_that_saw_no_mirror_images_are_warned_of(made_run):
+def test_names_that_look_directional_and_networks_that_saw_no_mirror_images_are_warned_of(make_run):
     right = np.ones(20, bool)
-    assert flip_warnings(made_run(right, augmentation="flips")) == []
-    [untrained] = flip_warnings(made_run(right))
+    assert flip_warnings(make_run(right, augmentation="flips")) == []
+    [untrained] = flip_warnings(make_run(right))
     assert "not trained on mirror images" in untrained
-    [named] = flip_warnings(made_run(right, augmentation="flips", classes=("left", "7")))
+    [named] = flip_warnings(make_run(right, augmentation="flips", classes=("left", "7")))
     assert "“left”, “7” look like directions, letters or digits" in named

@@ -46,7 +46,7 @@ def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_show
     assert worse.text.startswith(f"{by} (95 % CI ")
 
 
-def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
+def test_what_another_arm_beats_is_not_advised_however_cheap(make_run):
     """The best varies so much by seed that only the middle arm differs from the cheap one."""
     swinging = [draw_correct(share) for share in (0.84, 0.92, 0.87, 0.90, 0.85)]
     arms = {
@@ -56,7 +56,7 @@ def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
     }
     seconds = {"last_block": 1.0, "last_two_blocks": 5.0, "full": 9.0}
     runs = [
-        made_run(correct, seconds=seconds[name], strategy=name, seed=seed)
+        make_run(correct, seconds=seconds[name], strategy=name, seed=seed)
         for name, seeds in arms.items()
         for seed, correct in enumerate(seeds)
     ]
@@ -68,9 +68,9 @@ def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
     assert compared.arms[compared.advised].title == "Last two blocks"
 
 
-def test_with_one_seed_only_the_networks_can_be_compared(made_run):
+def test_with_one_seed_only_the_networks_can_be_compared(make_run):
     a, b = draw_correct(0.9), draw_correct(0.8, 1)
-    compared = compare_runs([made_run(a, strategy="last_block"), made_run(b, strategy="full")])
+    compared = compare_runs([make_run(a, strategy="last_block"), make_run(b, strategy="full")])
     pair = compared.to_json()["pairs"][0]
     assert (pair["about"], pair["strategies"]) == ("networks", None)
     assert pair["networks"]["different"]
@@ -94,10 +94,10 @@ def test_with_one_seed_only_the_networks_can_be_compared(made_run):
     assert any("Three seeds or more" in note for note in compared.notes)
 
 
-def test_many_strategies_of_one_seed_each_are_not_all_named(made_run):
+def test_many_strategies_of_one_seed_each_are_not_all_named(make_run):
     names = ("feature_extraction", "last_block", "full")
     compared = compare_runs(
-        [made_run(draw_correct(0.9, seed), strategy=name) for seed, name in enumerate(names)]
+        [make_run(draw_correct(0.9, seed), strategy=name) for seed, name in enumerate(names)]
     )
     assert not any(arm.supports_claims for arm in compared.arms)
     assert compared.verdict.answer.startswith("No clear winner among these trained models on 540 ")
@@ -112,7 +112,7 @@ def make_correct(wrong, images=600):
 
 
 @pytest.fixture
-def frozen_and_full(made_run):
+def frozen_and_full(make_run):
     """Make two runs each: all layers are 3.7 points worse with the first seed, 4.1 with both."""
     wrong = {
         "feature_extraction": (range(48), range(30)),
@@ -120,7 +120,7 @@ def frozen_and_full(made_run):
     }
     return [
         [
-            made_run(make_correct([*some]), strategy=strategy, seed=seed)
+            make_run(make_correct([*some]), strategy=strategy, seed=seed)
             for seed, some in enumerate(sets)
         ]
         for strategy, sets in wrong.items()
@@ -149,14 +149,14 @@ def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
     assert "is best" not in after.verdict.answer
 
 
-def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_networks_back(made_run):
+def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_networks_back(make_run):
     """Each further seed is better, or worse, by as much as those before."""
     random = np.random.default_rng(0)
     ease = random.normal(3.5, 3, 400)
 
     def run(strategy, seed, gain):
         correct = random.random(400) < 1 / (1 + np.exp(-(ease + gain + random.normal(0, 1, 400))))
-        return made_run(correct, strategy=strategy, seed=seed)
+        return make_run(correct, strategy=strategy, seed=seed)
 
     runs = [run("last_block", 0, 1.2), run("full", 0, -0.2)]
     said = []
@@ -172,9 +172,9 @@ def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_network
 
 
 def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(
-    three_strategies, made_run
+    three_strategies, make_run
 ):
-    single = made_run(draw_correct(0.95, 5), strategy="last_two_blocks", seconds=30.0)
+    single = make_run(draw_correct(0.95, 5), strategy="last_two_blocks", seconds=30.0)
     comparison = compare_runs([*three_strategies, single])
     assert comparison.arms[comparison.advised].title == "Feature extraction"
     assert " for feature extraction, " in comparison.verdict.answer
@@ -186,32 +186,32 @@ def test_with_one_arm_of_a_single_seed_the_others_are_compared_as_strategies(
     assert kinds["Full fine-tuning"] == ("strategies", "worse")
 
 
-def make_runs_by_count(made_run, images, counts):
+def make_runs_by_count(make_run, images, counts):
     """Make runs of two seeds of each strategy, right on that number of images."""
     order = np.random.default_rng(0).permutation(images)
     return [
-        made_run(order < count, strategy=name, seed=seed)
+        make_run(order < count, strategy=name, seed=seed)
         for name, seeds in counts.items()
         for seed, count in enumerate(seeds)
     ]
 
 
-def test_so_few_images_advise_nothing_but_more_images(made_run):
+def test_so_few_images_advise_nothing_but_more_images(make_run):
     counts = {"last_block": (9, 8), "full": (8, 7)}
-    compared = compare_runs(make_runs_by_count(made_run, 12, counts))
+    compared = compare_runs(make_runs_by_count(make_run, 12, counts))
     assert compared.verdict.answer.startswith("No clear winner on 12 images: test accuracy 70.8 %")
     assert compared.arms[compared.best].title == "Last block"
     assert [one.kind for one in compared.arm_verdicts] == ["best", "alike"]
     assert compared.to_json()["advised"] is None
     same = {"last_block": (9, 9), "full": (8, 8)}
-    few = compare_runs(make_runs_by_count(made_run, 12, same)).verdict
+    few = compare_runs(make_runs_by_count(make_run, 12, same)).verdict
     assert few.action.startswith("Test more images: ")
     assert few.action.endswith(" would show 5.0 points.")
 
 
-def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(made_run):
+def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(make_run):
     counts = {"last_block": (1300, 1700), "full": (1250, 1600)}
-    compared = compare_runs(make_runs_by_count(made_run, 2000, counts))
+    compared = compare_runs(make_runs_by_count(make_run, 2000, counts))
     pair = compared.to_json()["pairs"][0]
     assert pair["seed_error"] > pair["image_error"]
     assert compared.verdict.action.startswith("Train more seeds")
@@ -219,11 +219,11 @@ def test_seeds_that_are_far_apart_on_many_images_ask_for_more_seeds_only(made_ru
 
 
 @pytest.mark.train
-def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
+def test_a_stopped_run_is_no_seed_of_its_strategy(make_run):
     """The runs of an arm differ in more than their seeds if one was stopped."""
-    finished = [made_run(draw_correct(0.9, seed), seed=seed) for seed in (0, 1)]
-    stopped = made_run(draw_correct(0.7), seed=1, status="stopped", epochs=20)
-    same = made_run(draw_correct(0.7), seed=1, status="stopped")
+    finished = [make_run(draw_correct(0.9, seed), seed=seed) for seed in (0, 1)]
+    stopped = make_run(draw_correct(0.7), seed=1, status="stopped", epochs=20)
+    same = make_run(draw_correct(0.7), seed=1, status="stopped")
     compared = compare_runs([*finished, same])
     assert [(arm.title, len(arm.members)) for arm in compared.arms] == [
         ("Last block", 2),
@@ -240,12 +240,12 @@ def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
 
 
 def test_a_stopped_run_changes_nothing_of_what_is_said_of_the_strategies(
-    three_strategies, made_run
+    three_strategies, make_run
 ):
     """A stopped run cannot be compared as a strategy, so nothing is corrected for it."""
     alone = compare_runs(three_strategies)
     stopped = [
-        made_run(draw_correct(share), seed=seed, status="stopped")
+        make_run(draw_correct(share), seed=seed, status="stopped")
         for seed, share in ((7, 0.3), (8, 0.8))
     ]
     beside = compare_runs([*three_strategies, *stopped])
@@ -260,9 +260,9 @@ def test_a_stopped_run_changes_nothing_of_what_is_said_of_the_strategies(
     assert {pair.networks.family for pair in beside.pairs} == {6}
 
 
-def test_runs_of_equal_settings_and_seed_have_titles_of_their_own(made_run):
+def test_runs_of_equal_settings_and_seed_have_titles_of_their_own(make_run):
     runs = [
-        made_run(draw_correct(0.9), status=status) for status in ("stopped", "stopped", "finished")
+        make_run(draw_correct(0.9), status=status) for status in ("stopped", "stopped", "finished")
     ]
     twins = [
         replace(run, run_dir=run.run_dir.with_name(f"{run.run_id[:-4]}{n:04x}"))
@@ -271,16 +271,16 @@ def test_runs_of_equal_settings_and_seed_have_titles_of_their_own(made_run):
     assert len(set(run_titles(twins))) == 3
 
 
-def test_stopped_runs_of_many_seeds_say_so(made_run):
+def test_stopped_runs_of_many_seeds_say_so(make_run):
     compared = compare_runs(
-        [made_run(draw_correct(0.9, seed), seed=seed, status="stopped") for seed in (0, 1)]
+        [make_run(draw_correct(0.9, seed), seed=seed, status="stopped") for seed in (0, 1)]
     )
     assert [arm.unfinished for arm in compared.arms] == ["stopped after 2 of 10 epochs"] * 2
     assert compared.verdict.answer.count("stopped after 2 of 10 epochs") == 1
 
 
-def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
-    compared = compare_runs([made_run(draw_correct(0.9, seed), seed=seed) for seed in (0, 1, 2)])
+def test_runs_of_one_strategy_are_compared_with_each_other(make_run):
+    compared = compare_runs([make_run(draw_correct(0.9, seed), seed=seed) for seed in (0, 1, 2)])
     assert [arm.title for arm in compared.arms] == [
         f"Last block · seed {seed}" for seed in (0, 1, 2)
     ]
@@ -293,8 +293,8 @@ def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
 
 
 @pytest.mark.train
-def test_one_strategy_alone_is_not_the_one_to_take(made_run):
-    compared = compare_runs([made_run(draw_correct(0.9))])
+def test_one_strategy_alone_is_not_the_one_to_take(make_run):
+    compared = compare_runs([make_run(draw_correct(0.9))])
     assert compared.pairs == compared.arm_verdicts == ()
     accuracy = compared.arms[0].score
     assert (
@@ -311,10 +311,10 @@ def test_one_strategy_alone_is_not_the_one_to_take(made_run):
     assert "★" not in build_report(compared)
 
 
-def make_runs(made_run, seeds=3, images=IMAGES, **shares):
+def make_runs(make_run, seeds=3, images=IMAGES, **shares):
     """Make runs of each strategy, right on about that share of the images."""
     return [
-        made_run(
+        make_run(
             draw_correct(share, seed)[:images],
             strategy=name,
             seed=seed,
@@ -325,8 +325,8 @@ def make_runs(made_run, seeds=3, images=IMAGES, **shares):
     ]
 
 
-def test_a_clear_winner_is_named_with_its_lead_and_is_to_be_used(made_run):
-    compared = compare_runs(make_runs(made_run, last_block=0.9, full=0.85, linear_probe=0.8))
+def test_a_clear_winner_is_named_with_its_lead_and_is_to_be_used(make_run):
+    compared = compare_runs(make_runs(make_run, last_block=0.9, full=0.85, linear_probe=0.8))
     pair = find_pair(compared.to_json(), "Last block", "Full fine-tuning")
     verdict = compared.verdict
     best, rival = (format_percent(compared.arms[at].score.value) for at in compared.order[:2])
@@ -356,8 +356,8 @@ def test_the_cheapest_that_is_not_distinguishable_is_to_be_used_with_what_it_sav
 @pytest.mark.parametrize(
     ("trained", "does"), [(0.851, "as well"), (0.70, "better")], ids=["alike", "worse"]
 )
-def test_where_nothing_beats_the_linear_probe_it_is_the_answer(made_run, trained, does):
-    compared = compare_runs(make_runs(made_run, linear_probe=0.85, last_block=trained, full=0.6))
+def test_where_nothing_beats_the_linear_probe_it_is_the_answer(make_run, trained, does):
+    compared = compare_runs(make_runs(make_run, linear_probe=0.85, last_block=trained, full=0.6))
     verdict = compared.verdict
     assert verdict.answer.startswith(f"Train nothing: on 540 images a linear probe does {does}, ")
     assert verdict.answer.endswith(" for last block.")
@@ -365,8 +365,8 @@ def test_where_nothing_beats_the_linear_probe_it_is_the_answer(made_run, trained
     assert not any("trained" in line for line in detail_lines(compared))
 
 
-def test_a_probe_that_may_be_five_points_worse_is_not_said_to_do_as_well(made_run):
-    compared = compare_runs(make_runs(made_run, images=74, linear_probe=0.67, last_block=0.70))
+def test_a_probe_that_may_be_five_points_worse_is_not_said_to_do_as_well(make_run):
+    compared = compare_runs(make_runs(make_run, images=74, linear_probe=0.67, last_block=0.70))
     pair = compared.to_json()["pairs"][0]
     assert max(abs(pair["ci_low"]), abs(pair["ci_high"])) > 0.05
     assert compared.advised == 0
@@ -391,7 +391,7 @@ def test_the_number_of_images_that_is_asked_for_would_show_five_points():
 
 
 def test_an_arm_that_has_not_converged_comes_first_and_nothing_follows_about_layers(
-    made_run, monkeypatch
+    make_run, monkeypatch
 ):
     falls = Convergence(False, "its validation loss still falls")
     monkeypatch.setattr(
@@ -401,7 +401,7 @@ def test_an_arm_that_has_not_converged_comes_first_and_nothing_follows_about_lay
             for config, _ in runs
         ],
     )
-    compared = compare_runs(make_runs(made_run, last_block=0.9, full=0.7, linear_probe=0.8))
+    compared = compare_runs(make_runs(make_run, last_block=0.9, full=0.7, linear_probe=0.8))
     assert compared.verdict.lines == (
         "Not trained long enough: last block.",
         "Its validation loss still falls.",
@@ -410,8 +410,8 @@ def test_an_arm_that_has_not_converged_comes_first_and_nothing_follows_about_lay
     assert (compared.advised, compared.optimism, compared.baseline) == (None, None, "")
 
 
-def test_a_loss_is_compared_in_its_own_unit_and_sign(made_run):
-    compared = compare_runs(make_runs(made_run, last_block=0.9, full=0.8), "log_loss")
+def test_a_loss_is_compared_in_its_own_unit_and_sign(make_run):
+    compared = compare_runs(make_runs(make_run, last_block=0.9, full=0.8), "log_loss")
     verdict = compared.verdict
     assert verdict.answer.startswith("Last block is best on 540 test images: log loss 0.4")
     assert verdict.size.startswith("Difference −0.")
@@ -419,9 +419,9 @@ def test_a_loss_is_compared_in_its_own_unit_and_sign(made_run):
     assert "log loss" not in verdict.size
 
 
-def test_validation_accuracy_is_called_that_and_the_note_stands_under_details(made_run):
+def test_validation_accuracy_is_called_that_and_the_note_stands_under_details(make_run):
     runs = [
-        made_run(draw_correct(share, seed), strategy=name, seed=seed, tested=False)
+        make_run(draw_correct(share, seed), strategy=name, seed=seed, tested=False)
         for name, share in (("last_block", 0.9), ("full", 0.8))
         for seed in (0, 1)
     ]
@@ -432,11 +432,11 @@ def test_validation_accuracy_is_called_that_and_the_note_stands_under_details(ma
     assert "its validation accuracy is optimistic" in compared.footnote
 
 
-def test_of_many_arms_the_verdict_names_two(made_run):
+def test_of_many_arms_the_verdict_names_two(make_run):
     rates = [0.01 / 2**power for power in range(12)]
     compared = compare_runs(
         [
-            made_run(draw_correct(0.9 - at / 100, seed), learning_rate=rate, seed=seed)
+            make_run(draw_correct(0.9 - at / 100, seed), learning_rate=rate, seed=seed)
             for at, rate in enumerate(rates)
             for seed in (0, 1)
         ]
@@ -456,17 +456,17 @@ def test_the_report_says_the_verdict_once_and_folds_the_rest(three_strategies):
     assert shown.count("is optimistic: choosing the best flatters it by") == 1
 
 
-def test_only_seeds_of_an_arm_that_trains_in_epochs_are_said_to_spread(made_run):
+def test_only_seeds_of_an_arm_that_trains_in_epochs_are_said_to_spread(make_run):
     """A probe is the same with every seed: it has its own spread, which is none."""
     shares = {"last_block": (0.85, 0.85, 0.86), "full": (0.72, 0.8, 0.9)}
     trained = [
-        made_run(draw_correct(share, 7), strategy=name, seed=seed)
+        make_run(draw_correct(share, 7), strategy=name, seed=seed)
         for name, some in shares.items()
         for seed, share in enumerate(some)
     ]
-    probes = [made_run(draw_correct(0.8), strategy="linear_probe", seed=seed) for seed in range(3)]
+    probes = [make_run(draw_correct(0.8), strategy="linear_probe", seed=seed) for seed in range(3)]
     stopped = [
-        made_run(draw_correct(share), strategy="bias_only", seed=seed, status="stopped")
+        make_run(draw_correct(share), strategy="bias_only", seed=seed, status="stopped")
         for seed, share in enumerate((0.5, 0.9))
     ]
     notes = compare_runs([*trained, *probes, *stopped]).notes

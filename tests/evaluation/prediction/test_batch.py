@@ -27,8 +27,8 @@ from tests.factories import image_folder
 
 
 @pytest.fixture(scope="module")
-def run(trained_once, tmp_path_factory):
-    return read_run(*trained_once.copied(tmp_path_factory.mktemp("runs"), "last_block"))
+def run(trained_runs, tmp_path_factory):
+    return read_run(*trained_runs.copied(tmp_path_factory.mktemp("runs"), "last_block"))
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +70,19 @@ def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predic
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
 @pytest.mark.parametrize("known", [False, pytest.param(True, marks=pytest.mark.train)])
 def test_the_network_is_compiled_where_that_pays(
-    run, predictor, strangers, compiling, monkeypatch, known
+    run, predictor, strangers, fake_compiler, monkeypatch, known
 ):
     looks = make_encoder(predictor)
     given = (looks, drain(compute_neighbourhood(run, looks))[1]) if known else None
     images = list_images(strangers)
     _, eager = drain(predict_images(predictor, images, given))
-    assert compiling.started == 0
-    compiling.result = b"package"
+    assert fake_compiler.started == 0
+    fake_compiler.result = b"package"
     monkeypatch.setattr(batch, "_BATCH", 4)
     _, found = drain(predict_images(predictor, images, given))
-    assert compiling.started == 1
-    assert compiling.module is (looks.body if known else predictor.network.model)
-    assert compiling.used == 5  # of ten batches: five were timed
+    assert fake_compiler.started == 1
+    assert fake_compiler.module is (looks.body if known else predictor.network.model)
+    assert fake_compiler.used == 5  # of ten batches: five were timed
     for ours, theirs in zip(found, eager, strict=True):
         assert (ours.file, ours.unlike) == (theirs.file, theirs.unlike)
         if ours.probabilities is not None:

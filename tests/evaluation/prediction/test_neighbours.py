@@ -19,8 +19,8 @@ from tests.factories import NASTY
 
 
 @pytest.fixture(scope="module")
-def run(trained_once, tmp_path_factory):
-    return read_run(*trained_once.copied(tmp_path_factory.mktemp("runs"), "last_block"))
+def run(trained_runs, tmp_path_factory):
+    return read_run(*trained_runs.copied(tmp_path_factory.mktemp("runs"), "last_block"))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pret
     assert near.nearest(stranger)[0][0] == near.nearest(inside)[0][0]
 
 
-def test_a_frozen_network_has_no_other_features_from_before(run, trained_once):
-    looks = make_encoder(load_predictor(read_run(trained_once.feature_extraction)))
+def test_a_frozen_network_has_no_other_features_from_before(run, trained_runs):
+    looks = make_encoder(load_predictor(read_run(trained_runs.feature_extraction)))
     assert looks.start is None
     assert looks.encode_image(list_files(run, "red")[0])[0].shape[0] == 1

@@ -12,8 +12,8 @@ from tests.factories import NASTY
 
 
 @pytest.fixture
-def run(trained_once):
-    return read_run(trained_once.last_block)
+def run(trained_runs):
+    return read_run(trained_runs.last_block)
 
 
 def test_a_reloaded_network_says_what_the_run_said(run):

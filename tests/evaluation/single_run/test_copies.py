@@ -16,13 +16,13 @@ from tests.shifted import copy_images, darken_images
 
 
 @pytest.fixture
-def parent(trained_once, tmp_path):
-    return read_run(*trained_once.copied(tmp_path / "runs", "last_block"))
+def parent(trained_runs, tmp_path):
+    return read_run(*trained_runs.copied(tmp_path / "runs", "last_block"))
 
 
 @pytest.fixture(scope="module")
-def ids(trained_once):
-    table = load_dataset(trained_once.data).table
+def ids(trained_runs):
+    table = load_dataset(trained_runs.data).table
     return {split: rows["id"].tolist() for split, rows in table.groupby("split")}
 
 
@@ -35,11 +35,11 @@ def child(parent, image_folder, tmp_path):
 
 
 @pytest.fixture
-def mixed(ids, trained_once, tmp_path):
+def mixed(ids, trained_runs, tmp_path):
     """Write darkened test images, four training images of the first run, and a near-copy."""
-    folder = darken_images(ids["test"], trained_once.data, tmp_path / "mixed")
-    copy_images(ids["train"][:4], trained_once.data, folder)
-    lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9
+    folder = darken_images(ids["test"], trained_runs.data, tmp_path / "mixed")
+    copy_images(ids["train"][:4], trained_runs.data, folder)
+    lighter = np.asarray(Image.open(trained_runs.data / ids["train"][5]), dtype=float) * 0.9
     Image.fromarray(np.uint8(lighter)).save(folder / "red" / "nearly.png")
     return folder
 
@@ -81,7 +81,7 @@ def test_a_run_before_that_is_gone_is_said(child, parent, mixed, ids):
 
 @pytest.mark.train
 def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(
-    child, parent, mixed, trained_once, tmp_path
+    child, parent, mixed, trained_runs, tmp_path
 ):
     elsewhere = shutil.move(parent.run_dir, tmp_path / "elsewhere")
     config = child.config.model_copy(update={"from_run": str(elsewhere)})

@@ -11,8 +11,8 @@ from tests.earlier_robustness import write_accuracies
 RIGHT = np.arange(120) % 5 > 0  # 80 %
 
 
-def test_everything_that_the_page_says_is_in_the_json(made_run):
-    run = write_accuracies(made_run(RIGHT, classes=("cat", "dog")))
+def test_everything_that_the_page_says_is_in_the_json(make_run):
+    run = write_accuracies(make_run(RIGHT, classes=("cat", "dog")))
     result = json.loads(
         json.dumps(evaluation_json(evaluate_own_images(run, None, corrupt=False)), allow_nan=False)
     )
@@ -51,9 +51,9 @@ def test_everything_that_the_page_says_is_in_the_json(made_run):
     assert result["slices"] == []  # nobody has looked at these images
 
 
-def test_every_field_is_in_the_json_reference(made_run):
+def test_every_field_is_in_the_json_reference(make_run):
     result = evaluation_json(
-        evaluate_own_images(write_accuracies(made_run(RIGHT)), None, corrupt=False)
+        evaluate_own_images(write_accuracies(make_run(RIGHT)), None, corrupt=False)
     )
     rows = (
         result["scores"]["accuracy"],
@@ -66,8 +66,8 @@ def test_every_field_is_in_the_json_reference(made_run):
     )
 
 
-def test_what_is_not_defined_is_null(made_run):
-    run = made_run(RIGHT[:10], tested=False, classes=("cat", "dog"))
+def test_what_is_not_defined_is_null(make_run):
+    run = make_run(RIGHT[:10], tested=False, classes=("cat", "dog"))
     result = evaluation_json(evaluate_own_images(run, None, corrupt=False))
     assert result["split"] == "val"
     assert result["robustness"] is None
@@ -75,8 +75,8 @@ def test_what_is_not_defined_is_null(made_run):
     json.dumps(result, allow_nan=False)
 
 
-def test_people_read_the_same_and_that_validation_is_optimistic(made_run, capsys):
-    run = write_accuracies(made_run(RIGHT))
+def test_people_read_the_same_and_that_validation_is_optimistic(make_run, capsys):
+    run = write_accuracies(make_run(RIGHT))
     print_evaluation(evaluate_own_images(run, None, corrupt=False))
     text = capsys.readouterr().out
     assert "Test accuracy 80.0 % on 120 images" in text

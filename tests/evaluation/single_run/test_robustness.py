@@ -21,8 +21,8 @@ from tests.earlier_robustness import write_accuracies
 
 
 @pytest.fixture(scope="module")
-def run(trained_once, tmp_path_factory):
-    return read_run(*trained_once.copied(tmp_path_factory.mktemp("runs"), "last_block"))
+def run(trained_runs, tmp_path_factory):
+    return read_run(*trained_runs.copied(tmp_path_factory.mktemp("runs"), "last_block"))
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,17 @@ def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(r
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
 @pytest.mark.train
-def test_the_network_is_compiled_where_that_pays(trained_once, tmp_path, compiling, monkeypatch):
-    run = read_run(*trained_once.copied(tmp_path, "last_block"))
+def test_the_network_is_compiled_where_that_pays(
+    trained_runs, tmp_path, fake_compiler, monkeypatch
+):
+    run = read_run(*trained_runs.copied(tmp_path, "last_block"))
     eager = finish(measure_robustness(run, "test"))
-    assert compiling.started == 0
-    compiling.result = b"package"
+    assert fake_compiler.started == 0
+    fake_compiler.result = b"package"
     monkeypatch.setattr(robustness, "_BATCH", 2)
     found = finish(measure_robustness(run, "test"))
-    assert compiling.started == 1
-    assert compiling.used > 0
+    assert fake_compiler.started == 1
+    assert fake_compiler.used > 0
     # noise is drawn batch by batch, the clean images are the same
     assert found.rows.iloc[0].equals(eager.rows.iloc[0])
 

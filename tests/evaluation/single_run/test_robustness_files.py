@@ -31,8 +31,8 @@ NOISE = CorruptedSplit("test", "noise", 3)
 
 
 @pytest.fixture(scope="module")
-def measured(trained_once, tmp_path_factory):
-    (run_dir,) = trained_once.copied(tmp_path_factory.mktemp("measured"), "last_block")
+def measured(trained_runs, tmp_path_factory):
+    (run_dir,) = trained_runs.copied(tmp_path_factory.mktemp("measured"), "last_block")
     finish(measure_robustness(read_run(run_dir), "test"))
     return run_dir
 

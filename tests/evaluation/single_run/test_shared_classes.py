@@ -54,9 +54,9 @@ def save_shifted(run, labels, correct):
 
 
 @pytest.fixture
-def hard_dogs(made_run):
+def hard_dogs(make_run):
     """Make a run right on all cats and half of the dogs, and on 27 of 30 shifted cats."""
-    run = made_run(make_correct(cats=1.0, dogs=0.5))
+    run = make_run(make_correct(cats=1.0, dogs=0.5))
     save_shifted(run, [CAT] * 30, np.arange(30) < 27)
     return run
 
@@ -100,8 +100,8 @@ def test_the_json_says_which_classes(hard_dogs):
 
 @pytest.mark.train
 @pytest.mark.parametrize("measure", ["accuracy", "macro_f1", "log_loss"])
-def test_a_comparison_drops_by_the_same_classes(made_run, hard_dogs, measure):
-    other = made_run(make_correct(cats=0.9, dogs=1.0), strategy="full")
+def test_a_comparison_drops_by_the_same_classes(make_run, hard_dogs, measure):
+    other = make_run(make_correct(cats=0.9, dogs=1.0), strategy="full")
     save_shifted(other, [CAT] * 30, np.arange(30) < 15)
     both = compare_shift([hard_dogs, other], MARK, measure)
     assert (both.own.images, both.matched.images, both.shifted.images) == (80, 40, 30)
@@ -121,8 +121,8 @@ def test_a_comparison_drops_by_the_same_classes(made_run, hard_dogs, measure):
     assert not missing_in_reference({*result, *result["in_distribution"]})
 
 
-def test_shifted_images_without_own_ones_of_their_class_are_left_out_too(made_run):
-    run = made_run(make_correct(cats=1.0, dogs=0.5))
+def test_shifted_images_without_own_ones_of_their_class_are_left_out_too(make_run):
+    run = make_run(make_correct(cats=1.0, dogs=0.5))
     table = load_predictions(run.run_dir, 2)
     dogs = (table["split"] == "test") & (table["label"] == DOG)
     save_predictions(run.run_dir, table[~dogs], "fp32")

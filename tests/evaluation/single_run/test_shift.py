@@ -29,14 +29,14 @@ from tests.shifted import copy_images, darken_images
 
 
 @pytest.fixture
-def run(trained_once, tmp_path):
-    return read_run(*trained_once.copied(tmp_path / "runs", "last_block"))
+def run(trained_runs, tmp_path):
+    return read_run(*trained_runs.copied(tmp_path / "runs", "last_block"))
 
 
 @pytest.fixture(scope="module")
-def ids(trained_once):
+def ids(trained_runs):
     """Return split -> ids of the run's images."""
-    table = load_dataset(trained_once.data).table
+    table = load_dataset(trained_runs.data).table
     return {split: rows["id"].tolist() for split, rows in table.groupby("split")}
 
 
@@ -45,9 +45,9 @@ def predict_and_evaluate(run, data, **settings):
 
 
 @pytest.mark.train
-def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, trained_once, tmp_path):
+def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, trained_runs, tmp_path):
     # Another byte makes another image of the same pixels: exact copies are left out.
-    folder = copy_images(ids["test"], trained_once.data, tmp_path / "same")
+    folder = copy_images(ids["test"], trained_runs.data, tmp_path / "same")
     for file in folder.rglob("*.png"):
         file.write_bytes(file.read_bytes() + b"\0")
     result = predict_and_evaluate(run, folder)
@@ -66,9 +66,9 @@ def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, traine
 
 @pytest.mark.train
 def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
-    run, ids, trained_once, tmp_path
+    run, ids, trained_runs, tmp_path
 ):
-    folder = darken_images(ids["test"], trained_once.data, tmp_path / "dark", noise=110)
+    folder = darken_images(ids["test"], trained_runs.data, tmp_path / "dark", noise=110)
     steps, fingerprint = drain(predict_shifted([run], str(folder)))
     assert {"index", "copies", "decode", "evaluate"} <= {step.phase for step in steps}
     table = load_shifted_predictions(run.run_dir, fingerprint, 3)
@@ -89,9 +89,9 @@ def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
 
 @pytest.mark.train
 def test_a_data_set_is_predicted_once_until_it_changes(
-    run, ids, trained_once, tmp_path, monkeypatch
+    run, ids, trained_runs, tmp_path, monkeypatch
 ):
-    folder = darken_images(ids["test"], trained_once.data, tmp_path / "dark")
+    folder = darken_images(ids["test"], trained_runs.data, tmp_path / "dark")
     first = finish(predict_shifted([run], str(folder)))
     load, loaded = shift.load_predictor, []
     monkeypatch.setattr(
@@ -112,11 +112,11 @@ def test_a_data_set_is_predicted_once_until_it_changes(
 
 @pytest.mark.train
 def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(
-    run, ids, trained_once, tmp_path
+    run, ids, trained_runs, tmp_path
 ):
     samples = [sample for sample in ids["test"] if not sample.startswith(NASTY)]
-    folder = darken_images(samples, trained_once.data, tmp_path / "other", {"red": " RED "})
-    darken_images(samples[:3], trained_once.data, folder, dict.fromkeys(("red", "blue"), "violet"))
+    folder = darken_images(samples, trained_runs.data, tmp_path / "other", {"red": " RED "})
+    darken_images(samples[:3], trained_runs.data, folder, dict.fromkeys(("red", "blue"), "violet"))
     (folder / "blue" / "broken.png").write_bytes(b"no image")
     result = predict_and_evaluate(run, folder)
     assert (result.images, result.shift.unreadable) == (len(samples), 1)
@@ -131,16 +131,16 @@ def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(
 
 @pytest.mark.train
 def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
-    run, ids, trained_once, tmp_path
+    run, ids, trained_runs, tmp_path
 ):
-    folder = darken_images(ids["test"], trained_once.data, tmp_path / "mixed")
-    copy_images(ids["train"][:4], trained_once.data, folder)
-    copy_images(ids["val"][:2], trained_once.data, folder)
-    copy_images(ids["test"][:3], trained_once.data, folder / "again")
+    folder = darken_images(ids["test"], trained_runs.data, tmp_path / "mixed")
+    copy_images(ids["train"][:4], trained_runs.data, folder)
+    copy_images(ids["val"][:2], trained_runs.data, folder)
+    copy_images(ids["test"][:3], trained_runs.data, folder / "again")
     for file in (folder / "again").rglob("*.png"):
         file.rename(folder / file.parent.name / f"again-{file.name}")
     shutil.rmtree(folder / "again")
-    lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9
+    lighter = np.asarray(Image.open(trained_runs.data / ids["train"][5]), dtype=float) * 0.9
     Image.fromarray(np.uint8(lighter)).save(folder / "red" / "nearly.png")
     result = predict_and_evaluate(run, folder)
     copies = result.shift.copies
@@ -155,9 +155,9 @@ def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(
 
 @pytest.mark.train
 def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(
-    run, ids, trained_once, tmp_path
+    run, ids, trained_runs, tmp_path
 ):
-    folder = darken_images(ids["test"], trained_once.data, tmp_path / "dark")
+    folder = darken_images(ids["test"], trained_runs.data, tmp_path / "dark")
     config = run.config.model_copy(update={"data": str(tmp_path / "gone")})
     (run.run_dir / "config.json").write_text(config.model_dump_json())
     result = predict_and_evaluate(read_run(run.run_dir), folder)
@@ -167,13 +167,13 @@ def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(
 
 
 def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(
-    run, ids, trained_once, tmp_path
+    run, ids, trained_runs, tmp_path
 ):
-    copies = copy_images(ids["train"][:3], trained_once.data, tmp_path / "copies")
+    copies = copy_images(ids["train"][:3], trained_runs.data, tmp_path / "copies")
     for data, said in (
         (shared_images(violet=3, pink=3), "none of the classes"),
         (copies, "exact copy of one of its own images"),
-        (trained_once.data, "exact copy of one of its own images"),
+        (trained_runs.data, "exact copy of one of its own images"),
         (tmp_path / "nowhere", "no folder"),
     ):
         with pytest.raises(DataError, match=said):
@@ -183,11 +183,11 @@ def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(
 
 @pytest.mark.train
 def test_what_lies_outside_the_readable_folders_is_refused_even_packed(
-    run, ids, trained_once, tmp_path
+    run, ids, trained_runs, tmp_path
 ):
-    folder = darken_images(ids["test"], trained_once.data, tmp_path / "outside" / "dark")
+    folder = darken_images(ids["test"], trained_runs.data, tmp_path / "outside" / "dark")
     packed = shutil.make_archive(str(tmp_path / "outside" / "dark"), "zip", folder)
-    roots = [trained_once.data]
+    roots = [trained_runs.data]
     for data in (folder, packed):
         with pytest.raises(DataError, match="lies outside the folders"):
             predict_and_evaluate(run, data, roots=roots)
@@ -198,12 +198,12 @@ def test_what_lies_outside_the_readable_folders_is_refused_even_packed(
 
 @pytest.mark.train
 def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(
-    run, ids, trained_once, tmp_path
+    run, ids, trained_runs, tmp_path
 ):
     half = len(ids["test"]) // 2
     folder = tmp_path / "split"
-    darken_images(ids["test"][:half], trained_once.data, folder / "train")
-    darken_images(ids["test"][half:], trained_once.data, folder / "val")
+    darken_images(ids["test"][:half], trained_runs.data, folder / "train")
+    darken_images(ids["test"][half:], trained_runs.data, folder / "val")
     result = predict_and_evaluate(run, folder)
     assert result.images == len(ids["test"])
     samples = result.predictions["id"]
@@ -219,10 +219,10 @@ def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(
 
 @pytest.mark.train
 def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(
-    trained_once, ids, tmp_path
+    trained_runs, ids, tmp_path
 ):
-    runs = [read_run(folder) for folder in trained_once.copied(tmp_path / "runs")]
-    folder = darken_images(ids["test"], trained_once.data, tmp_path / "dark")
+    runs = [read_run(folder) for folder in trained_runs.copied(tmp_path / "runs")]
+    folder = darken_images(ids["test"], trained_runs.data, tmp_path / "dark")
     work = predict_shifted(runs, str(folder))
     assert next(step for step in work if step.phase == "evaluate").subject == runs[0].run_id
     work.close()

@@ -34,13 +34,13 @@ from tests.shifted import darken_images
 
 
 @pytest.fixture(scope="module")
-def predicted(trained_once, tmp_path_factory):
+def predicted(trained_runs, tmp_path_factory):
     """Predict once; return (directory of a run, other data set, its fingerprint)."""
     base = tmp_path_factory.mktemp("predicted")
-    (run_dir,) = trained_once.copied(base / "runs", "last_block")
+    (run_dir,) = trained_runs.copied(base / "runs", "last_block")
     run = read_run(run_dir)
     folder = darken_images(
-        evaluation(run, "test").predictions["id"], trained_once.data, base / "dark"
+        evaluation(run, "test").predictions["id"], trained_runs.data, base / "dark"
     )
     return run_dir, folder, finish(predict_shifted([run], str(folder)))
 
