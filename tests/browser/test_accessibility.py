@@ -125,7 +125,7 @@ def test_every_view_of_an_evaluation_and_an_opened_image_are_accessible(
     check()
     for view in VIEWS:
         page.get_by_text(view, exact=True).click()
-        page.mouse.move_in_queue(0, 0)  # a chosen segment is paler under the mouse
+        page.mouse.move(0, 0)  # a chosen segment is paler under the mouse
         page.wait_for_function(QUIET)
         check()
 
@@ -139,13 +139,13 @@ def test_labelling_one_image_or_nine_is_accessible_and_fits_a_phone(
     visit(f"{server.url}/dataset?data={remember_source(str(data))}")
     page.get_by_role("radio", name="Label", exact=True).click()
     page.locator(".picture img").wait_for()
-    page.mouse.move_in_queue(0, 0)
+    page.mouse.move(0, 0)
     check()
     page.get_by_role("radio", name="Nine", exact=True).click()
     page.locator(".tile").nth(8).wait_for()
     page.locator(".tile").nth(4).click()
     page.get_by_text("8 of 9 chosen").wait_for()
-    page.mouse.move_in_queue(0, 0)
+    page.mouse.move(0, 0)
     check()
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate(SCROLL_WIDTH) <= 390
@@ -171,7 +171,7 @@ def test_the_camera_is_accessible_before_and_after_it_records(
 
     visit(f"{server.url}/predict?run={finished_runs[0]}")
     page.get_by_text("Live camera", exact=True).click()
-    page.mouse.move_in_queue(0, 0)
+    page.mouse.move(0, 0)
     page.get_by_text("Turn on the camera, and hold something up.").wait_for()
     check()
     page.get_by_role("button", name="Turn on the camera").click()
