@@ -127,6 +127,7 @@ def train(
             its own.
         runs_dir: folder in which the run directory is created.
         progress: show bars and messages. None: show them where somebody watches.
+        **settings: settings of the run, as listed below.
 
     Raises:
         ConfigError: if settings cannot be used, naming every one.
@@ -384,6 +385,7 @@ def inspect(
         fit: how images become squares for the backbone, ``crop`` or ``pad``.
         as_is: leave out the changes and the split made for this data set in the app.
         progress: as for ``train``.
+        **settings: settings of the split, as listed below.
 
     Raises:
         FinetuneError: if the data set cannot be read or split.
@@ -463,6 +465,7 @@ def advise(
         budget: minutes that fine-tuning one network may take.
         as_is: leave out the changes and the split made for this data set in the app.
         progress: as for ``train``.
+        **settings: settings of the probes and forecasts, as listed below.
 
     Raises:
         FinetuneError: if the data or a setting cannot be used. A network that cannot be probed is
@@ -500,7 +503,13 @@ def profile(
         seeds: seeds of each arm.
         budget: minutes that the profile may take. Arms that do not fit are left out, and the result
             says so.
-        config, recipe, as_is, devices, runs_dir, progress: as for ``train``.
+        config: as for ``train``.
+        recipe: as for ``train``.
+        as_is: as for ``train``.
+        devices: number of devices of this machine for each run that takes steps.
+        runs_dir: as for ``train``.
+        progress: as for ``train``.
+        **settings: settings of all runs of the profile, as listed below.
 
     Raises:
         ConfigError: if settings cannot be used, naming every one.

@@ -390,7 +390,7 @@ def _delete_staging(folder: Path, descriptor: int | None) -> None:
 
     Args:
         folder: the staging folder.
-        held: descriptor of the folder.
+        descriptor: descriptor of the folder. None where systems have none.
     """
     inside = folder if descriptor is None else Path()
     # Delete the marker last. Without it, a folder left behind by a kill would not be recognised as

@@ -30,7 +30,8 @@ def build_advice(
         data: the data set, as a person names it.
         backbones: the networks to probe. Empty: all whose weights are on this machine.
         settings: settings of the forecast runs, or the text typed for them.
-        images, budget: as for ``advise``.
+        images: maximum number of training images to probe with, in proportion to the classes.
+        budget: minutes that fine-tuning one network may take.
         as_is: leave out the changes and the split made for this data set in the app.
 
     Raises:

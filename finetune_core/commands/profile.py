@@ -78,7 +78,8 @@ def train_profile(
     Args:
         asked: the profile to train.
         runs_dir: folder of the run directories.
-        executor, devices: as for ``train_all``.
+        executor: executor of the runs. None: this process, one run after the other.
+        devices: number of devices for each run that takes steps.
 
     Raises:
         FinetuneError: if the probe fails, or an interrupt has stopped a run.

@@ -114,10 +114,27 @@ def setting(
     follows: bool = False,
     **bounds: Any,
 ) -> Any:
-    """Declare a field of the config with its metadata. See ``Setting`` for the arguments.
+    """Declare a field of the config with its metadata.
 
     Args:
         default: the default value. Without one, the setting is required.
+        label: the standard term for the setting.
+        help: the explanation in plain words.
+        section: section of the form and of the command line's help. Empty: shown in neither.
+        choices: value -> label in a form. None: each value of a choice is its own label.
+        option: name on the command line, without dashes. Empty: the field's name, with ``-`` for
+            ``_``.
+        metavar: placeholder of the value in the command line's help. Empty: follows from the kind.
+        placeholder: text shown in an empty field.
+        share: whether the value may be written in percent.
+        several: option of commands that take several values of the setting.
+        in_script: whether a stand-alone script repeats the setting (``repeated``), need not
+            (``irrelevant``), or cannot (``missing``).
+        stepwise: whether the setting only affects training in steps, and nothing where a head is
+            fitted instead.
+        own_widgets: whether a form needs more than the standard widget for the kind.
+        follows: whether the value follows from the data set and the strategy unless a person sets
+            it (``recipes.fill_auto``).
         bounds: arguments of pydantic's ``Field``: ``ge``, ``gt``, ``le``, ``lt``, ``max_length``, …
     """
     metadata: JsonDict = {

@@ -344,7 +344,10 @@ def build_network_from_state(
         name: the backbone.
         tensors: parameters and buffers by name, with the shapes that the backbone has at that image
             size.
-        classes, seed, image_size, features_from: as for ``build_network``.
+        classes: outputs of the head.
+        seed: seed of the head's initial weights.
+        image_size: as for ``build_network``.
+        features_from: as for ``build_network``.
 
     Raises:
         ConfigError: if there is no backbone of that name, it cannot be built for that size, or it

@@ -45,6 +45,11 @@ class CacheWithErrors(Generic[_Arguments, _Result]):
         self.cache_clear = self._cached.cache_clear
 
     def __call__(self, *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        """Return the cached result for these arguments, or call the function if there is none.
+
+        Raises:
+            ConfigError: if the function raises one, or a cached call has raised one.
+        """
         # No type says that all arguments are hashable.
         result = self._cached(*arguments, **named)  # type: ignore[arg-type]
         if isinstance(result, _CachedError):

@@ -27,6 +27,10 @@ def compute_outputs(
     """Compute the outputs for the images of these rows, ``[len(rows), …]``.
 
     Args:
+        pixels: Decoded images by index.
+        rows: int ``[n]``, indices into ``pixels``.
+        info: The backbone, whose mean and standard deviation normalise the images.
+        size: Side of the centre crop, pixels.
         answer: Function of a batch of images, float32 ``[n, 3, size, size]``, that returns its
             outputs, such as logits ``[n, classes]``.
         phase: Phase of the steps.

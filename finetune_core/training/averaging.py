@@ -81,6 +81,8 @@ def average_weights(
     """Put the average into the job's network. A run that is stopped in here starts again.
 
     Args:
+        job: The job whose config names the runs to average.
+        lost: Lost images that the run has reported so far.
         roots: When given, images of other data sets outside these folders are not read.
 
     Raises:

@@ -136,6 +136,8 @@ def prefetch(
     Where memory has no room for them, each batch is made when it is needed.
 
     Args:
+        make: Function of a batch's indices that returns the batch. It runs in a thread of its own.
+        batches: Indices of each batch.
         ahead: How many batches to make ahead.
 
     Raises:
@@ -184,6 +186,11 @@ def augment(
 
     Args:
         images: uint8 ``[n, 3, side, side]``.
+        kind: The augmentation. With ``none``, the centre is cropped, without a flip.
+        keys: uint64 ``[n]``, from the sample ids.
+        seed: Seed of the run.
+        epoch: Number of the epoch or of the augmented version.
+        size: Side of the result, pixels.
 
     Returns:
         uint8 ``[n, 3, size, size]``.

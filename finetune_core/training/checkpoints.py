@@ -82,6 +82,7 @@ def checkpoint_path(run_dir: Path, name: str) -> Path:
     """Return the path of a checkpoint.
 
     Args:
+        run_dir: The run directory.
         name: ``last``, ``best``, ``head`` or ``start``.
     """
     return run_dir / f"{name}.safetensors"
@@ -163,6 +164,8 @@ def load_tensors(
     Names of the optimizer's tensors hold a ``/``.
 
     Args:
+        run_dir: The run directory.
+        name: ``last``, ``best``, ``head`` or ``start``.
         needed: Tensors that must be there, with these shapes and types.
         allowed: Tensors that may be there, too. No other may, where ``needed`` is given.
 
@@ -251,6 +254,7 @@ def check_tensors(
     """Check that a file opened by ``safe_open`` holds the expected tensors, without reading one.
 
     Args:
+        file: The open file.
         needed: Tensors that must be there, with these shapes and types.
         allowed: Tensors that may be there, too.
 

@@ -56,6 +56,7 @@ def is_worthwhile(images: int, seconds_per_image: float, expected: Compilation) 
     Args:
         images: Number of images that are left.
         seconds_per_image: Time of the eager pass.
+        expected: Cost and gain of compiling on this machine.
     """
     return images * seconds_per_image * expected.saved > expected.seconds
 

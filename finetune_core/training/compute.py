@@ -133,7 +133,9 @@ def train_step(
         inputs: One batch on the device. With ``together``: this rank's share of it.
         labels: int64 ``[n]``, on the device.
         optimizer: A fused one.
+        device: The device that computes.
         seed: Seed of dropout.
+        rule: Options of the step. By default all are off.
         scale: Scale of the loss in fp16. It is updated by the step.
         together: Given where several ranks take the step.
 

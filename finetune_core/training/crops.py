@@ -22,7 +22,9 @@ def crop_and_resize(images: torch.Tensor, boxes: torch.Tensor, size: int) -> tor
     """Crop and resize uint8 ``[n, 3, side, side]`` to uint8 ``[n, 3, size, size]``.
 
     Args:
+        images: uint8 ``[n, 3, side, side]``.
         boxes: int64 ``[n, 4]``: top, left, height, width. On the images' device.
+        size: Side of the result, pixels.
     """
     count, channels, side, _ = images.shape
     top, left, height, width = boxes.unbind(1)

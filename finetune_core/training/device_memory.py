@@ -21,6 +21,7 @@ def peak_memory_bytes(device: Device, step_bytes: int) -> int | None:
     """Return the peak of a GPU's memory since ``reset_peak_memory``, or None for a processor.
 
     Args:
+        device: The device that computes.
         step_bytes: What the last step kept for its backward pass. It is added on Apple's GPU, where
             torch knows only what is held now.
     """

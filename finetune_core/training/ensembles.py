@@ -60,6 +60,8 @@ def build_ensemble(
     """Make an ensemble of the copies of its runs in its folder. If stopped, it starts again.
 
     Args:
+        config: Settings of the ensemble.
+        run_dir: The run directory of the ensemble.
         roots: When given, images outside these folders are left out.
 
     Raises:

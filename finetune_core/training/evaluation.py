@@ -81,6 +81,10 @@ def predict_splits(
     all ranks get all.
 
     Args:
+        job: The job, whose network predicts.
+        splits: Splits to predict.
+        phase: Phase of the Progress events.
+        lost: Lost images that the run has reported so far.
         pad: Compute batches of one size only, as the cached trunk's output is computed.
 
     Returns:
@@ -204,6 +208,7 @@ def evaluate_table(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
     """Evaluate a table of predictions in fp32.
 
     Args:
+        table: Predictions of the validation images and, if there are any, the test images.
         seconds: Time that the predictions took.
     """
     logits, labels = np.stack(table["logits"].tolist()), table["label"].to_numpy()

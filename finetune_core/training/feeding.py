@@ -90,6 +90,10 @@ def compute_outputs(
     """Compute the network's output for rows, batch by batch.
 
     Args:
+        forward: Function of a batch on the device that returns its output.
+        device: The device that computes.
+        rows: int ``[n]``, rows whose inputs ``feed`` loads.
+        feed: Inputs of the network, by row.
         pad: Compute batches of one size only, unless memory runs out.
 
     Yields:

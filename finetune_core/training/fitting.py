@@ -71,6 +71,8 @@ def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, H
     """Replace the head of the job's network by a linear probe on the network's features.
 
     Args:
+        job: The job whose network's head is replaced.
+        lost: Lost images that the run has reported so far.
         seed: Seed of the folds that the penalty is chosen on.
 
     Raises:

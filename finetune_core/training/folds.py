@@ -20,6 +20,7 @@ def stratified_folds(
     Args:
         labels: int ``[n]``.
         sets: int ``[n]``, equal for near-duplicates.
+        seed: Seed of the shuffle.
         fewest: Return no folds where fewer than this could be made.
         most: The largest number of folds.
 

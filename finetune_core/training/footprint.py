@@ -63,6 +63,9 @@ def measure_footprint(
     activations held in memory.
 
     Args:
+        job: The job that trains.
+        optimizer: The optimizer after a step.
+        average: The averaged weights. None where the run does not average.
         step_bytes: What the latest step kept for its backward pass.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -123,6 +126,7 @@ def max_footprint(footprints: Sequence[Footprint], now: int | None) -> Footprint
     """Return the largest amount of either memory.
 
     Args:
+        footprints: Memory at each measurement. May be empty.
         now: Present value of ``peak_memory_bytes``.
     """
     host = max((one.host for one in footprints), default=0)

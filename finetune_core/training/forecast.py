@@ -64,6 +64,9 @@ def compute_forecast(
     """Compute the run's time and memory.
 
     Args:
+        config: Settings of the run.
+        dataset: The data set of the run.
+        speed: The config's speed on this machine.
         decode_seconds: Time to read one of the data set's images.
         found: How many of the activations are cached already.
         fit_seconds: Time to fit an initial head to the features of one image.
@@ -175,6 +178,7 @@ def list_comparable_configs(config: RunConfig, num_images: int = 0) -> list[RunC
     Custom is among them where it is the config's own.
 
     Args:
+        config: Settings of the run.
         num_images: Training images, from which the settings in ``config.auto`` follow for each
             strategy. 0 keeps these settings.
     """

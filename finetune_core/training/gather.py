@@ -18,6 +18,7 @@ def find_uncached_anywhere(ranks: Ranks, missing: np.ndarray) -> np.ndarray:
     """Return which rows no rank has cached, boolean ``[n]``.
 
     Args:
+        ranks: The processes that train the run together.
         missing: Rows that this rank has not cached, boolean ``[n]``.
     """
     return _unpack_flags(
@@ -45,6 +46,7 @@ def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     where they are.
 
     Args:
+        ranks: The processes that train the run together.
         name: Name of the table.
         keys: uint64 ``[n]``, equal on all ranks.
 

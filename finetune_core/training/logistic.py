@@ -146,6 +146,7 @@ def linear_probe(
         features: float32 ``[n, d]``, on the device that computes.
         labels: int64 ``[n]``, on the same device.
         sets: int ``[n]``, equal for near-duplicates.
+        classes: Number of classes.
         seed: Seed of the folds.
 
     Yields:
@@ -168,7 +169,10 @@ def fit_logistic(
     """Fit a classifier with one penalty.
 
     Args:
-        features: Scaled features.
+        features: Scaled features, ``[n, d]``.
+        labels: int64 ``[n]``, on the features' device.
+        classes: Number of classes.
+        c: Inverse strength of the penalty, scikit-learn's ``C``.
         start: Initial weights and bias, zero by default.
         tolerance: Relative decrease of the objective in ``_FEW`` iterations below which the fit
             ends.
@@ -262,6 +266,7 @@ def cross_validate_probe(
         features: As for ``linear_probe``.
         labels: As for ``linear_probe``.
         sets: As for ``linear_probe``.
+        classes: Number of classes.
         seed: Seed of the folds.
 
     Yields:

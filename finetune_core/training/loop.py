@@ -130,6 +130,8 @@ def fit(
     the test images, too.
 
     Args:
+        config: Settings of the run.
+        run_dir: The run directory.
         resume: Go on from where ``last`` was written, as if nothing had happened.
         roots: When given, images outside these folders are left out.
         ranks: The processes that train this run together. Only rank 0 writes to the run directory,
@@ -379,6 +381,10 @@ def _take_step(
     """Queue a step on the device without waiting for its results.
 
     Args:
+        trainer: The parts of the run that change while it trains.
+        epoch: Number of the epoch, from 1.
+        step: Number of the step in the epoch, from 1.
+        steps: Number of steps of an epoch.
         shares: Row numbers of the batch, one array per rank.
         rows: Row numbers of this rank's images, its partners for mixing included.
         inputs: Inputs of this rank's images, in the same order.

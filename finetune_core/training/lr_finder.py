@@ -55,6 +55,7 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
     It waits for its turn on the device.
 
     Args:
+        config: Settings of the run.
         roots: When given, images outside these folders are left out.
 
     Yields:

@@ -190,6 +190,8 @@ def build_initial_network(
     """Build the initial network of a run: float32, on the processor, in eval mode.
 
     Args:
+        config: Settings of the run.
+        classes: Class names, in the order of the labels.
         run_dir: The run directory. None where there is none, and no copy of an earlier run.
 
     Raises:
@@ -231,6 +233,7 @@ def load_initial_head(network: Network, run_dir: Path) -> dict[str, torch.Tensor
 
     Args:
         network: Any network of the run.
+        run_dir: The run directory.
 
     Raises:
         RunError: If it is missing or damaged.

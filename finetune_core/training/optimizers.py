@@ -35,6 +35,7 @@ def take_step(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
     """Take a fused optimizer's step, unless it is to be skipped.
 
     Args:
+        optimizer: A fused one.
         skipped: float32 ``[]``, on the device. Where it is 1, weights and state stay as they are.
     """
     if isinstance(optimizer, torch.optim.SGD):

@@ -196,7 +196,9 @@ def check_unchanged(dataset: Dataset, names: Sequence[str], parents: Sequence[Pa
     """Check that the images are those that the runs were trained on.
 
     Args:
+        dataset: The data set as it is now.
         names: Names of the runs, in their order.
+        parents: The runs, in the order of ``names``.
 
     Raises:
         TrainingError: If they are not.

@@ -45,7 +45,9 @@ def place_lookups(
     The other lookups stay as they are.
 
     Args:
+        lookups: The lookups, in the order in which they are moved.
         used: Positions whose rows are needed. Where a lookup has none, it needs none.
+        device: The device to move to.
         free_bytes: Space in bytes.
     """
     if not free_bytes:

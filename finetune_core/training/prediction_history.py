@@ -108,6 +108,7 @@ def load_prediction_history(run_dir: Path, classes: int | None = None) -> Predic
     """Load what a run has recorded so far. It is empty before the first epoch has ended.
 
     Args:
+        run_dir: The run directory.
         classes: Number of the run's classes, if known.
 
     Raises:

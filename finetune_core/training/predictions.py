@@ -53,6 +53,8 @@ def save_predictions(run_dir: Path, table: pd.DataFrame, precision: str) -> None
     """Write the table and the precision of its logits, completely or not at all.
 
     Args:
+        run_dir: The run directory.
+        table: Columns ``id, split, label, logits``, as of ``prediction_table``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
     """
     write_table(run_dir / PREDICTIONS_FILE, table, {_PRECISION: precision.encode()})
@@ -62,6 +64,8 @@ def write_table(path: Path, table: pd.DataFrame, facts: Mapping[bytes, bytes]) -
     """Write a table of predictions with metadata, completely or not at all.
 
     Args:
+        path: The file to write.
+        table: The table of predictions.
         facts: Metadata by key.
 
     Raises:
@@ -119,6 +123,7 @@ def load_predictions(run_dir: Path, classes: int | None = None) -> pd.DataFrame:
     """Load the predictions of a run.
 
     Args:
+        run_dir: The run directory.
         classes: Number of classes, if known. There must be as many logits.
 
     Raises:
@@ -137,6 +142,7 @@ def read_table(path: Path, splits: Collection[str], classes: int | None = None) 
     """Read ``id, split, label, logits`` from a file of predictions in a run directory.
 
     Args:
+        path: The file to read.
         splits: Splits that the file may name.
         classes: Number of logits per image, if known.
 

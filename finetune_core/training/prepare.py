@@ -65,6 +65,7 @@ def check_config(
     """Check everything that can be checked before any work is done.
 
     Args:
+        config: Settings of the run.
         run_dir: Folder of an existing run, which keeps a copy of what it starts from.
         elsewhere: The run may train on another machine, so its device need not exist here.
 
@@ -122,6 +123,8 @@ def check_devices(config: RunConfig, devices: int, *, elsewhere: bool = False) -
     """Check that a run can train on that many devices of one machine.
 
     Args:
+        config: Settings of the run.
+        devices: Number of devices.
         elsewhere: As for ``check_config``.
 
     Raises:
@@ -136,6 +139,8 @@ def check_shared(config: RunConfig, ranks: int, *, elsewhere: bool = False) -> N
     """Check that a run can be shared by that many ranks, on any machines.
 
     Args:
+        config: Settings of the run.
+        ranks: Number of ranks. A single rank can always train.
         elsewhere: As for ``check_config``.
 
     Raises:
@@ -201,6 +206,7 @@ def prepare(
     """Prepare a run up to its first step and report the progress.
 
     Args:
+        config: Settings of the run.
         roots: When given, images outside these folders are left out.
         run_dir: The run directory, if the run has one.
         ranks: The processes that prepare the same run. Each decodes its share of the images.
@@ -632,6 +638,7 @@ def report_progress(phase: str, work: Work[Value]) -> Generator[Event, None, Val
     Args:
         phase: Phase of steps that name none. Steps of the frozen stages name a stage as their
             subject.
+        work: The work. It is closed at the end.
     """
     last_time, last_phase = 0.0, ""
     try:

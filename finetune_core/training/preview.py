@@ -85,10 +85,16 @@ def augmented_versions(
     """Return the first ``count`` versions of an image that a run with this seed trains on.
 
     Args:
+        image: The image file.
         sample: Id of the image in the data set, from which the run draws its augmentation.
+        kind: The augmentation.
+        seed: Seed of the run.
+        count: Number of versions.
+        info: The backbone, which determines how the image becomes a square.
+        image_size: Side of the versions, pixels.
 
     Returns:
-        uint8 ``[size, size, 3]`` each.
+        uint8 ``[image_size, image_size, 3]`` each.
 
     Raises:
         ImageError: If the image cannot be read.

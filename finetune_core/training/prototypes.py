@@ -45,6 +45,7 @@ def fit_prototypes(
         features: float32 ``[n, d]``, on the device that computes.
         labels: int64 ``[n]``, on the same device.
         sets: int ``[n]``, equal for near-duplicates.
+        classes: Number of classes.
         seed: Seed of the folds.
 
     Yields:

@@ -92,6 +92,7 @@ def fill_auto(config: RunConfig, num_images: int) -> RunConfig:
     (``benchmarks/defaults.py``).
 
     Args:
+        config: Settings of the run, returned as they are where ``auto`` is empty.
         num_images: Training images of the data set, before ``train_fraction`` draws its share.
     """
     if not config.auto:

@@ -89,6 +89,7 @@ def read_shifted_images(
     Nothing fails where one of them is gone.
 
     Args:
+        job: The job whose network is to predict the images.
         earlier: Folder of the earlier run.
         roots: When given, images outside these folders are not read.
     """

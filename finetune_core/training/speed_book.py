@@ -185,6 +185,8 @@ def learn_from_run(
     """Correct the book by what a run really took.
 
     Args:
+        book: The book to correct.
+        config: Settings of the run.
         started: The run's RunStarted row.
         epochs: Its EpochEnded rows, none where it was resumed after its last one. Without epochs,
             its HeadFitted row.

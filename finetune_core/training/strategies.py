@@ -280,6 +280,7 @@ def has_fitted_initial_head(config: RunConfig, *, head_kept: bool = False) -> bo
     """Return whether a run that trains in epochs begins with a fitted head.
 
     Args:
+        config: Settings of the run.
         head_kept: Whether the run begins with the head of an earlier run.
     """
     return config.initial_head == "probe" and config.strategy != "from_scratch" and not head_kept

@@ -58,6 +58,9 @@ def calibrate(
     Each config waits for its turn on the device.
 
     Args:
+        configs: Configs to time.
+        dataset: The data set of the configs.
+        book: The book that receives the speeds.
         again: Time what is in the book, too.
 
     Yields:

@@ -89,6 +89,9 @@ class TrainingState:
         """Record the results of an epoch and return whether it is the best one.
 
         Args:
+            epoch: Number of the epoch, from 1.
+            accuracy: Validation accuracy, 0 to 1.
+            loss: Validation loss.
             watched: Value that early stopping watches. More is better.
         """
         if watched > self.watched:

@@ -109,6 +109,7 @@ class TrunkTables:
         """Return the name of the table with the output at a cut.
 
         Args:
+            cut: Index of the first stage after the trunk.
             view: Name of the augmented version. Empty without augmentation.
         """
         info = self.network.info
@@ -178,7 +179,9 @@ def make_trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
     """Return the compiler of a trunk for ``fill_trunk``.
 
     Args:
+        device: The device that computes.
         images: Number of images that will go through the trunk.
+        why_not: Why nothing is to be compiled, as text. Empty where compiling is allowed.
     """
     return Compiler(device, images, forward_batch(device), why_not)
 
@@ -206,6 +209,9 @@ def fill_trunk(
     Each image starts from the nearest shallower cut that is cached, else from pixels.
 
     Args:
+        tables: Names of the cache's tables for the trunk.
+        segments: The traced network.
+        cut: Index of the first stage after the trunk.
         keys: uint64 ``[n]``, from the images' contents.
         wanted: Indices into ``keys``.
         images: The network's input, by index.
