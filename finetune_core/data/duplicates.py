@@ -240,7 +240,7 @@ class _ConnectingPairs:
         self._sets = _label_components(pairs, self._count)
         self._pairs, self._new = [_reduce_pairs(pairs, self._count)], 0
 
-    def found(self) -> Found:
+    def collect(self) -> Found:
         """Return the pairs, with a similarity of 1 each."""
         pairs = np.concatenate(self._pairs)
         return pairs, np.ones(len(pairs), dtype=np.float32)
@@ -264,11 +264,11 @@ class _ClosestPairs:
         self._likeness.append(likeness)
         self._count += len(pairs)
         if self._count > _MOST_PAIRS:
-            held, alike = self.found()
+            held, alike = self.collect()
             kept = np.argpartition(-alike, _MOST_PAIRS // 2)[: _MOST_PAIRS // 2]
             self._pairs, self._likeness, self._count = [held[kept]], [alike[kept]], len(kept)
 
-    def found(self) -> Found:
+    def collect(self) -> Found:
         """Return the pairs in order, and their similarities."""
         pairs, likeness = np.concatenate(self._pairs), np.concatenate(self._likeness)
         order = np.lexsort((pairs[:, 1], pairs[:, 0]))
@@ -299,7 +299,7 @@ def _find_similar_pairs(
     """
     kept = keep()
     if not len(rows):
-        return kept.found()
+        return kept.collect()
     with limit_blas_threads():
         short = _project(vectors, rows) if len(rows) > _COMPARED_WHOLE else vectors(rows)
     spread = short[:, short.std(axis=0).argmax()]
@@ -322,7 +322,7 @@ def _find_similar_pairs(
                 likely = np.triu(likely, start - column + 1)
             if likely.any():
                 part.add(*_select_pairs(vectors, rows[head], rows[across], likely, least))
-        return part.found()
+        return part.collect()
 
     with (
         limit_blas_threads(),
@@ -331,7 +331,7 @@ def _find_similar_pairs(
         for start, found in comparing:
             kept.add(*found)
             yield Step(min(start + height, len(rows)), len(rows))
-    return kept.found()
+    return kept.collect()
 
 
 def _select_pairs(

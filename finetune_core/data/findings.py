@@ -250,7 +250,7 @@ class Finding:
 
     @property
     def allows_bulk_action(self) -> bool:
-        """Whether the action may be taken on all images in one click.
+        """True if the action may be taken on all images in one click.
 
         It may not if the finding is uncertain, or is the nature of the set.
         """

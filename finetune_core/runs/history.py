@@ -249,7 +249,7 @@ class History:
 
     @property
     def has_predictions(self) -> bool:
-        """Whether the run has predictions for its validation images.
+        """True if the run has predictions for its validation images.
 
         It has them after the first epoch, or when it has finished without epochs.
         """
@@ -265,12 +265,12 @@ class History:
 
     @property
     def has_begun(self) -> bool:
-        """Whether any event was written since the run was queued."""
+        """True if any event was written since the run was queued."""
         return self._lines.offset > 0 and not self.reopened
 
     @property
     def is_waiting_for_device(self) -> bool:
-        """Whether the latest event says that another program trains on the device."""
+        """True if the latest event says that another program trains on the device."""
         return self.progress is not None and self.progress["phase"] == WAITING
 
     @property

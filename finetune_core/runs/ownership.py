@@ -56,12 +56,12 @@ class Holder:
 
     @property
     def is_local(self) -> bool:
-        """Whether the process is, or was, one of this machine."""
+        """True if the process is, or was, one of this machine."""
         return self.machine == _machine_id()
 
     @property
     def is_alive(self) -> bool:
-        """Whether a process of this machine is alive.
+        """True if a process of this machine is alive.
 
         A process that has ended may be listed until its parent has collected it.
         """

@@ -287,7 +287,7 @@ class _Driver:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process is running."""
+        """True if the process is running."""
         return self._process.poll() is None
 
     def next_number(self) -> int:

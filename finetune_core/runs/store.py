@@ -104,17 +104,17 @@ class Run:
 
     @property
     def is_active(self) -> bool:
-        """Whether the run is queued, waits for its device, or trains."""
+        """True if the run is queued, waits for its device, or trains."""
         return self.status in ("queued", "waiting", "running")
 
     @property
     def is_resumable(self) -> bool:
-        """Whether the run can go on from where it stopped."""
+        """True if the run can go on from where it stopped."""
         return self.status in ("stopped", "cancelled", "paused", "failed", "interrupted")
 
     @property
     def judged(self) -> bool:
-        """Whether there are predictions to evaluate."""
+        """True if there are predictions to evaluate."""
         return not self.is_active and self.history.has_predictions
 
     def __repr__(self) -> str:

@@ -51,7 +51,7 @@ class Device:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether the device computes beside the processor."""
+        """True if the device computes beside the processor."""
         return self.kind != "cpu"
 
     @property

@@ -91,17 +91,17 @@ class Ranks:
 
     @property
     def several(self) -> bool:
-        """Whether more than one rank trains the run."""
+        """True if more than one rank trains the run."""
         return self.world > 1
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is rank 0, which writes to the run directory and reports."""
+        """True if this is rank 0, which writes to the run directory and reports."""
         return self.rank == 0
 
     @property
     def spans_machines(self) -> bool:
-        """Whether the ranks are on several machines."""
+        """True if the ranks are on several machines."""
         return self.world > self.local_world
 
     def all_gather(self, value: Value) -> list[Value]:

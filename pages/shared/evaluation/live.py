@@ -53,7 +53,9 @@ def draw_live(classifiers: Sequence[Classifier]) -> None:
         st.session_state[f"{_KEY}-answers"] = (
             run_ids,
             [
-                predict_frame(get_predictor(classifier.run), classifier.known, batch.frames[-1])
+                predict_frame(
+                    get_predictor(classifier.run), classifier.neighbour_index, batch.frames[-1]
+                )
                 for classifier in classifiers
             ],
         )

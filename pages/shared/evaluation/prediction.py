@@ -83,7 +83,7 @@ class Classifier:
     neighbourhood: Neighbourhood | None
 
     @property
-    def known(self) -> Known | None:
+    def neighbour_index(self) -> Known | None:
         """Encoder and training features to find similar training images.
 
         None before ``offer_neighbours``.
@@ -217,8 +217,8 @@ def _draw_answer(
     run_id, changed = classifier.run.run_id, predictions_mtime(classifier.run.run_dir)
     try:
         probabilities, encoded = _compute_probabilities(run_id, changed, image), None
-        if classifier.known:
-            encoder, neighbourhood = classifier.known
+        if classifier.neighbour_index:
+            encoder, neighbourhood = classifier.neighbour_index
             encoded = EncodedImage(
                 neighbourhood, _compute_features(run_id, changed, image, encoder)
             )
@@ -367,7 +367,7 @@ def _predict_with_each(
 ) -> Work[list[list[ImagePrediction]]]:
     answers: list[list[ImagePrediction]] = []
     for one, network in zip(classifiers, networks, strict=True):
-        work = predict_images(network, images, one.known)
+        work = predict_images(network, images, one.neighbour_index)
         work = with_phase("name", work, len(answers) * len(images), len(classifiers) * len(images))
         answers.append((yield from work))
     return answers
