@@ -245,7 +245,7 @@ def gpu(monkeypatch):
     from finetune_core.randomness import make_generator
     from finetune_core.training import compute, device
 
-    moved, hold = [], device.Device.hold
+    moved, hold = [], device.Device.move_module
 
     def noted(self, module, *layout):
         moved.append((self.kind, weakref.ref(module)))

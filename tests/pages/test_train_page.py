@@ -150,7 +150,7 @@ def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(reserved_run):
 def test_a_long_run_is_watched_less_closely_and_one_that_has_ended_not_at_all():
     def watched(active, *seconds):
         history = SimpleNamespace(steps=[{"seconds": at} for at in seconds])
-        return refresh_seconds(SimpleNamespace(active=active, history=history))
+        return refresh_seconds(SimpleNamespace(is_active=active, history=history))
 
     assert watched(True) == watched(True, 1, 59)
     assert watched(True, 1, 61) > watched(True, 1)
