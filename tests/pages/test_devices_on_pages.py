@@ -36,7 +36,7 @@ def devices_by_strategy(monkeypatch):
         reservation.lock.release()
         yield from ()
 
-    for name in ("execute", "execute_together"):
+    for name in ("execute", "execute_on_devices"):
         monkeypatch.setattr(f"finetune_core.runs.executors.{name}", note)
     return found
 

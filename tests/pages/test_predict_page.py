@@ -88,14 +88,14 @@ def test_neighbours_stand_beside_an_image_and_strangers_are_flagged(
 def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
     finish(compute_neighbourhood(runs[0], make_encoder(load_predictor(runs[0]))))
     computed = []
-    for kind, name in ((Predictor, "probabilities"), (Encoder, "look")):
+    for kind, name in ((Predictor, "probabilities"), (Encoder, "encode_image")):
         real = getattr(kind, name)
         monkeypatch.setattr(
             kind, name, lambda *args, real=real, name=name: computed.append(name) or real(*args)
         )
     at = open_page("predict", run=runs[0].run_id)
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
-    assert sorted(computed) == ["look", "probabilities"]
+    assert sorted(computed) == ["encode_image", "probabilities"]
     at.run()
     assert len(computed) == 2
     give(
