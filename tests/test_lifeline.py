@@ -67,6 +67,6 @@ def test_it_ends_with_a_killed_parent():
 def test_a_stdin_that_was_closed_before_counts_and_spares_another_group(leads):
     """Start a process that does not lead its group, which is this test's. It ends alone."""
     code = "import sys; sys.stdin.read(); from finetune_core.lifeline import exit_with_stdin\n"
-    process = started(f"{code}end_with_stdin()\nwhile True: pass", start_new_session=leads)
+    process = started(f"{code}exit_with_stdin()\nwhile True: pass", start_new_session=leads)
     process.stdin.close()
     assert process.wait(SECONDS) < 0
