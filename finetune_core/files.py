@@ -110,7 +110,7 @@ def check_regular(path: Path) -> None:
     """Check that an untrusted path is a regular file or does not exist.
 
     Raises:
-        NotRegular: if the path is anything else.
+        NotRegularFileError: if the path is anything else.
         OSError: if that cannot be found out.
     """
     with suppress(FileNotFoundError):
@@ -127,7 +127,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) 
 
     Raises:
         FileNotFoundError: if there is nothing.
-        NotRegular: if it is no regular file.
+        NotRegularFileError: if it is no regular file.
         OSError: if it cannot be opened.
     """
     if not flags & os.O_CREAT:

@@ -14,7 +14,7 @@ class Step(NamedTuple):
     Attributes:
         done: images, bytes, … so far.
         total: the total. None where it is unknown.
-        phase: a key of ``PHASE_WORDS``. Empty where the work has a single phase.
+        phase: a key of ``PHASE_TITLES``. Empty where the work has a single phase.
         subject: the current one of several things. Empty where there is only one.
     """
 

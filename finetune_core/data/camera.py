@@ -145,7 +145,7 @@ def store_frames(batch: Batch, person: str = "") -> Path:
         The data set's folder.
 
     Raises:
-        NotStored: if the frames cannot be written.
+        StorageError: if the frames cannot be written.
         DataError: if a name cannot be a folder's, or there are too many frames.
     """
     parent = recordings_folder(person)
@@ -173,7 +173,7 @@ def store_unlabelled_frames(batch: Batch, folder: Path) -> None:
         folder: the folder of these frames; created if it is missing.
 
     Raises:
-        NotStored: if the frames cannot be written.
+        StorageError: if the frames cannot be written.
         DataError: if there are too many frames.
     """
     _check_press(batch)

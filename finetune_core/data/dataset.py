@@ -61,7 +61,7 @@ class Dataset:
             ``class``, ``split``, ``group`` (empty: none), ``near`` (equal for near-duplicates),
             ``closeness`` (to the nearest of them; 1: equal), ``content`` (uint64 hash of the file),
             ``bytes``, ``width``, ``height`` (pixels, as shown), ``mode``, ``format``, ``frames``,
-            and the light and sharpness of a ``Look``.
+            and the light and sharpness of ``ImageStats``.
         findings: what was left out, and what may be wrong.
         given_splits: whether the data name their validation images themselves.
         edits: the edits that were applied.

@@ -58,10 +58,10 @@ def find_near_duplicates(
     moment later.
 
     Args:
-        thumbs: thumbnails as bytes (``Look.thumb``), ``[n]``.
+        thumbs: thumbnails as bytes (``ImageStats.thumb``), ``[n]``.
         content: hashes of the files, uint64 ``[n]``.
-        squares: a function (positions, side) -> gray squares of those images (``gray_squares``). It
-            is called for candidates only.
+        squares: a function (positions, side) -> gray squares of those images
+            (``load_gray_squares``). It is called for candidates only.
 
     Yields:
         Steps that count images compared.

@@ -77,7 +77,7 @@ def _describe_structure(network: Network, image_size: int) -> dict[str, Any]:
 def describe_preprocessing(info: BackboneInfo, image_size: int) -> dict[str, Any]:
     """Describe, step by step, how an image becomes the network's input.
 
-    The steps are those of ``read_square``, ``evaluated`` and ``normalised``.
+    The steps are those of ``read_square``, ``center_crop`` and ``normalize``.
     """
     return {
         "decode": "upright by EXIF, 8-bit RGB, transparency on white; "

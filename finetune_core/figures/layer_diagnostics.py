@@ -21,7 +21,7 @@ class Measure:
     """One number per stage.
 
     Attributes:
-        field: attribute of ``StageMove``.
+        field: attribute of ``StageChange``.
         title: title of the figure.
         axis: title of the y axis.
         percent: whether the number is a share. Otherwise it has no unit.

@@ -297,7 +297,7 @@ def _timm_info(name: str) -> BackboneInfo:
 
 @cache
 def known_parameter_count(name: str) -> int | None:
-    """Return ``BackboneInfo.known_parameters`` by name. Folders and repositories are not read.
+    """Return ``BackboneInfo.known_parameter_count`` by name. Folders and repositories are not read.
 
     Raises:
         ConfigError: if there is no backbone of that name.

@@ -58,7 +58,7 @@ class Segments:
             end: stage after the part. None: the part yields logits.
 
         Raises:
-            CannotSplit: if more than one value crosses one of the two ends.
+            SplitError: if more than one value crosses one of the two ends.
         """
         first = None if start is None else self._find_boundary(start)
         last = None if end is None else self._find_boundary(end)
@@ -111,7 +111,7 @@ def trace(
         whole: paths of modules to keep as single nodes.
 
     Raises:
-        CannotSplit: if torch.fx cannot follow the network.
+        SplitError: if torch.fx cannot follow the network.
     """
     try:
         root, graph = trace_graph(model, whole)

@@ -33,7 +33,7 @@ def truncate_network(
         The network in eval mode, and its stages.
 
     Raises:
-        CannotSplit: if more than one value leaves that stage, or torch.fx cannot follow the
+        SplitError: if more than one value leaves that stage, or torch.fx cannot follow the
             network.
     """
     module_paths = [path for stage in stages for path in stage.modules]

@@ -20,7 +20,7 @@ def main(run: str, task: str, place: str, rank: str, world: str) -> None:
     Args:
         run: a RemoteRun, as JSON.
         task: as for ``remote.train_and_report``.
-        place: path of the ``meeting_point``.
+        place: path of the ``rendezvous_file``.
         rank: number of this process.
         world: number of processes.
     """

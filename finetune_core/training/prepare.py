@@ -415,7 +415,7 @@ def _prepare_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, 
     """Prepare a job that runs the trunk once, and only the tail in every step.
 
     Raises:
-        CannotSplit: If the network cannot be cut where this strategy cuts it.
+        SplitError: If the network cannot be cut where this strategy cuts it.
     """
     config, cut = prepared.config, cut_index(prepared.strategy)
     tail = segments.part(cut, None)

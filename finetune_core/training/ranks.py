@@ -3,9 +3,9 @@
 They use torch.distributed, and are started as torchrun starts them.
 
 Between two steps all ranks are equal: same weights, same optimizer state, same position. They
-exchange values through ``meet``. Sums of gradients (``GradientSum``) directly follow such a call.
-So a rank that ends for any reason sends a failure instead of a value, and no rank waits for one
-that is gone.
+exchange values through ``all_gather``. Sums of gradients (``GradientSum``) directly follow such a
+call. So a rank that ends for any reason sends a failure instead of a value, and no rank waits for
+one that is gone.
 
 A single process is a rank, too. Every function here then returns what it was given, at no cost.
 """
@@ -108,7 +108,7 @@ class Ranks:
         """Gather one value from every rank, in rank order.
 
         Raises:
-            LeaderEnded: If rank 0 has ended.
+            MainProcessEnded: If rank 0 has ended.
             TrainingError: If another rank could not go on. RankLost if one is gone.
         """
         if not self.several:

@@ -163,7 +163,7 @@ def split_network(network: Network) -> Segments:
     """Trace a network.
 
     Raises:
-        CannotSplit: If it cannot be cut, and has to train uncached.
+        SplitError: If it cannot be cut, and has to train uncached.
     """
     return trace(network.model.eval(), network.stages, network.image_size)
 

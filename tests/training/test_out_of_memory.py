@@ -90,7 +90,7 @@ import finetune_core.__main__ as command, torch
 import finetune_core.evaluation.advice.advise, finetune_core.inspection.deep
 from finetune_core.training import device_turn
 
-usual = device_turn.on_idle_device
+usual = device_turn.run_on_idle_device
 
 def limited(*arguments):
     most = psutil.Process().memory_info().vms + (20 << 20)
@@ -98,7 +98,7 @@ def limited(*arguments):
     return usual(*arguments)
 
 from finetune_core.inspection import features
-features.on_idle_device = limited
+features.run_on_idle_device = limited
 sys.argv = ["thaw", *sys.argv[1:]]
 command.main()
 """

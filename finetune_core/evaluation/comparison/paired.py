@@ -161,7 +161,7 @@ def summarise_measure(
 def make_answers(
     measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.ndarray | None
 ) -> ArmPredictions:
-    """Return ``Answers`` with the fields that follow from the given ones."""
+    """Return ``ArmPredictions`` with the fields that follow from the given ones."""
     seeds, images = correct.shape
     by_image, by_seed = values.mean(0), values.mean(1)
     if seeds == 1:

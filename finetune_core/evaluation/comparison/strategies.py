@@ -74,7 +74,7 @@ class SeedVariance:
 
     Attributes:
         value: the variance beyond chance on these images.
-        chance: chance of the arm, as in ``Answers``.
+        chance: chance of the arm, as in ``ArmPredictions``.
         freedom: degrees of freedom of ``value + chance``.
         pooled: True if it is estimated from all arms.
         spreads_more: True if it is the arm's own because its seeds spread more than those of other
