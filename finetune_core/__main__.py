@@ -356,7 +356,7 @@ def train(
     def reserve(ranks: Ranks) -> Iterator[ReservedRun]:
         earlier = read_settings_file(config) if config else None
         wanted = build_config(settings, data, earlier, as_is=as_is, recipe=recipe)
-        check_shared(wanted, ranks.world)
+        check_shared(wanted, ranks.world_size)
         with open_executor(executor, ray_address, ranks) as trainer:
             yield reserve_run(wanted, runs_dir or paths.runs_dir(), trainer, devices), trainer
 
@@ -390,13 +390,13 @@ def resume(
     @contextmanager
     def reserve(ranks: Ranks) -> Iterator[ReservedRun]:
         run = open_run(run_dir)
-        check_shared(run.config, ranks.world)
+        check_shared(run.config, ranks.world_size)
         with open_executor(executor, ray_address, ranks) as trainer:
             trainer.check(run.config, devices)
             folder = run.run_dir
             if epochs is not None:
-                folder = folder.with_name(extend_run(run, epochs, elsewhere=trainer.elsewhere))
-            yield reopen_run(folder, elsewhere=trainer.elsewhere, devices=devices), trainer
+                folder = folder.with_name(extend_run(run, epochs, remote=trainer.remote))
+            yield reopen_run(folder, remote=trainer.remote, devices=devices), trainer
 
     train_on_devices(reserve, devices, as_json)
 
@@ -600,7 +600,7 @@ def compare(
                     as_is=as_is,
                     recipe=recipe,
                     baseline=baseline,
-                    elsewhere=trainer.elsewhere,
+                    remote=trainer.remote,
                 )
                 trained = train_all(
                     search_rates(configs) if find_rates else configs,
@@ -683,7 +683,7 @@ def profile(
             budget=budget,
             as_is=as_is,
             recipe=recipe,
-            elsewhere=trainer.elsewhere,
+            remote=trainer.remote,
         )
         folder = (runs_dir or paths.runs_dir()).resolve()
         found = train_profile(asked, folder, executor=trainer, devices=devices)

@@ -67,7 +67,7 @@ def design_comparison(
     as_is: bool,
     recipe: str = AUTO,
     baseline: bool = False,
-    elsewhere: bool = False,
+    remote: bool = False,
 ) -> list[RunConfig]:
     """Return the configs of a comparison, after downloading the initial weights.
 
@@ -78,7 +78,7 @@ def design_comparison(
         as_is: leave out the changes and the split made for this data set in the app.
         recipe: ``auto`` or ``tutorial``. With ``config``, that run's choice wins.
         baseline: also compare with a linear probe.
-        elsewhere: whether the runs may train on other machines with other devices.
+        remote: whether the runs may train on other machines with other devices.
 
     Raises:
         FinetuneError: if the settings cannot be used, or data or weights are not available.
@@ -127,7 +127,7 @@ def design_comparison(
         parse_fractions("train_fraction", compared["train_fraction"]),
         count_training_images(base) if base.auto else None,
     )
-    download_weights(configs, elsewhere=elsewhere)
+    download_weights(configs, remote=remote)
     return configs
 
 

@@ -37,7 +37,7 @@ def prepare_profile(
     budget: float | None = None,
     as_is: bool = False,
     recipe: str = AUTO,
-    elsewhere: bool = False,
+    remote: bool = False,
 ) -> ProfileRequest:
     """Prepare a profile, and download the weights.
 
@@ -49,7 +49,7 @@ def prepare_profile(
         budget: minutes.
         as_is: leave out the changes and the split made for this data set in the app.
         recipe: ``auto`` or ``tutorial``.
-        elsewhere: whether the runs may train on other machines.
+        remote: whether the runs may train on other machines.
 
     Raises:
         FinetuneError: if a setting cannot be used, or data or weights are not available.
@@ -62,7 +62,7 @@ def prepare_profile(
         dataset = show_work(bar, with_phase("index", indexing))
     num_images = dataset.split_counts.get(TRAIN, 0) if base.auto else None
     asked = ProfileRequest(set_up(base, num_images, stages, seeds), dataset, budget)
-    download_weights([asked.setup.full], elsewhere=elsewhere)
+    download_weights([asked.setup.full], remote=remote)
     return asked
 
 

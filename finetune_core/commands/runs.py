@@ -65,19 +65,19 @@ def settings_from_run(
     } | run.config.input_settings
 
 
-def download_weights(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> None:
+def download_weights(configs: Sequence[RunConfig], *, remote: bool = False) -> None:
     """Download the pretrained weights of several runs before any of the runs is created.
 
     Args:
         configs: settings of the runs.
-        elsewhere: whether the runs may train on other machines with other devices.
+        remote: whether the runs may train on other machines with other devices.
 
     Raises:
         ConfigError: if a run cannot work at all.
         WeightsError: if the weights are not available.
     """
     for config in configs:
-        check_config(config, elsewhere=elsewhere)
+        check_config(config, remote=remote)
     if missing := missing_weights(configs):
         err.print(
             f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} "

@@ -110,8 +110,8 @@ def reserve_run(
     """
     executor = executor or InProcess()
     executor.check(config, devices)
-    download_weights([config], elsewhere=executor.elsewhere)
-    return create_run(config, runs_dir.resolve(), elsewhere=executor.elsewhere, devices=devices)
+    download_weights([config], remote=executor.remote)
+    return create_run(config, runs_dir.resolve(), remote=executor.remote, devices=devices)
 
 
 def train_reserved(reservation: Reservation, executor: Executor | None = None) -> Run:
@@ -172,7 +172,7 @@ def train_on_devices(
         report_errors(),
         ranks.connect(),
     ):
-        if ranks.several and devices > 1:
+        if ranks.is_distributed and devices > 1:
             raise ConfigError(
                 {
                     "devices": "torchrun says how many: leave this out, or start the command "

@@ -68,11 +68,11 @@ def train_all(
     """
     executor = executor or InProcess()
     for config in configs:
-        check_config(config, elsewhere=executor.elsewhere)
+        check_config(config, remote=executor.remote)
         executor.check(config, _num_devices(config, devices))
     runs = RunStore(runs_dir).runs() if reuse else []
     there = {run_key(run.config): run for run in runs if run.status == "finished"}
-    if executor.elsewhere:
+    if executor.remote:
         return _train_in_parallel(configs, there, runs_dir, executor, devices)
     return _train_in_sequence(configs, there, runs_dir, devices)
 

@@ -42,16 +42,16 @@ class Executor(Protocol):
     """Trains reserved runs.
 
     Attributes:
-        elsewhere: whether the runs train on other machines, whose devices differ from this one's.
+        remote: whether the runs train on other machines, whose devices differ from this one's.
     """
 
-    elsewhere: bool
+    remote: bool
 
     def queue_name(self, config: RunConfig) -> str:
         """Return the name of the queue that a run waits in."""
         ...
 
-    def places(self, queue: str) -> int:
+    def slots(self, queue: str) -> int:
         """Return how many runs of a queue can train at a time, at least 1, as far as is known."""
         ...
 
@@ -68,15 +68,15 @@ class Executor(Protocol):
         """
         ...
 
-    def machines(self) -> list[int]:
+    def slots_by_machine(self) -> list[int]:
         """Return how many runs each machine can train at a time, as far as is known now."""
         ...
 
-    def most_devices(self) -> int:
+    def max_devices(self) -> int:
         """Return the largest number of devices of one machine, as far as is known now."""
         ...
 
-    def cluster(self) -> list[Machine]:
+    def list_machines(self) -> list[Machine]:
         """Return the machines of the cluster that are known now; none if this process trains."""
         ...
 
@@ -96,7 +96,7 @@ class InProcess:
         ranks: the ranks, if several processes train each run; this process is rank 0.
     """
 
-    elsewhere = False
+    remote = False
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
@@ -105,7 +105,7 @@ class InProcess:
         """Return the kind of device that the run trains on."""
         return choose_device(config.device).kind
 
-    def places(self, queue: str) -> int:
+    def slots(self, queue: str) -> int:
         """Return 1: runs of a queue train one after the other."""
         return 1
 
@@ -117,15 +117,15 @@ class InProcess:
         """Check that a run can train on so many devices of this machine."""
         check_devices(config, devices)
 
-    def machines(self) -> list[int]:
+    def slots_by_machine(self) -> list[int]:
         """Return the one slot of this machine."""
         return [1]
 
-    def most_devices(self) -> int:
+    def max_devices(self) -> int:
         """Return the number of devices of this machine that a run can train on."""
         return max_devices()
 
-    def cluster(self) -> list[Machine]:
+    def list_machines(self) -> list[Machine]:
         """Return no machine, because there is no cluster."""
         return []
 
@@ -174,7 +174,7 @@ def create_executor(
             raise ConfigError({"ray_address": "goes with --executor ray"})
         yield InProcess(ranks)
         return
-    if ranks.several:
+    if ranks.is_distributed:
         raise ConfigError(
             {
                 "executor": "Ray starts the processes of a run itself: "

@@ -50,14 +50,14 @@ def _has_stopped_early(run: Run) -> bool:
     return len(run.history.epochs) < run.config.epochs
 
 
-def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = False) -> str:
+def extend_run(run: Run, epochs: int, owner: str = "", *, remote: bool = False) -> str:
     """Copy a finished run, so that the copy resumes with more epochs to go.
 
     Args:
         run: the finished run.
         epochs: the total number of epochs, including those that are done.
         owner: as for ``create_run``.
-        elsewhere: as for ``create_run``.
+        remote: as for ``create_run``.
 
     Returns:
         The id of the copy. The copy counts as interrupted until it is resumed.
@@ -72,7 +72,7 @@ def extend_run(run: Run, epochs: int, owner: str = "", *, elsewhere: bool = Fals
     if epochs <= done:
         raise RunError(f"The run {run.run_id} has {done} epochs already: name more than that.")
     config = _extend_config(run, epochs)
-    reservation = create_run(config, run.run_dir.parent, owner, elsewhere=elsewhere)
+    reservation = create_run(config, run.run_dir.parent, owner, remote=remote)
     folder = reservation.run_dir
     try:
         for path in (

@@ -27,16 +27,16 @@ def main(run: str, task: str, place: str, rank: str, world: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     ranks = Ranks(int(rank), int(world), int(rank), int(world), Path(place))
-    select_device(ranks.local_rank, ranks.local_world)
+    select_device(ranks.local_rank, ranks.local_world_size)
     found = train_and_report(run_from_row(json.loads(run)), task, ranks)
     if ranks.is_main_process:
         with answers:
             json.dump(found, answers)
     elif "traceback" in found:  # rank 0 knows only the last line of the traceback
         sys.stderr.write(found["traceback"])
-    elif ranks.broke_off:
+    elif ranks.is_broken:
         sys.stderr.write(f"Rank {rank} of {world}: {found['problem']}\n")
-    if ranks.broke_off:
+    if ranks.is_broken:
         sys.exit(1)  # so that ranks that still wait for this one are killed
 
 

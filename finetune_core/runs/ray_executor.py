@@ -50,7 +50,7 @@ class RayExecutor:
             ends with this process.
     """
 
-    elsewhere = True
+    remote = True
 
     def __init__(self, address: str = "") -> None:
         self.address = address
@@ -62,23 +62,23 @@ class RayExecutor:
         """Return ``ray``: all runs wait in one queue."""
         return "ray"
 
-    def places(self, queue: str) -> int:
+    def slots(self, queue: str) -> int:
         """Return how many runs the cluster can train at a time, at least 1."""
-        return sum(self.machines()) or 1
+        return sum(self.slots_by_machine()) or 1
 
     def slots_needed(self, devices: int) -> int:
         """Return one slot per GPU, or 1 on processors."""
-        has_gpus = any(one.gpus for one in self.cluster())
+        has_gpus = any(one.gpus for one in self.list_machines())
         return devices if has_gpus else 1  # on processors, all ranks share one slot
 
     def check(self, config: RunConfig, devices: int) -> None:
         """Check that a run can train on so many devices of one machine."""
-        check_devices(config, devices, elsewhere=True)
-        machines = self.cluster()
+        check_devices(config, devices, remote=True)
+        machines = self.list_machines()
         if machines:  # empty before the driver has connected
             _check_devices_exist(devices, machines, gpu=_wants_gpu(config, machines))
 
-    def machines(self) -> list[int]:
+    def slots_by_machine(self) -> list[int]:
         """Return how many runs each machine can train at a time."""
         nodes = self._driver.nodes if self._driver else []
         if any(node["gpus"] for node in nodes):
@@ -86,13 +86,13 @@ class RayExecutor:
         cores = [node["cpus"] for node in nodes if node["cpus"]]
         return [int(own // min(cores)) for own in cores]
 
-    def most_devices(self) -> int:
+    def max_devices(self) -> int:
         """Return the largest number of devices of one machine, at least 1."""
-        machines = self.cluster()
+        machines = self.list_machines()
         gpu = any(one.gpus for one in machines)
         return max([1, *(one.gpus if gpu else one.cores for one in machines)])
 
-    def cluster(self) -> list[Machine]:
+    def list_machines(self) -> list[Machine]:
         """Return the machines of the cluster."""
         nodes = self._driver.nodes if self._driver else []
         return [Machine(node["host"], int(node["gpus"]), int(node["cpus"])) for node in nodes]
@@ -122,7 +122,7 @@ class RayExecutor:
                 append_event(run_dir, RunFailed(str(error), ""))
                 raise
             request = _make_request(
-                reservation, roots, config, gpu=_wants_gpu(config, self.cluster())
+                reservation, roots, config, gpu=_wants_gpu(config, self.list_machines())
             )
             yield from self._follow_task(driver, request, lines, reservation)
         finally:

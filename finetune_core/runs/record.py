@@ -101,7 +101,7 @@ _NAMES_TRIED = 10
 
 
 def create_run(
-    config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere: bool = False, devices: int = 1
+    config: RunConfig, runs_dir: Path, owner: str = "", *, remote: bool = False, devices: int = 1
 ) -> Reservation:
     """Make the directory of a new run, with its config, and lock it.
 
@@ -109,7 +109,7 @@ def create_run(
         config: the settings.
         runs_dir: the parent folder.
         owner: the person who asked for the run, where people sign in.
-        elsewhere: whether the run may train on another machine, with other devices.
+        remote: whether the run may train on another machine, with other devices.
         devices: number of devices of one machine that the run is to train on.
 
     Raises:
@@ -119,8 +119,8 @@ def create_run(
             is damaged.
         WeightsError: if weights that an earlier run started from are not on this machine.
     """
-    check_config(config, elsewhere=elsewhere)
-    check_devices(config, devices, elsewhere=elsewhere)
+    check_config(config, remote=remote)
+    check_devices(config, devices, remote=remote)
     if escape_undecodable(str(runs_dir)) != str(runs_dir):
         raise RunError(
             f"Runs cannot be kept in {escape_undecodable(str(runs_dir))}: the name is not valid "
@@ -173,12 +173,12 @@ def _storage_error(runs_dir: Path, error: OSError) -> RunError:
     )
 
 
-def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> Reservation:
+def reopen_run(run_dir: Path, *, remote: bool = False, devices: int = 1) -> Reservation:
     """Lock a run that had ended, or was cut off, so that it can go on.
 
     Args:
         run_dir: the run directory.
-        elsewhere: as for ``create_run``.
+        remote: as for ``create_run``.
         devices: as for ``create_run``.
 
     Raises:
@@ -189,8 +189,8 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> R
     if is_link(run_dir) or not path_exists(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
     config = make_config(read_config(run_dir / CONFIG_FILE))
-    check_config(config, run_dir, elsewhere=elsewhere)
-    check_devices(config, devices, elsewhere=elsewhere)
+    check_config(config, run_dir, remote=remote)
+    check_devices(config, devices, remote=remote)
     lock = acquire_lock(run_dir)
     try:
         if _is_finished(run_dir):
@@ -291,7 +291,7 @@ def _record_events(
             if isinstance(event, (RunStarted, EpochEnded, HeadFitted)):
                 events.append(event)
             # Forecasts are made for one device.
-            if isinstance(event, RunFinished) and not ranks.several:
+            if isinstance(event, RunFinished) and not ranks.is_distributed:
                 started, *epochs = [one.to_json() for one in events]
                 learn_from_run(SpeedBook(), config, started, epochs, event.to_json())
             reservation.lock.check()

@@ -106,7 +106,7 @@ class Worker:
             run_dir = self.runs_dir / run_id
             if path_exists(run_dir / CONFIG_FILE):  # else reopen_run reports the error
                 self.executor.check(make_config(read_config(run_dir / CONFIG_FILE)), devices)
-            reservation = reopen_run(run_dir, elsewhere=self.executor.elsewhere, devices=devices)
+            reservation = reopen_run(run_dir, remote=self.executor.remote, devices=devices)
             self._enqueue(reservation, make_config(read_config(run_dir / CONFIG_FILE)))
 
     def waiting(self, run_id: str) -> tuple[int, int] | None:
@@ -199,7 +199,7 @@ class Worker:
 
     def _create_run(self, config: RunConfig, owner: str, devices: int) -> Reservation:
         return create_run(
-            config, self.runs_dir, owner, elsewhere=self.executor.elsewhere, devices=devices
+            config, self.runs_dir, owner, remote=self.executor.remote, devices=devices
         )
 
     def _enqueue(self, reservation: Reservation, config: RunConfig) -> str:
@@ -215,7 +215,7 @@ class Worker:
 
         If the executor can get more slots, one more thread waits for them.
         """
-        wanted = self.executor.places(name) + self.executor.elsewhere
+        wanted = self.executor.slots(name) + self.executor.remote
         while queue.threads < min(wanted, len(queue.all())):
             queue.threads += 1
             Thread(
@@ -251,7 +251,7 @@ class Worker:
             self.executor.slots_needed(one.reservation.devices)
             for one in (*queue.training, queue.waiting[0])
         ]
-        return not queue.training or sum(taken) <= self.executor.places(name)
+        return not queue.training or sum(taken) <= self.executor.slots(name)
 
 
 def _consume(run_id: str, events: Iterator[Event]) -> None:

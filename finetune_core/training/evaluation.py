@@ -99,14 +99,14 @@ def predict_splits(
     last_report, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
     for rows, logits in copy_to_processor(_compute_batches(job, splits, pad), job.device):
         # Several ranks report together, below.
-        if not job.ranks.several:
+        if not job.ranks.is_distributed:
             yield from lost.report(job.lost)
         if len(rows):
             own.append((rows, logits.numpy()))
         if time.monotonic() - last_report >= EVENT_SECONDS:
             last_report = time.monotonic()
             yield Progress(
-                phase, min(total, job.ranks.world * sum(len(rows) for rows, _ in own)), total
+                phase, min(total, job.ranks.world_size * sum(len(rows) for rows, _ in own)), total
             )
     gathered = job.ranks.all_gather((own, job.lost))
     yield from lost.report(

@@ -99,7 +99,7 @@ def fit_probe(job: Job, lost: LostImages, seed: int) -> Generator[Event, None, H
 
 def _broadcast_fit(job: Job, head_fit: Linear) -> Linear:
     """Return rank 0's fit: processors round differently, and ranks must be equal."""
-    if not job.ranks.several:
+    if not job.ranks.is_distributed:
         return head_fit
     weight, bias = job.ranks.broadcast((head_fit.weight.cpu(), head_fit.bias.cpu()))
     return Linear(weight, bias)

@@ -162,7 +162,7 @@ class Job:
         """
         batches = split_batches(self.rows[split], self.evaluation_batch)
         return self._on_device(
-            batches[self.ranks.rank :: self.ranks.world],
+            batches[self.ranks.rank :: self.ranks.world_size],
             lambda rows: self.source.readable(rows, None),
             None,
         )

@@ -398,7 +398,7 @@ def _take_step(
     before = copy_parameters(optimizer) if is_measured(step, steps) else None
     rule = trainer.step_rule
     shared = None
-    if job.ranks.several:
+    if job.ranks.is_distributed:
         images, mix_seed = [len(share) for share in shares], step_seed(config.seed, position)
         partners = len(rows) - images[job.ranks.rank]
         shared = SharedStep(
@@ -577,7 +577,7 @@ def _check_equal_weights(job: Job) -> None:
     Raises:
         TrainingError: If they have not.
     """
-    if not job.ranks.several:
+    if not job.ranks.is_distributed:
         return
     floats = [
         tensor.sum(dtype=torch.float64)
@@ -627,9 +627,10 @@ def _make_run_started(job: Job) -> RunStarted:
         lineage=job.lineage,
         head_kept=job.head_kept,
         averaged=config.averaged.how if config.averaged else None,
-        ranks=job.ranks.world,
+        ranks=job.ranks.world_size,
         batchnorm="per_rank"
-        if job.ranks.several and has_trained_batchnorm(job.strategy, stages, job.network.model)
+        if job.ranks.is_distributed
+        and has_trained_batchnorm(job.strategy, stages, job.network.model)
         else "",
     )
 
@@ -653,7 +654,7 @@ def _count_classes(job: Job) -> ClassCounts:
 def _forecast(job: Job) -> Expected | None:
     forecast = forecast_run(job.config, job.dataset, SpeedBook(), job.report.found)
     # Timings are of a single device.
-    if forecast is None or job.ranks.several:
+    if forecast is None or job.ranks.is_distributed:
         return None
     return Expected(
         seconds=forecast.seconds,

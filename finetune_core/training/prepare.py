@@ -59,15 +59,13 @@ _EXAMPLES = 20
 Value = TypeVar("Value")
 
 
-def check_config(
-    config: RunConfig, run_dir: Path | None = None, *, elsewhere: bool = False
-) -> None:
+def check_config(config: RunConfig, run_dir: Path | None = None, *, remote: bool = False) -> None:
     """Check everything that can be checked before any work is done.
 
     Args:
         config: Settings of the run.
         run_dir: Folder of an existing run, which keeps a copy of what it starts from.
-        elsewhere: The run may train on another machine, so its device need not exist here.
+        remote: The run may train on another machine, so its device need not exist here.
 
     Raises:
         ConfigError: If anything is wrong. It names all problems at once.
@@ -84,7 +82,7 @@ def check_config(
 
     check_field("data", check_data, config.data)
     check_field("edits", config_bytes, config)
-    if not elsewhere:
+    if not remote:
         check_field("device", choose_device, config.device, config.precision)
     check_field("backbone", backbone_info, config.backbone)
     if "backbone" not in problems:
@@ -119,29 +117,29 @@ def _check_initial_head(config: RunConfig) -> None:
         )
 
 
-def check_devices(config: RunConfig, devices: int, *, elsewhere: bool = False) -> None:
+def check_devices(config: RunConfig, devices: int, *, remote: bool = False) -> None:
     """Check that a run can train on that many devices of one machine.
 
     Args:
         config: Settings of the run.
         devices: Number of devices.
-        elsewhere: As for ``check_config``.
+        remote: As for ``check_config``.
 
     Raises:
         ConfigError: If the run has no steps to share, or this machine lacks the devices.
     """
-    check_shared(config, devices, elsewhere=elsewhere)
-    if not elsewhere:
+    check_shared(config, devices, remote=remote)
+    if not remote:
         check_gpus(devices)
 
 
-def check_shared(config: RunConfig, ranks: int, *, elsewhere: bool = False) -> None:
+def check_shared(config: RunConfig, ranks: int, *, remote: bool = False) -> None:
     """Check that a run can be shared by that many ranks, on any machines.
 
     Args:
         config: Settings of the run.
         ranks: Number of ranks. A single rank can always train.
-        elsewhere: As for ``check_config``.
+        remote: As for ``check_config``.
 
     Raises:
         ConfigError: If the run has no steps to share, or this machine's device cannot share them.
@@ -155,7 +153,7 @@ def check_shared(config: RunConfig, ranks: int, *, elsewhere: bool = False) -> N
                 "frozen features is too little to be distributed. Train it on one device"
             }
         )
-    if not elsewhere and choose_device(config.device, config.precision).kind == "mps":
+    if not remote and choose_device(config.device, config.precision).kind == "mps":
         raise ConfigError(
             {
                 "devices": "an Apple GPU is the only one of its machine: train on one device, or "
@@ -215,7 +213,7 @@ def prepare(
         FinetuneError: If the data, the weights or a setting cannot be used.
     """
     check_config(config, run_dir)
-    check_shared(config, ranks.world)
+    check_shared(config, ranks.world_size)
     indexing = index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots)
     dataset = yield from _run_main_process_first(ranks, report_progress("index", indexing))
     check_classes(dataset)
@@ -509,7 +507,7 @@ def _compute_trunk(
         for one, share in zip(passes, shares, strict=True):
             lookup, elapsed = yield from fill(share)
             # The other ranks' rows are on their machines' disks now.
-            if ranks.several and all(ranks.all_gather(lookup is not None)):
+            if ranks.is_distributed and all(ranks.all_gather(lookup is not None)):
                 start_time = time.monotonic()
                 has_space = yield from report_progress(
                     "gather", gather_rows(ranks, tables.name(cut, one.view), one.keys[one.rows])
@@ -600,14 +598,14 @@ def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, P
         return (yield from report_progress("decode", work))
 
     pixels = yield from decode_rows(ranks.local_rows(wanted, forward_batch(prepared.device)))
-    if ranks.several:
+    if ranks.is_distributed:
         gathered = ranks.all_gather((pixels.failed, pixels.decoded, pixels.kept is not None))
         failed = {row: reason for each, _, _ in gathered for row, reason in each.items()}
         # Images that the other ranks have decoded are on the disk now.
         if all(kept for _, _, kept in gathered):
             pixels = yield from decode_rows(np.setdiff1d(wanted, list(failed)))
         kept = all(ranks.all_gather(pixels.kept is not None))
-        count = sum(count for _, count, _ in gathered[: ranks.local_world])
+        count = sum(count for _, count, _ in gathered[: ranks.local_world_size])
         pixels = replace(pixels, kept=pixels.kept if kept else None, failed=failed, decoded=count)
     # Later in a run such images are lost, not skipped.
     if pixels.failed and TRAIN in prepared.splits:

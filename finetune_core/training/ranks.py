@@ -63,10 +63,10 @@ class Ranks:
 
     Attributes:
         rank: Index of this process. Rank 0 alone writes to the run directory and reports to people.
-        world: Number of ranks.
+        world_size: Number of ranks.
         local_rank: Index of this process on its machine. Ranks of one machine follow one another.
-        local_world: Number of ranks on this machine.
-        broke_off: Whether this rank has failed where it could not tell the others.
+        local_world_size: Number of ranks on this machine.
+        is_broken: Whether this rank has failed where it could not tell the others.
 
     Args:
         place: The ``rendezvous_file`` of the ranks, if the process that started them has given each
@@ -76,23 +76,23 @@ class Ranks:
     def __init__(
         self,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         local_rank: int = 0,
-        local_world: int = 1,
+        local_world_size: int = 1,
         place: Path | None = None,
     ) -> None:
-        self.rank, self.world, self.local_rank, self.local_world = (
+        self.rank, self.world_size, self.local_rank, self.local_world_size = (
             rank,
-            world,
+            world_size,
             local_rank,
-            local_world,
+            local_world_size,
         )
-        self._meeting_point, self._has_ended, self.broke_off = place, False, False
+        self._meeting_point, self._has_ended, self.is_broken = place, False, False
 
     @property
-    def several(self) -> bool:
+    def is_distributed(self) -> bool:
         """True if more than one rank trains the run."""
-        return self.world > 1
+        return self.world_size > 1
 
     @property
     def is_main_process(self) -> bool:
@@ -102,7 +102,7 @@ class Ranks:
     @property
     def spans_machines(self) -> bool:
         """True if the ranks are on several machines."""
-        return self.world > self.local_world
+        return self.world_size > self.local_world_size
 
     def all_gather(self, value: Value) -> list[Value]:
         """Gather one value from every rank, in rank order.
@@ -111,7 +111,7 @@ class Ranks:
             MainProcessEnded: If rank 0 has ended.
             TrainingError: If another rank could not go on. RankLost if one is gone.
         """
-        if not self.several:
+        if not self.is_distributed:
             return [value]
         with self.mark_broken_on_error():
             values = self._all_gather(value)
@@ -120,7 +120,9 @@ class Ranks:
             raise MainProcessEnded
         for rank, other in enumerate(values):
             if isinstance(other, _Failure):
-                raise TrainingError(f"Rank {rank} of {self.world} could not go on: {other.reason}")
+                raise TrainingError(
+                    f"Rank {rank} of {self.world_size} could not go on: {other.reason}"
+                )
         return values
 
     def broadcast(self, value: Value) -> Value:
@@ -128,7 +130,7 @@ class Ranks:
         return self.all_gather(value)[0]
 
     def _all_gather(self, value: Any) -> list[Any]:
-        values = [None] * self.world
+        values = [None] * self.world_size
         with _translate_connection_errors():
             dist.all_gather_object(values, value)
         return values
@@ -139,7 +141,7 @@ class Ranks:
         Slices are nearly equal in length. No rank gets a single image of several, on which
         BatchNorm could not train: the last ranks then have none.
         """
-        num_sharing = max(1, min(self.world, count // 2))
+        num_sharing = max(1, min(self.world_size, count // 2))
         if self.rank >= num_sharing:
             return slice(count, count)
         return slice(self.rank * count // num_sharing, (self.rank + 1) * count // num_sharing)
@@ -172,16 +174,18 @@ class Ranks:
 
         Shares are whole batches, so that each batch is computed as by a single rank.
         """
-        return _select_batches(rows, batch, [self.rank], self.world)
+        return _select_batches(rows, batch, [self.rank], self.world_size)
 
     def machine_rows(self, rows: np.ndarray, batch: int) -> np.ndarray:
         """Return the rows that the ranks of this machine compute for all ranks."""
         first = self.rank - self.local_rank
-        return _select_batches(rows, batch, range(first, first + self.local_world), self.world)
+        return _select_batches(
+            rows, batch, range(first, first + self.local_world_size), self.world_size
+        )
 
     def local_rows(self, rows: np.ndarray, batch: int) -> np.ndarray:
         """Return the rows that this rank computes where its machine computes all of them."""
-        return _select_batches(rows, batch, [self.local_rank], self.local_world)
+        return _select_batches(rows, batch, [self.local_rank], self.local_world_size)
 
     @contextmanager
     def connect(self) -> Iterator[None]:
@@ -192,11 +196,11 @@ class Ranks:
         Raises:
             FinetuneError: If there are too few GPUs, or the other ranks cannot be reached.
         """
-        if not self.several:
+        if not self.is_distributed:
             yield
             return
         if not self._meeting_point:
-            select_device(self.local_rank, self.local_world)
+            select_device(self.local_rank, self.local_world_size)
         CACHE.shared = True
         with _translate_connection_errors():
             self._connect()
@@ -210,7 +214,7 @@ class Ranks:
         finally:
             # A broken rank leaves its connections to the end of the process: NCCL would wait for
             # the other ranks here.
-            if not self.broke_off:
+            if not self.is_broken:
                 dist.destroy_process_group()
 
     @contextmanager
@@ -224,7 +228,7 @@ class Ranks:
         try:
             yield
         except Exception:
-            self._has_ended = self.broke_off = self.several
+            self._has_ended = self.is_broken = self.is_distributed
             raise
 
     def _connect(self) -> None:
@@ -235,16 +239,16 @@ class Ranks:
                 ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback_interface()
             )
             # Not a URI: torch does not decode one, and waits for the wrong file.
-            store = dist.FileStore(str(self._meeting_point), self.world)  # type: ignore[attr-defined]
+            store = dist.FileStore(str(self._meeting_point), self.world_size)  # type: ignore[attr-defined]
             store.set_timeout(_TIMEOUT)
             dist.init_process_group(
-                backend, store=store, rank=self.rank, world_size=self.world, timeout=_TIMEOUT
+                backend, store=store, rank=self.rank, world_size=self.world_size, timeout=_TIMEOUT
             )
         else:
             dist.init_process_group(backend, timeout=_TIMEOUT)
 
     def _leave(self, reason: str) -> None:
-        if self.broke_off:
+        if self.is_broken:
             return
         # If a rank is gone without a message, the others notice it as this one did.
         with suppress(RankLost):
@@ -332,10 +336,10 @@ def read_torchrun_ranks() -> Ranks:
     """Return this process's rank as torchrun started it, or ``ALONE`` without torchrun."""
     if not dist.is_torchelastic_launched():
         return ALONE
-    rank, world, local_rank, local_world = (
+    rank, world_size, local_rank, local_world_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    return Ranks(rank, world, local_rank, local_world)
+    return Ranks(rank, world_size, local_rank, local_world_size)
 
 
 def _loopback_interface() -> str:
@@ -348,7 +352,7 @@ def _loopback_interface() -> str:
     )
 
 
-def select_device(local_rank: int, local_world: int) -> None:
+def select_device(local_rank: int, local_world_size: int) -> None:
     """Leave this process one GPU, which is then the only one for all its threads.
 
     Call before CUDA is initialised.
@@ -356,7 +360,7 @@ def select_device(local_rank: int, local_world: int) -> None:
     Raises:
         ConfigError: As ``check_gpus``.
     """
-    check_gpus(local_world)
+    check_gpus(local_world_size)
     if gpus := _visible_gpus():
         os.environ[_VISIBLE] = gpus[local_rank]
 

@@ -91,12 +91,12 @@ def test_the_table_of_a_comparison_says_where_each_run_trains_if_not_all_here(el
 
 
 class Machines(InProcess):
-    def machines(self):
+    def slots_by_machine(self):
         return [1, 1]
 
 
 class Cluster(InProcess):
-    def cluster(self):
+    def list_machines(self):
         return [Machine("near", 0, 2), Machine("far", 4, 30)]
 
 
@@ -110,5 +110,5 @@ def test_a_forecast_for_several_machines_says_what_is_saved(monkeypatch):
         "about 2 min 20 s, 2 runs at a time on 2 machines. "
         "Runs that find the frozen stages' output on their machine save 1 min 0 s of work"
     )
-    monkeypatch.setattr(executor, "machines", lambda: [1])
+    monkeypatch.setattr(executor, "slots_by_machine", lambda: [1])
     assert _describe_total([[100, 40, 40]]) == "about 3 min 0 s"

@@ -92,15 +92,15 @@ def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(
     ],
 )
 def test_the_page_offers_as_many_devices_as_the_largest_machine_has(machines, most):
-    assert connect_cluster(*machines).most_devices() == most
+    assert connect_cluster(*machines).max_devices() == most
 
 
 def test_what_runs_take_of_a_cluster_is_counted_in_gpus_where_there_are_some():
     assert [
-        connect_cluster((2.0, 16.0), (4.0, 64.0)).places(""),
+        connect_cluster((2.0, 16.0), (4.0, 64.0)).slots(""),
         connect_cluster((2.0, 16.0)).slots_needed(2),
     ] == [6, 2]
     assert [
-        connect_cluster((0.0, 8.0), (0.0, 16.0)).places(""),
+        connect_cluster((0.0, 8.0), (0.0, 16.0)).slots(""),
         connect_cluster((0.0, 8.0)).slots_needed(2),
     ] == [3, 1]

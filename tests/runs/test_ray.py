@@ -64,7 +64,7 @@ def nodes():
 @pytest.fixture(scope="module")
 def executor(nodes):
     with create_executor("ray", nodes.address) as connected:
-        wait_until(lambda: connected.places("ray") == 2, "the second node does not come")
+        wait_until(lambda: connected.slots("ray") == 2, "the second node does not come")
         yield connected
 
 
@@ -181,7 +181,7 @@ def test_a_run_that_ray_has_no_place_for_is_stopped_all_the_same(executor, worke
     going = [worker.submit(ray_config(epochs=1000, seed=seed)) for seed in (0, 1)]
     # else they are cancelled, not stopped
     wait_until(lambda: all(store.run(one).history.started for one in going))
-    reservation = create_run(ray_config(seed=2), store.runs_dir, elsewhere=True)
+    reservation = create_run(ray_config(seed=2), store.runs_dir, remote=True)
     request_stop(reservation.run_dir)
     assert [type(event).__name__ for event in executor.execute(reservation)] == ["RunStopped"]
     for one in going:
@@ -217,7 +217,7 @@ def test_what_the_nodes_do_not_see_is_said_before_anything_trains(
 
     monkeypatch.setattr("finetune_core.runs.ray_executor.show_storage", Shown)
     monkeypatch.setattr(executor, "_checked", set())
-    reservation = create_run(ray_config(), store.runs_dir, elsewhere=True)
+    reservation = create_run(ray_config(), store.runs_dir, remote=True)
     with pytest.raises(RunError, match="Not every machine") as caught:
         list(executor.execute(reservation))
     assert str(caught.value).count("is not the same folder there") == 2  # each node says it
@@ -299,7 +299,7 @@ def test_two_ranks_of_which_each_is_killed_once_end_with_the_weights_without_ray
     local, worker, store, tmp_path
 ):
     local.driver()
-    [machine] = local.cluster()
+    [machine] = local.list_machines()
     share = machine.cores // 2
     threads = {"OMP_NUM_THREADS": str(min(share, psutil.cpu_count(logical=False) or share))}
     config = ray_config(epochs=LONG, batchnorm="frozen")
@@ -355,7 +355,7 @@ def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, s
     assert [len(token) for token in tokens] == [64]
     assert dict(os.environ) == before
     assert signal.getsignal(signal.SIGTERM) == handler
-    reservation = create_run(ray_config(epochs=LONG), store.runs_dir, elsewhere=True)
+    reservation = create_run(ray_config(epochs=LONG), store.runs_dir, remote=True)
     for event in local.execute(reservation):
         if type(event).__name__ == "RunStarted":
             request_stop(reservation.run_dir)

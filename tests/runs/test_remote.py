@@ -36,7 +36,7 @@ def request_for(tmp_path, home):
     def make(**changes):
         config = tiny_config(shared_images(red=20, blue=20), batch_size=8, epochs=3)
         config = config.model_copy(update=changes)
-        reservation = create_run(config, tmp_path / "runs", elsewhere=True)
+        reservation = create_run(config, tmp_path / "runs", remote=True)
         owners.append(claim(reservation.run_dir))
         return RemoteRun(
             reservation.run_dir, owners[-1].number, False, current_holder().machine, home, threads=1

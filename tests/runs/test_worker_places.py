@@ -18,7 +18,7 @@ class Somewhere:
         most: largest number of slots that were taken at a time.
     """
 
-    elsewhere = True
+    remote = True
 
     def __init__(self, places):
         self.free, self.going, self.let_go, self.lock = places, [], {}, Lock()
@@ -27,7 +27,7 @@ class Somewhere:
     def queue_name(self, config):
         return "somewhere"
 
-    def places(self, queue):
+    def slots(self, queue):
         return self.free
 
     def slots_needed(self, devices):
@@ -37,7 +37,7 @@ class Somewhere:
         if devices > self.free:
             raise ConfigError({"devices": "too many"})
 
-    def most_devices(self):
+    def max_devices(self):
         return 1
 
     def execute(self, reservation, roots=()):

@@ -412,7 +412,7 @@ def test_only_errors_of_a_connection_mean_that_a_rank_is_lost(error, lost, monke
         ranks.all_gather("word")
     assert str(error) in str(caught.value)
     assert isinstance(caught.value, RankLost) == lost
-    assert ranks.broke_off
+    assert ranks.is_broken
 
 
 def test_what_has_no_steps_is_not_distributed():

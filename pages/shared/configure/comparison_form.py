@@ -302,7 +302,7 @@ def _describe_total(forecasts: Sequence[Sequence[float]]) -> str:
     Args:
         forecasts: seconds of each run, arm by arm.
     """
-    machines = worker().executor.machines()
+    machines = worker().executor.slots_by_machine()
     if sum(machines) < 2:
         return f"about {format_duration(sum(map(sum, forecasts)))}"
     schedule = forecast_spread(forecasts, machines)

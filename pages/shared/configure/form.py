@@ -147,7 +147,7 @@ def draw_section(
 
 def draw_devices_field(problems: dict[str, str]) -> None:
     """Draw the number of devices that the next runs train on, if there is a choice."""
-    if worker().executor.most_devices() == 1 and settings.get_devices() == 1:
+    if worker().executor.max_devices() == 1 and settings.get_devices() == 1:
         return
     st.session_state.setdefault(settings.key("devices"), 1)
     st.number_input(
@@ -169,7 +169,7 @@ def check_devices(config: RunConfig | None = None) -> dict[str, str]:
     The machine may have fewer devices, or several devices may not be able to share this run.
     """
     devices, executor = settings.get_devices(), worker().executor
-    max_devices = executor.most_devices()
+    max_devices = executor.max_devices()
     if not 1 <= devices <= max_devices:
         return {
             "devices": f"must be from 1 to {max_devices}, which one machine has"

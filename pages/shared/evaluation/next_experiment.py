@@ -176,7 +176,7 @@ def _offer_longer(comparison: Comparison) -> dict[str, str]:
 def _queue_longer(run: Run) -> str:
     """Queue a copy of a run with twice the epochs; return its id."""
     executor = worker().executor
-    run_id = extend_run(run, suggest_epochs(run), owner(), elsewhere=executor.elsewhere)
+    run_id = extend_run(run, suggest_epochs(run), owner(), remote=executor.remote)
     worker().resume(run_id, devices_again(run))
     return run_id
 

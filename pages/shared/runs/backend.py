@@ -84,4 +84,4 @@ def devices_before(run: Run) -> int:
 
 def devices_again(run: Run) -> int:
     """Return the number of devices that a run resumes on: as many as before, or as there are."""
-    return min(devices_before(run), worker().executor.most_devices())
+    return min(devices_before(run), worker().executor.max_devices())

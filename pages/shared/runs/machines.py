@@ -24,7 +24,7 @@ def draw_machines(runs: Sequence[Run]) -> None:
     if not training:
         return
     st.header("Training now", anchor=False)
-    table = pd.DataFrame(_make_rows(training, _merge_by_host(worker().executor.cluster())))
+    table = pd.DataFrame(_make_rows(training, _merge_by_host(worker().executor.list_machines())))
     columns = [name for name in table if table[name].any()]
     st.dataframe(
         table[columns],
