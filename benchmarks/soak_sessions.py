@@ -110,7 +110,7 @@ class Session:
 
     def list_evaluated(self) -> list[Run]:
         """Return the latest runs that have been evaluated."""
-        return [run for run in self.store.runs() if run.judged][:LATEST]
+        return [run for run in self.store.runs() if run.is_evaluable][:LATEST]
 
     def choose_run(self) -> str:
         """Return the id of a random run that has been evaluated."""

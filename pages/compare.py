@@ -73,7 +73,7 @@ def find_comparable(runs: list[Run], data: str) -> list[str]:
     Args:
         data: folder or manifest of the data set. An empty string means any data set.
     """
-    judged = [run for run in runs if run.judged and data in ("", run.config.data)]
+    judged = [run for run in runs if run.is_evaluable and data in ("", run.config.data)]
     comparable = [
         run for run in judged if run.started["fingerprint"] == judged[0].started["fingerprint"]
     ]
@@ -160,7 +160,7 @@ def write_measure_to_address() -> None:
 
 def draw_comparison(runs: list[Run]) -> None:
     """Draw the verdict first, then the evidence for the verdict; the rest is folded."""
-    left_out = [run for run in runs if not run.judged]
+    left_out = [run for run in runs if not run.is_evaluable]
     if left_out:
         names = "; ".join(
             f"{title} ({run.run_id})"
@@ -170,7 +170,7 @@ def draw_comparison(runs: list[Run]) -> None:
             escape_markdown(f"Left out, because they have not finished an epoch: {names}."),
             icon=":material/block:",
         )
-    judged = [run for run in runs if run.judged]
+    judged = [run for run in runs if run.is_evaluable]
     # Filled once the metric below is known.
     answer = st.container()
     measure = choose_measure()

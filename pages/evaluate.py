@@ -97,7 +97,7 @@ def offer_fp32(run: Run) -> None:
 
 
 found, damaged = store().all()
-runs = [run for run in found if run.judged]
+runs = [run for run in found if run.is_evaluable]
 if not runs:
     draw_empty_page(
         "No run has finished an epoch yet. Train one, or see it work on the sample first."

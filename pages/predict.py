@@ -187,7 +187,7 @@ def try_out(runs: list[Run]) -> None:
 
 
 found, damaged = store().all()
-judged = [run for run in found if run.judged]
+judged = [run for run in found if run.is_evaluable]
 if st.query_params.get("present") == "1":
     present(judged)
 start_page("pages/predict.py", "Classify new images with a trained network.")

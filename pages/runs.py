@@ -38,7 +38,7 @@ def draw_actions(chosen: list[Run], num_runs: int) -> None:
         chosen: the selected runs.
         num_runs: number of runs in the table.
     """
-    judged = [run.run_id for run in chosen if run.judged]
+    judged = [run.run_id for run in chosen if run.is_evaluable]
     one = chosen[0] if len(chosen) == 1 else None
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(
@@ -55,7 +55,7 @@ def draw_actions(chosen: list[Run], num_runs: int) -> None:
             )
             and one
         ):
-            go("pages/evaluate.py" if one.judged else "pages/train.py", one.run_id)
+            go("pages/evaluate.py" if one.is_evaluable else "pages/train.py", one.run_id)
         if (
             st.button(
                 "Use these settings again",

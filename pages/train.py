@@ -126,7 +126,7 @@ def draw_result(run: Run) -> None:
             "checkpoint.",
             icon=":material/power_off:",
         )
-    if not run.judged:
+    if not run.is_evaluable:
         if run.status == "cancelled":
             st.info(
                 "It was cancelled before it began. *Resume* queues it again.",

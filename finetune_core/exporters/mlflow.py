@@ -98,7 +98,7 @@ def _report_run(run: Run) -> None:
     client.log_text(
         mlflow_run_id, json.dumps(get_shareable_settings(run), indent=2), "settings.json"
     )
-    if run.judged:
+    if run.is_evaluable:
         client.log_text(mlflow_run_id, build_card(load_source(run)), CARD)
     ended = (run.history.end or {}).get("at")
     client.set_terminated(

@@ -61,7 +61,7 @@ def iter_step_scalars(history: History) -> Iterator[Scalar]:
         for name in ("loss", "learning_rate", "gradient_norm"):
             if name in row and not (name == "gradient_norm" and row["skipped"]):
                 yield f"step/{name}", row[name], get_global_step(history, row), row["at"]
-    for row in history.measured:
+    for row in history.measured_steps:
         for stage, values in row["stages"].items():
             for name, value in values.items():
                 yield f"{name}/{stage}", value, get_global_step(history, row), row["at"]

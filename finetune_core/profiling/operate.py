@@ -363,7 +363,7 @@ def _collect_predictions(
 
 def _relative_gradients(run: Run) -> dict[str, float]:
     """Return the relative gradient norm of each stage in the first step that was measured."""
-    first = next(iter(run.history.measured), None)
+    first = next(iter(run.history.measured_steps), None)
     if first is None:
         return {}
     try:

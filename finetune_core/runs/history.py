@@ -123,7 +123,7 @@ class History:
         return tuple(self._get_steps().rows)
 
     @property
-    def measured(self) -> Sequence[Row]:
+    def measured_steps(self) -> Sequence[Row]:
         """StepEnded rows with the values of each stage, the older ones thinned out."""
         return tuple(self._get_steps().measured)
 

@@ -113,7 +113,7 @@ class Run:
         return self.status in ("stopped", "cancelled", "paused", "failed", "interrupted")
 
     @property
-    def judged(self) -> bool:
+    def is_evaluable(self) -> bool:
         """True if there are predictions to evaluate."""
         return not self.is_active and self.history.has_predictions
 

@@ -57,7 +57,7 @@ def _draw_recent_runs(runs: Sequence[Run], damaged: Sequence[DamagedRun]) -> Non
                 escape_markdown(run_title(run)) + _describe_result(run, runs), width="stretch"
             )
             if st.button("Open", key=f"open-{run.run_id}"):
-                go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
+                go("pages/evaluate.py" if run.is_evaluable else "pages/train.py", run.run_id)
     if runs:
         st.page_link(
             "pages/runs.py",

@@ -68,7 +68,7 @@ def test_steps_are_counted_over_the_run_and_stages_written(folder, run):
         assert {
             tag.partition("/")[2] for tag in found.Tags()["scalars"] if tag.startswith(f"{name}/")
         } == training
-        values = [row["stages"]["head"][name] for row in history.measured]
+        values = [row["stages"]["head"][name] for row in history.measured_steps]
         assert [value for _, value in get_curve(found, f"{name}/head")] == pytest.approx(
             values, rel=1e-6
         )

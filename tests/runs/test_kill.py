@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_once_is_resumed_to_the_same_weights(processes, tmp
     run_dir = new_run(config, store.runs_dir)
     assert kill_at(processes, run_dir, 92)
     run = store.run(run_dir.name)
-    assert (run.status, run.judged, run.is_resumable) == ("interrupted", True, True)
+    assert (run.status, run.is_evaluable, run.is_resumable) == ("interrupted", True, True)
     list(execute(reopen_run(run_dir)))
     check_whole(store.run(run_dir.name), train(config, tmp_path / "whole"))
 

@@ -35,7 +35,7 @@ def test_a_whole_run_in_words():
     assert "From the next epoch on layer4 trains, too." in text
     assert "Validating" not in text
     assert "Finished after" in lines[-1]
-    assert next(len(row["stages"]) for row in history.measured if row["epoch"] == 3) == 3
+    assert next(len(row["stages"]) for row in history.measured_steps if row["epoch"] == 3) == 3
 
 
 def test_it_says_whether_the_frozen_stages_were_compiled():
@@ -97,7 +97,7 @@ def test_thousands_of_steps_stay_few(tmp_path, started, step, lines):
                 file.write(lines(ImagesLost(number, [])))
     history = History(tmp_path).refresh()
     assert len(history.steps) <= 3000
-    assert len(history.measured) <= 1000
+    assert len(history.measured_steps) <= 1000
     assert len(history.notable) <= 2001
-    assert (history.steps[-1]["step"], history.measured[-1]["step"]) == (8_000, 8_000)
+    assert (history.steps[-1]["step"], history.measured_steps[-1]["step"]) == (8_000, 8_000)
     assert history.lost["count"] == 7_998

@@ -58,7 +58,7 @@ def test_the_steps_of_a_run_that_has_ended_are_read_when_they_are_asked_for(run_
     assert history.refresh().end
     assert list(history.steps) == before
     assert history.steps[0] is not before[0]  # it was not held
-    assert [row["stages"] for row in history.measured] == [measured]
+    assert [row["stages"] for row in history.measured_steps] == [measured]
     content = (folder / "events.jsonl").read_bytes()
     (folder / "events.jsonl").write_bytes(content.replace(b'"step": 2', b'"step": 3'))
     assert places(history.refresh()) == [(1, 1), (1, 3)]

@@ -252,7 +252,7 @@ def test_many_readers_at_once_see_every_step_once(tmp_path, started, step, lines
 def test_a_run_that_was_stopped_or_paused_goes_on(config, store, pause, status):
     run_dir = stop_in_second_epoch(config, store.runs_dir, pause=pause)
     run = store.run(run_dir.name)
-    assert (run.status, run.is_resumable, run.judged) == (status, True, True)
+    assert (run.status, run.is_resumable, run.is_evaluable) == (status, True, True)
     with (run_dir / "events.jsonl").open("ab") as file:
         file.write(b'{"event": "StepEn')  # half a line, as of a crash
     reservation = reopen_run(run_dir)
@@ -334,7 +334,7 @@ def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(sl
     request_stop(store.runs_dir / ids[2])  # which the queue sees when it is its turn
     for run_id in ids[:2]:
         run = store.run(run_id)
-        assert (run.status, run.is_active, run.judged, run.is_resumable) == (
+        assert (run.status, run.is_active, run.is_evaluable, run.is_resumable) == (
             "cancelled",
             False,
             False,
@@ -349,7 +349,7 @@ def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(sl
     assert read_stop_request(store.runs_dir / first) == ""
     request_stop(store.runs_dir / first)
     wait_until(lambda: not worker.list_queues())
-    assert (store.run(ids[2]).status, store.run(ids[2]).judged) == ("cancelled", False)
+    assert (store.run(ids[2]).status, store.run(ids[2]).is_evaluable) == ("cancelled", False)
 
 
 @pytest.mark.parametrize("end", ["cancel", "stop"])
@@ -401,7 +401,7 @@ def test_a_run_that_is_stopped_again_before_it_goes_on_keeps_its_time(stopped, s
     request_stop(stopped)
     assert list(execute(reservation)) == [events.RunStopped(0, 0, 0.0)]
     run = store.run(stopped.name)
-    assert (run.status, run.judged) == ("stopped", True)
+    assert (run.status, run.is_evaluable) == ("stopped", True)
     assert run.history.end["seconds"] >= took > 0
 
 

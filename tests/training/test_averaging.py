@@ -146,7 +146,12 @@ def test_a_soup_is_evaluated_compared_and_says_what_it_is(seeds_once, averages_o
     folder, _ = averages_once["soup"]
     run, parents = read_run(folder), [read_run(one) for one in seeds_once]
     row = summarize_run(run)
-    assert (run.status, run.judged, row["epochs"], row["best_epoch"]) == ("finished", True, 0, None)
+    assert (run.status, run.is_evaluable, row["epochs"], row["best_epoch"]) == (
+        "finished",
+        True,
+        0,
+        None,
+    )
     assert row["frozen_tensors"] == parents[0].history.end["frozen_tensors"] > 50
     assert row["averaged"]["how"] == "soup"
     assert row["averaged"]["batchnorm_layers"] > 0
@@ -232,7 +237,7 @@ def test_an_average_is_stopped_and_starts_again(seeds_once, tmp_path):
         if averages and 0 < event.done < event.total:
             request_stop(reservation.run_dir)
     assert read_run(reservation.run_dir).status == "stopped"
-    assert not read_run(reservation.run_dir).judged
+    assert not read_run(reservation.run_dir).is_evaluable
     seen = list(execute(reopen_run(reservation.run_dir)))
     assert isinstance(seen[-1], events.RunFinished)
     assert len(read_run(reservation.run_dir).history.averaged["ingredients"]) == 3

@@ -138,7 +138,7 @@ def test_an_ensemble_is_evaluated_compared_and_says_what_it_is(made_once):
     run, parents = read_run(made["ensemble"]), [read_run(made[name]) for name in MEMBERS]
     row, (table, logits) = summarize_run(run), logits_in(run.run_dir)
     right = (logits.argmax(1) == table["label"])[table["split"] == "test"]
-    assert (run.status, run.judged) == ("finished", True)
+    assert (run.status, run.is_evaluable) == ("finished", True)
     assert (row["epochs"], row["evaluation_precision"]) == (0, "fp32")
     assert run.started["class_counts"] == parents[0].started["class_counts"]
     assert row["test_accuracy"] == pytest.approx(right.mean())

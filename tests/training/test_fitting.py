@@ -235,7 +235,7 @@ def test_a_run_without_epochs_is_a_run(tmp_path, monkeypatch):
     phases = {event.phase for event in seen if isinstance(event, events.Progress)}
     assert {"decode", "trunk", "choose", "fit"} <= phases
     run = read_run(folder)
-    assert (run.status, run.judged, run.history.epochs) == ("finished", True, [])
+    assert (run.status, run.is_evaluable, run.history.epochs) == ("finished", True, [])
     row = summarize_run(run)
     assert (row["epochs"], row["best_epoch"]) == (0, None)
     assert min(row["val_accuracy"], row["test_accuracy"]) > 0.8
@@ -308,9 +308,9 @@ def test_a_fit_stops_between_fits_and_starts_again(tmp_path):
     assert isinstance(seen[-1], events.RunStopped)
     assert not only(events.HeadFitted, seen)
     run = read_run(reservation.run_dir)
-    assert (run.status, run.judged) == ("stopped", False)
+    assert (run.status, run.is_evaluable) == ("stopped", False)
     assert isinstance([*execute(reopen_run(reservation.run_dir))][-1], events.RunFinished)
-    assert read_run(reservation.run_dir).judged
+    assert read_run(reservation.run_dir).is_evaluable
 
 
 def test_a_head_that_is_left_out_stays_left_out_within_exact_head():

@@ -60,7 +60,7 @@ def check_training(tmp_path, monkeypatch, **settings):
     folder, seen = record_run(config, tmp_path)
     assert isinstance(seen[-1], events.RunFinished)
     run = read_run(folder)
-    assert (run.status, run.judged) == ("finished", True)
+    assert (run.status, run.is_evaluable) == ("finished", True)
     assert set(load_predictions(folder)["split"]) == {"val", "test"}
     network = audited[-1].network
     start = "none" if settings["strategy"] == "from_scratch" else config.initial_weights

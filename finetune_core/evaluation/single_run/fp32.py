@@ -36,7 +36,7 @@ def can_evaluate_in_fp32(run: Run) -> bool:
     """Return whether a run has ended and was evaluated in another precision than fp32."""
     return (
         run.history.end is not None
-        and run.judged
+        and run.is_evaluable
         and evaluation_precision(run) not in (None, FINAL_PRECISION)
     )
 

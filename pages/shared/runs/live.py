@@ -253,7 +253,7 @@ def _draw_stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -
     started = _run.started
     names = [stage["name"] for stage in started["stages"]]
     figure = plot_stage_curve(
-        quantity, _run.history.measured, names, started["steps_per_epoch"], started["epochs"]
+        quantity, _run.history.measured_steps, names, started["steps_per_epoch"], started["epochs"]
     )
     st.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
 
@@ -290,7 +290,7 @@ def _draw_stages(run: Run) -> None:
     if not run.started["epochs"]:
         st.caption(_NO_EPOCHS)
         return
-    if not history.measured:
+    if not history.measured_steps:
         st.caption("No measurements yet: a few steps of each epoch are measured.")
         return
     for column, (quantity, meaning) in zip(st.columns(3), _QUANTITIES.items(), strict=True):
