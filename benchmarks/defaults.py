@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.image_sets import SETS, write_set
 from finetune_core.config import auto_setting_names, make_config
-from finetune_core.evaluation.single_run.evaluate import calibrate_run
+from finetune_core.evaluation.single_run.evaluate import compute_run_calibration
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 from finetune_core.training.recipes import fill_auto
@@ -137,7 +137,7 @@ def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
     epochs = [
         [row["train_loss"], row["val_loss"], row["val_accuracy"]] for row in run.history.epochs
     ]
-    calibration = calibrate_run(run, "test").before
+    calibration = compute_run_calibration(run, "test").before
     return {
         "test": end["test_accuracy"],
         "val": end["val_accuracy"],

@@ -170,7 +170,11 @@ def measure_index(part: Part, data: Path) -> None:
 
 def measure_split(part: Part, data: Path) -> None:
     """Open the index, then split and check twice."""
-    from finetune_core.data.checks import copy_findings, find_class_problems, find_image_problems
+    from finetune_core.data.checks import (
+        find_class_problems,
+        find_copy_problems,
+        find_image_problems,
+    )
     from finetune_core.data.dataset import assemble_dataset, index_data
 
     settings = make_config({"data": str(data)}).split_settings
@@ -182,7 +186,7 @@ def measure_split(part: Part, data: Path) -> None:
         assemble_dataset(data, index, **settings, edits=())
     with part.time_span("check"):
         findings = [
-            *copy_findings(dataset.table),
+            *find_copy_problems(dataset.table),
             *find_class_problems(dataset.table, dataset.classes),
             *find_image_problems(dataset.table),
         ]

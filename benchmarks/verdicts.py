@@ -26,8 +26,8 @@ from finetune_core.evaluation.comparison.paired import (
     compare_networks,
     holm,
     is_different,
-    summarise_accuracy,
-    summarise_measure,
+    summarize_accuracy,
+    summarize_measure,
 )
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
@@ -86,13 +86,13 @@ def draw_arms(
     if measure is ACCURACY:
         right = random.random(logits.shape) < expit(logits)
         return [
-            [summarise_accuracy(right[trial, arm, :seeds]) for arm, seeds in enumerate(case.seeds)]
+            [summarize_accuracy(right[trial, arm, :seeds]) for arm, seeds in enumerate(case.seeds)]
             for trial in range(trials)
         ]
     # An answer is right if the true class is ahead, which is as likely as above.
     ahead = logits + random.logistic(size=logits.shape)
     return [
-        summarise_measure(
+        summarize_measure(
             measure,
             *_make_logits(
                 [one[:seeds] for one, seeds in zip(trial, case.seeds, strict=True)], random

@@ -180,8 +180,8 @@ def average(
 
     Args:
         runs: the runs.
-        how: averages weights: ``soup``, ``greedy_soup``, or ``wise`` (one run and its initial
-            weights); averages stored probabilities: ``ensemble``.
+        how: the method. ``soup``, ``greedy_soup`` and ``wise`` (one run and its initial weights)
+            average weights; ``ensemble`` averages stored probabilities.
         runs_dir: folder in which the new run directory is created.
         progress: as for ``train``.
 
@@ -501,8 +501,8 @@ def profile(
         data: the data set, in any form that ``train`` accepts.
         stages: stages that may train. Empty: all stages.
         seeds: seeds of each arm.
-        budget: minutes that the profile may take. Arms that do not fit are left out, and the result
-            says so.
+        budget: minutes that the profile may take. Seeds and further stages that do not fit are left
+            out, and the result says so.
         config: as for ``train``.
         recipe: as for ``train``.
         as_is: as for ``train``.

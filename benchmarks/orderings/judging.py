@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.orderings.protocol import Axis, Claim
 from finetune_core.evaluation.comparison.measures import get_measure
-from finetune_core.evaluation.comparison.paired import ArmPredictions, summarise_measure
+from finetune_core.evaluation.comparison.paired import ArmPredictions, summarize_measure
 from finetune_core.evaluation.comparison.pairs import (
     PairVerdict,
     compare_pairs,
@@ -118,7 +118,7 @@ class _AxisResult:
 
 def _evaluate_axis(predictions: Predictions, measure: str) -> _AxisResult:
     arms = list(predictions.logits)
-    answers = summarise_measure(
+    answers = summarize_measure(
         get_measure(measure), predictions.labels, list(predictions.logits.values())
     )
     variances = pool_seed_variances(answers, [arm in predictions.in_steps for arm in arms])

@@ -338,7 +338,7 @@ def describe_result(result: dict[str, Any], beside: str = "") -> str:
     """Describe the outcome of a run.
 
     Args:
-        result: the run's ``summary``.
+        result: the run's row from ``summarize_run``.
         beside: a sentence on its reference points.
     """
     if result["val_accuracy"] is None:

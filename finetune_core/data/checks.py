@@ -152,7 +152,7 @@ def find_image_problems(table: pd.DataFrame) -> Iterator[Finding]:
         yield replace(finding, whole_set=nature)
 
 
-def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
+def find_copy_problems(table: pd.DataFrame) -> Iterator[Finding]:
     """Yield findings about copies and near-duplicates.
 
     Those across splits come first, because they inflate a score.

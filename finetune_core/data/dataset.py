@@ -16,8 +16,8 @@ import pandas as pd
 from finetune_core.config import Edit, NearDuplicates
 from finetune_core.data import splits
 from finetune_core.data.checks import (
-    copy_findings,
     find_class_problems,
+    find_copy_problems,
     find_file_problems,
     find_image_problems,
 )
@@ -295,7 +295,7 @@ def _collect_findings(
 ) -> list[Finding]:
     return [
         *find_file_problems(broken, listing.notes),
-        *copy_findings(table),
+        *find_copy_problems(table),
         *find_class_problems(table, classes),
         *find_image_problems(table),
     ]

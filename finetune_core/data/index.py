@@ -76,14 +76,14 @@ def _update_index(
     known = _load_known(file, _COLUMNS)
     position = _match_rows(known, listing.files)
     fresh = np.flatnonzero(position < 0)
-    looks = _LookTables()
+    looks = _StatsTables()
     kept = known.iloc[position[position >= 0]]
     if (kept["problem"] == "").sum() < (known["problem"] == "").sum():
         kept = kept.assign(near=_UNKNOWN)
     rows = kept
     try:
         try:
-            for look in _look_at_files(listing, fresh):
+            for look in _measure_files(listing, fresh):
                 looks.add(look)
                 yield Step(len(looks), len(fresh))
         finally:
@@ -95,7 +95,7 @@ def _update_index(
     return rows[columns], np.argsort(np.concatenate([np.flatnonzero(position >= 0), fresh]))
 
 
-class _LookTables:
+class _StatsTables:
     """Statistics collected so far, in tables.
 
     Tables take a third of the memory of as many objects.
@@ -129,7 +129,7 @@ class _LookTables:
 
 
 def load_known_images(data: str | Path) -> pd.DataFrame:
-    """Return the statistics of each indexed image by id, as fields of a ``ImageStats``.
+    """Return the statistics of each indexed image by id, as fields of an ``ImageStats``.
 
     The table is empty if the data set was never indexed.
     """
@@ -197,7 +197,7 @@ def _match_rows(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
     return position
 
 
-def _look_at_files(listing: Listing, rows: np.ndarray) -> Generator[ImageStats, None, None]:
+def _measure_files(listing: Listing, rows: np.ndarray) -> Generator[ImageStats, None, None]:
     paths = (listing.root / sample for sample in listing.files["id"].iloc[rows])
     with closing(map_adaptively(partial(measure_image), paths)) as looking:
         for _, look in looking:

@@ -79,6 +79,9 @@ def read_other_columns(path: Path) -> pd.DataFrame:
     """Read the columns of a manifest that Thaw does not use, as str by ``id``.
 
     The columns keep their own names.
+
+    Raises:
+        DataError: if the manifest cannot be read, or has no path column any more.
     """
     raw = _read_table(path)
     columns = {str(name).strip().lower(): name for name in raw.columns}

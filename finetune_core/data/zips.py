@@ -161,7 +161,7 @@ def _read_infos(file: BinaryIO, directory: _Directory, names: Names) -> list[zip
 
 
 def _decode_name(raw: bytes, name: str) -> str:
-    """Decode a name as UTF-8 even without the flag for it, which some programs do not set."""
+    """Decode a name as UTF-8, else as DOS did. Some programs do not set the flag for UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

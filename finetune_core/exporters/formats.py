@@ -94,7 +94,7 @@ def export_in_steps(
             written.
     """
     export_format = _get_format(format)
-    target = _check_own_folder(run, format) if out is None else _check_new_folder(out)
+    target = _resolve_own_folder(run, format) if out is None else _resolve_new_folder(out)
     source = None if export_format.events else load_source(run, roots)
     if (
         source
@@ -159,8 +159,8 @@ def find_export(run: Run, format: str) -> Path | None:
     origin = (
         run.run_dir / EVENTS_FILE if FORMATS[format].events else checkpoint_path(run.run_dir, BEST)
     )
-    checkpoint = stat_regular(origin)
-    return folder if checkpoint and folder.stat().st_mtime_ns >= checkpoint.st_mtime_ns else None
+    status = stat_regular(origin)
+    return folder if status and folder.stat().st_mtime_ns >= status.st_mtime_ns else None
 
 
 def zip_folder(folder: Path, name: str) -> bytes:
@@ -180,7 +180,7 @@ def _list_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
 
 
-def _check_new_folder(out: Path) -> Path:
+def _resolve_new_folder(out: Path) -> Path:
     try:
         target, is_linked = out.expanduser().resolve(), is_link(out.expanduser())
         is_taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
@@ -193,7 +193,7 @@ def _check_new_folder(out: Path) -> Path:
     return target
 
 
-def _check_own_folder(run: Run, format: str) -> Path:
+def _resolve_own_folder(run: Run, format: str) -> Path:
     folder = export_path(run, format).absolute()
     if link := _find_link(folder):
         raise ExportError(

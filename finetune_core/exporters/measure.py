@@ -32,7 +32,8 @@ class Measurement:
         file: name of the file, and of the runtime.
         run: evaluation of the run, from its own predictions.
         precision: precision of the run's predictions. None if unknown.
-        evaluation: evaluation of the file on the same images. None if the images could not be read.
+        evaluation: evaluation of the file on the same images. None if the images have changed or
+            cannot be read.
         alike: number of images with the same prediction as in the run.
         reason: why the file was not evaluated. Empty if it was.
     """

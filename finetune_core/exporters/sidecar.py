@@ -1,7 +1,6 @@
 """``model.json``: what a program needs besides the weights.
 
-The file is written beside every exported network, and into the network's own file where its format
-has metadata.
+The file is written beside every exported network. ``model.onnx`` and ``model.pt2`` hold a copy.
 """
 
 import hashlib
@@ -108,7 +107,7 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     """Read the ``model.json`` of an exported directory.
 
     Raises:
-        ExportError: if there is none, or this version of Thaw did not write it.
+        ExportError: if there is none, or it is of another kind or format version.
     """
     file = folder / SIDECAR
     try:

@@ -85,7 +85,7 @@ class Source:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The run in one flat row (see ``summary``)."""
+        """The run in one flat row (see ``summarize_run``)."""
         return summarize_run(self.run)
 
 

@@ -39,7 +39,7 @@ def make_share_axis(values: Iterable[float]) -> dict[str, Any]:
 
 
 def make_count_axis(maximum: float) -> dict[str, Any]:
-    """Return the ticks of a Plotly axis of counts from 0 to ``most``."""
+    """Return the ticks of a Plotly axis of counts from 0 to ``maximum``."""
     return {
         "tickmode": "linear",
         "tick0": 0,
@@ -49,7 +49,7 @@ def make_count_axis(maximum: float) -> dict[str, Any]:
 
 
 def choose_tick_step(maximum: float) -> int:
-    """Return the smallest of 1, 2, 5, 10, 20, 50 … that leaves few ticks from 0 to ``most``."""
+    """Return the smallest of 1, 2, 5, 10, 20, 50 … that leaves few ticks from 0 to ``maximum``."""
     power = 1
     while True:
         for digit in (1, 2, 5):

@@ -41,7 +41,7 @@ def plot_training_curve(
 
     Args:
         kind: the metric.
-        steps: StepEnded rows. Loss and accuracy of batches are ``smooth`` and thinned out.
+        steps: StepEnded rows. Loss and accuracy of batches are smoothed and thinned out.
         epochs: EpochEnded rows, which hold the other metrics.
         images: number of training images in an epoch.
         steps_per_epoch: number of steps in an epoch.

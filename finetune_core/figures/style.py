@@ -39,5 +39,8 @@ def format_label(name: str, letters: int = 18) -> str:
 
 
 def escape(name: str) -> str:
-    """Escape a name for Plotly, which reads tags in labels as markup, but not ``&quot;``."""
+    """Escape a name for Plotly.
+
+    Plotly reads tags in labels as markup, and does not decode ``&quot;``.
+    """
     return html.escape(name, quote=False)

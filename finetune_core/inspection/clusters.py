@@ -32,7 +32,8 @@ def cluster_residuals(right: np.ndarray, sets: np.ndarray) -> np.ndarray:
         sets: as for ``cluster_sums``.
 
     Returns:
-        Float ``[candidates, clusters]``. Their sum over n is the linearised share of a candidate.
+        Float ``[candidates, clusters]``. Their sum, divided by n, is the linearised share
+            of a candidate.
     """
     return cluster_sums(right - right.mean(axis=1, keepdims=True), sets)
 

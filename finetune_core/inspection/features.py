@@ -124,7 +124,7 @@ def _compute_features(
 
 
 class PooledStages(nn.Module):
-    """A network's stages in sequence, which output the pooled output of each stage.
+    """A network's stages in sequence. The output is the pooled output of every stage.
 
     The outputs are one vector per image and stage, side by side: ``[n, sum d]``.
     """

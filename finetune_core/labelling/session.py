@@ -213,14 +213,14 @@ class Labelling:
 
         Args:
             labels: the current labels.
-            order: as for ``order``.
-            of: as for ``order``.
+            order: as for the method ``order``.
+            of: as for the method ``order``.
 
         Yields:
             Steps that count the fit and the order.
 
         Raises:
-            DataError: as for ``order``.
+            DataError: as for the method ``order``.
         """
         yield Step(0, 2)
         probe = self.fit(labels)

@@ -307,7 +307,7 @@ def known_parameter_count(name: str) -> int | None:
         return _PACKAGES[name].parameters
     if timm_networks.is_timm_name(name):
         return timm_networks.known_parameter_count(name)
-    return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
+    return int(_torchvision_weights(name).meta["num_params"])
 
 
 def default_backbone() -> str:

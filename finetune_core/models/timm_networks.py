@@ -107,7 +107,7 @@ class TimmNetwork:
     def interpolation(self) -> str:
         """The interpolation used in pretraining, or bicubic if Thaw does not know it.
 
-        Nearly all networks with another interpolation were pretrained with bicubic.
+        Bicubic, because nearly all of timm's networks were pretrained with it.
         """
         interpolation = str(self.config["interpolation"])
         return interpolation if interpolation in INTERPOLATIONS else BICUBIC

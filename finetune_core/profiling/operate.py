@@ -21,7 +21,7 @@ from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.evaluation.comparison.costs import run_cost
 from finetune_core.evaluation.comparison.layer_diagnostics import load_layers, representative_run
-from finetune_core.evaluation.comparison.paired import ArmPredictions, summarise_accuracy
+from finetune_core.evaluation.comparison.paired import ArmPredictions, summarize_accuracy
 from finetune_core.evaluation.single_run.metrics import stack_logits
 from finetune_core.profiling.gains import simultaneous_gains
 from finetune_core.profiling.plan import (
@@ -273,8 +273,7 @@ def summarise(
         progress.path,
         progress.left_out,
         tuple(
-            f"{title}, seed {arm_answers.seed}"
-            for title, arm_answers in _add_titles(list(failed.values()))
+            f"{title}, seed {config.seed}" for title, config in _add_titles(list(failed.values()))
         ),
         _collect_predictions(setup, known, groups),
         started["total_parameters"],
@@ -327,7 +326,7 @@ def _add_titles(configs: Sequence[RunConfig]) -> list[tuple[str, RunConfig]]:
 
 
 def _collect_answers(known: FinishedRuns, keys: Sequence[str]) -> ArmPredictions:
-    return summarise_accuracy(np.stack([known[key].correct for key in keys]))
+    return summarize_accuracy(np.stack([known[key].correct for key in keys]))
 
 
 def _judge_convergence(known: FinishedRuns, keys: Sequence[str]) -> dict[str, Convergence]:

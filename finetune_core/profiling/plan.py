@@ -29,7 +29,7 @@ import numpy as np
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
-from finetune_core.evaluation.comparison.paired import ArmPredictions, summarise_accuracy
+from finetune_core.evaluation.comparison.paired import ArmPredictions, summarize_accuracy
 from finetune_core.evaluation.comparison.pairs import compare_pairs, pool_seed_variances
 from finetune_core.profiling.settings import HEAD, Rates, Setup
 from finetune_core.runs.convergence import UNKNOWN, Convergence
@@ -393,7 +393,7 @@ class _Replay:
         return float(accuracy), -float(np.mean([outcome.val_loss for outcome in outcomes]))
 
     def _collect_validation_answers(self, stages: Collection[str]) -> ArmPredictions:
-        return summarise_accuracy(
+        return summarize_accuracy(
             np.stack(
                 [outcome.val_correct for outcome in self._find_outcomes(self._arm_configs(stages))]
             )

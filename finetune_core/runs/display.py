@@ -17,7 +17,7 @@ _EPOCH_COLUMNS = (
 
 
 def describe_run(result: Mapping[str, Any]) -> str:
-    """Describe a run in one line, from its ``summary``."""
+    """Describe a run in one line, from its row of ``summarize_run``."""
     parts = [f"{result['status']}, {result['backbone']}, {result['strategy']}"]
     if result["best_epoch"]:
         parts.append(

@@ -338,7 +338,9 @@ def describe_precision(started: Row) -> str:
 
 
 def describe_live_metrics(started: Row) -> str:
-    """Explain the losses and accuracies of a run while it trains; empty in fp32.
+    """Explain the losses and accuracies of a run while it trains.
+
+    The text is empty in fp32 and without epochs.
 
     Args:
         started: a RunStarted row.

@@ -114,7 +114,7 @@ def train_and_report(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> dict[st
     try:
         with ranks.connect():
             if ranks.is_main_process:
-                train_as_leader(run, task, ranks)
+                train_as_main_process(run, task, ranks)
             else:
                 follow(ranks)
     except FinetuneError as error:
@@ -160,7 +160,7 @@ def raise_problem(found: Row, what: str) -> None:
         raise TrainingError(problem)
 
 
-def train_as_leader(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> None:
+def train_as_main_process(run: RemoteRun, task: str, ranks: Ranks = ALONE) -> None:
     """Train a run as the first or only process, which exits at once if the run is taken over.
 
     A task that is tried again goes on from the last checkpoint. If the run has ended meanwhile, the

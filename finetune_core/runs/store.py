@@ -197,8 +197,8 @@ def summarize_run(run: Run) -> dict[str, Any]:
     ``started_from`` is the earlier run whose network this run started with: ``run, data, strategy,
     epoch, accuracy, weights``.
 
-    ``averaged`` says how other runs were averaged: ``how, runs``, and after that ``parents,
-    ingredients, curve, coefficient, shifted, batchnorm_layers``.
+    ``averaged`` says how other runs were averaged: ``how, runs``, and once that is done
+    ``parents, ingredients, curve, coefficient, shifted, batchnorm_layers``.
 
     ``converged`` is None if it is unknown; ``convergence`` is the reason.
     """

@@ -128,7 +128,10 @@ def _make_soup(
 def _make_greedy_soup(
     trials: "_Trials", parents: Sequence[Parent], states: Sequence[State]
 ) -> Generator[Event, None, WeightsAveraged]:
-    """Add networks to the soup, the most accurate first, as long as it does not lose accuracy."""
+    """Try each network in the soup, the most accurate first, and keep those that cost no accuracy.
+
+    The first is kept in any case.
+    """
     trials.total = len(states) * trials.num_val + (len(states) - 1) * (
         trials.num_train + trials.num_val
     )

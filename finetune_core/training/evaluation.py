@@ -128,7 +128,7 @@ def predict_splits(
 def _sort_batches(
     job: Job, splits: Sequence[str], batches: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Sort the batches of all ranks as a single rank would have computed them."""
+    """Sort the batches of all ranks into the order in which a single rank computes them."""
     order = {
         int(row): position
         for position, row in enumerate(np.concatenate([job.rows[split] for split in splits]))

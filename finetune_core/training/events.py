@@ -537,7 +537,7 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True)
 class RunFinished(Event):
-    """End of a run that was not stopped.
+    """The run has reached its end.
 
     Attributes:
         epochs: 0 in a run without epochs.

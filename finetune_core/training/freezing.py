@@ -14,7 +14,7 @@ from finetune_core.training.stage_plan import (
 
 
 def has_trained_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> bool:
-    """Return whether a BatchNorm layer normalises by its batch by the end of the run."""
+    """Return whether a BatchNorm layer uses its batch's statistics, at the latest at the end."""
     return any(
         isinstance(module, nn.modules.batchnorm._BatchNorm)
         for stage, plan in zip(stages, strategy, strict=True)

@@ -14,7 +14,7 @@ from finetune_core.work import Step, Work
 AT_ONCE = 2**25
 
 
-def find_uncached_anywhere(ranks: Ranks, missing: np.ndarray) -> np.ndarray:
+def find_cached_nowhere(ranks: Ranks, missing: np.ndarray) -> np.ndarray:
     """Return which rows no rank has cached, boolean ``[n]``.
 
     Args:
@@ -174,7 +174,7 @@ class _Exchange:
             yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(received)
 
     def _pack_rows(self, given: np.ndarray) -> dict[int, torch.Tensor]:
-        """Return which of these rows each other machine lacks, by machine."""
+        """Return the rows, of those given, that each other machine lacks, by machine."""
         wanted = {
             rank: missing[given]
             for rank, missing in self._plan.missing.items()

@@ -93,7 +93,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Scale:
-    """Standardisation ``(x - mean) / std``.
+    """Scaling ``(x - mean) / std``: centred features, divided by one common deviation.
 
     ``mean`` has shape ``[features]``, ``std`` is one number.
     """
@@ -103,17 +103,17 @@ class Scale:
 
     @classmethod
     def of(cls, features: torch.Tensor) -> "Scale":
-        """Fit the standardisation to features ``[n, features]``."""
+        """Fit the scaling to features ``[n, features]``."""
         variance, mean = torch.var_mean(features, dim=0, correction=0)
         std = variance.mean().sqrt()
         return cls(mean, torch.where(std > 0, std, torch.ones_like(std)))
 
     def transform(self, features: torch.Tensor) -> torch.Tensor:
-        """Standardise features ``[n, features]``."""
+        """Scale features ``[n, features]``."""
         return (features - self.mean) / self.std
 
     def fold_into(self, head: Linear) -> Linear:
-        """Fold the standardisation into a classifier, which then takes features as they are."""
+        """Fold the scaling into a classifier, which then takes features as they are."""
         weight = head.weight / self.std
         return Linear(weight, head.bias - weight @ self.mean)
 

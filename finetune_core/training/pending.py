@@ -76,7 +76,7 @@ class ReadStep:
 
     @property
     def has_diverged(self) -> bool:
-        """True if loss or gradient are not finite, unless the loss scale is too large."""
+        """True if the loss is not finite, or the gradient at a small loss scale is not."""
         return not math.isfinite(self.loss) or (self.skipped and self.loss_scale < _SMALLEST_SCALE)
 
 

@@ -108,7 +108,7 @@ def read_fact(path: Path, key: bytes) -> bytes:
     It is empty where the file has none.
 
     Raises:
-        OSError: If the file is missing.
+        OSError: If the file is missing, cannot be read, or is damaged.
         ValueError: If the file is damaged.
     """
     with open(open_regular(path), "rb") as file:

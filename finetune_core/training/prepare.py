@@ -30,7 +30,7 @@ from finetune_core.training.device import Device, choose_device, device_for_run
 from finetune_core.training.device_memory import reset_peak_memory
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
 from finetune_core.training.feeding import forward_batch
-from finetune_core.training.gather import find_uncached_anywhere, gather_rows
+from finetune_core.training.gather import find_cached_nowhere, gather_rows
 from finetune_core.training.job import Job
 from finetune_core.training.networks import InitialNetwork, build_initial_network, check_earlier_run
 from finetune_core.training.parents import read_parents
@@ -215,11 +215,11 @@ def prepare(
     check_config(config, run_dir)
     check_shared(config, ranks.world_size)
     indexing = index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots)
-    dataset = yield from _run_main_process_first(ranks, report_progress("index", indexing))
+    dataset = yield from _run_local_main_first(ranks, report_progress("index", indexing))
     check_classes(dataset)
     if dataset.unreadable:
         yield _make_images_skipped(dataset.unreadable)
-    yield from _run_main_process_first(ranks, _download_weights(config))
+    yield from _run_local_main_first(ranks, _download_weights(config))
     device = device_for_run(config)
     beginning = build_initial_network(config, dataset.classes, run_dir)
     network = beginning.network
@@ -243,7 +243,7 @@ def _download_weights(config: RunConfig) -> Generator[Event, None, None]:
         yield from report_progress("download", download(info))
 
 
-def _run_main_process_first(
+def _run_local_main_first(
     ranks: Ranks, work: Generator[Event, None, Value]
 ) -> Generator[Event, None, Value]:
     """Run work on one rank of each machine, then on the machine's other ranks.
@@ -544,7 +544,7 @@ def _find_rows_to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -
     These are its share of the rows that no machine has cached.
     """
     cut, ranks = cut_index(prepared.strategy), prepared.ranks
-    new = one.rows[find_uncached_anywhere(ranks, tables.missing(cut, one.keys[one.rows], one.view))]
+    new = one.rows[find_cached_nowhere(ranks, tables.missing(cut, one.keys[one.rows], one.view))]
     return find_uncached(
         tables, cut, one.keys, ranks.machine_rows(new, forward_batch(prepared.device)), one.view
     )
@@ -556,7 +556,7 @@ def _share_pass(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_
     Rows that another rank computes, or that come from another machine, are left out.
     """
     missing = tables.missing(cut_index(prepared.strategy), one.keys[one.rows], one.view)
-    new = one.rows[find_uncached_anywhere(prepared.ranks, missing)]
+    new = one.rows[find_cached_nowhere(prepared.ranks, missing)]
     own_rows = prepared.ranks.rank_rows(new, forward_batch(prepared.device))
     return replace(one, rows=one.rows[~missing | np.isin(one.rows, own_rows)]), len(one.rows) - len(
         new

@@ -87,7 +87,7 @@ class Ranks:
             local_rank,
             local_world_size,
         )
-        self._meeting_point, self._has_ended, self.is_broken = place, False, False
+        self._rendezvous, self._has_ended, self.is_broken = place, False, False
 
     @property
     def is_distributed(self) -> bool:
@@ -199,7 +199,7 @@ class Ranks:
         if not self.is_distributed:
             yield
             return
-        if not self._meeting_point:
+        if not self._rendezvous:
             select_device(self.local_rank, self.local_world_size)
         CACHE.shared = True
         with _translate_connection_errors():
@@ -233,13 +233,13 @@ class Ranks:
 
     def _connect(self) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        if self._meeting_point:
+        if self._rendezvous:
             # Keep torch.distributed off the network, where it would listen.
             os.environ |= dict.fromkeys(
                 ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback_interface()
             )
             # Not a URI: torch does not decode one, and waits for the wrong file.
-            store = dist.FileStore(str(self._meeting_point), self.world_size)  # type: ignore[attr-defined]
+            store = dist.FileStore(str(self._rendezvous), self.world_size)  # type: ignore[attr-defined]
             store.set_timeout(_TIMEOUT)
             dist.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.world_size, timeout=_TIMEOUT
@@ -406,7 +406,7 @@ def _visible_gpus() -> list[str]:
 def _is_gpu_name(name: str) -> bool:
     """Return whether CUDA takes ``name`` for a GPU.
 
-    CUDA ignores the first name that it does not, and all names after it.
+    CUDA ignores the first name that is no GPU's, and all names after it.
     """
     return name.isdecimal() or name.startswith(("GPU-", "MIG-"))
 

@@ -116,7 +116,7 @@ def fill_auto(config: RunConfig, num_images: int) -> RunConfig:
         "schedule": "cosine",
         "warmup_epochs": round(_WARMUP * epochs, 1),
         "early_stopping": "val_loss" if num_used >= _FEWEST_TO_STOP else "off",
-        # With less patience, a quarter of the epochs ended before the learning rate had fallen.
+        # A patience of a quarter of the epochs ended runs before the learning rate had fallen.
         "patience": max(5, epochs * 2 // 3),
         "initial_head": head,
     }

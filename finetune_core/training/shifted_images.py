@@ -126,7 +126,7 @@ def _read_facts(path: Path) -> _Facts:
     """Read which data set a file of predictions is of, and by which classes its labels count.
 
     Raises:
-        OSError: If the file is missing.
+        OSError: If the file is missing, cannot be read, or is damaged.
         ValueError: If the file is damaged.
     """
     content = read_fact(path, SHIFT_FACTS)

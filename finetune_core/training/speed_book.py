@@ -113,7 +113,7 @@ class SpeedBook:
     def compilation(self, key: str) -> Compilation:
         """Return the cost and gain of compiling a part.
 
-        Where it was never compiled, these are the medians on this machine.
+        Where it was never compiled, these are the medians of the parts that gained, or usual ones.
         """
         stored = _read(self._file)["compilations"]
         known = {name: one for name, value in stored.items() if (one := _parse_compilation(value))}

@@ -131,7 +131,7 @@ def _choose_batchnorm_mode(config: RunConfig, rule: Rule) -> BatchNormMode:
 
 
 def trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
-    """Return the names of a stage's parameters that train themselves by the end of the run."""
+    """Return the names of a stage's parameters that train themselves, at the latest at the end."""
     if plan.frozen or plan.part == "lora":
         return ()
     if plan.part == "biases":

@@ -261,7 +261,7 @@ def find_uncached(
 ) -> np.ndarray:
     """Return the wanted images whose pixels are needed.
 
-    Neither this cut nor a shallower one has cached them.
+    Their output is cached neither at this cut nor at a shallower one.
     """
     missing = find_missing(tables, cut, keys, wanted, view)
     return next(

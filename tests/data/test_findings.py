@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finetune_core.config import Edit
-from finetune_core.data.checks import copy_findings, find_class_problems, join_names
+from finetune_core.data.checks import find_class_problems, find_copy_problems, join_names
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.edits import apply_edits
 from finetune_core.data.findings import KINDS, Finding, select_open_findings
@@ -238,7 +238,7 @@ def rows(*given):
 
 
 def find_copies(table):
-    return {finding.kind: finding for finding in copy_findings(table)}
+    return {finding.kind: finding for finding in find_copy_problems(table)}
 
 
 def test_leakage_names_the_split_whose_score_is_inflated():

@@ -38,7 +38,7 @@ def nodes(graph):
 def prediction():
     network = build_network("mobilenet_v3_small", "none", 3, 0)
     predictor = Predictor(network, ("a", "b", "c"), CPU, 32)
-    return lambda: predictor.predict_proba_of_tensor(torch.ones(2, 3, 32, 32))
+    return lambda: predictor.predict_proba_tensor(torch.ones(2, 3, 32, 32))
 
 
 def features():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune_core.evaluation.comparison.paired import summarise_accuracy
+from finetune_core.evaluation.comparison.paired import summarize_accuracy
 from finetune_core.profiling import gains
 from finetune_core.profiling.gains import simultaneous_gains
 from tests.evaluation.simulated import simulate_arms
@@ -20,7 +20,7 @@ def simulate_error_rate(effect, copies=1):
     for _ in range(TRIALS):
         effects = [0.0, *[effect] * len(PAIRS)]
         arms = simulate_arms(random, [0] * len(SEEDS), SEEDS, IMAGES, effects)
-        repeated = [summarise_accuracy(np.repeat(arm, copies, axis=1)) for arm in arms]
+        repeated = [summarize_accuracy(np.repeat(arm, copies, axis=1)) for arm in arms]
         found = simultaneous_gains(repeated, PAIRS, 0, sets)
         wrong += any(one.low > 0 or one.high < 0 for one in found)
     return wrong / TRIALS
@@ -38,7 +38,7 @@ def test_without_the_seeds_the_intervals_would_not_hold(monkeypatch):
 
 def test_near_duplicates_that_counted_apart_would_make_gains_of_chance():
     arms = simulate_arms(np.random.default_rng(1), [0, 0.5], (1, 1), 60, 0.0)
-    repeated = [summarise_accuracy(np.repeat(arm, 4, axis=1)) for arm in arms]
+    repeated = [summarize_accuracy(np.repeat(arm, 4, axis=1)) for arm in arms]
     (apart,) = simultaneous_gains(repeated, [(1, 0)], 0, np.arange(240))
     (together,) = simultaneous_gains(repeated, [(1, 0)], 0, np.repeat(np.arange(60), 4))
     assert together.high - together.low > 1.5 * (apart.high - apart.low)
@@ -48,7 +48,7 @@ def test_near_duplicates_that_counted_apart_would_make_gains_of_chance():
 def test_a_large_gain_is_seen_and_more_arms_widen_its_interval():
     random = np.random.default_rng(2)
     arms = [
-        summarise_accuracy(arm)
+        summarize_accuracy(arm)
         for arm in simulate_arms(random, [0, 3, 0, 0, 0], (1, 2, 2, 2, 2), 300, 0.1)
     ]
     sets = np.arange(300)
@@ -62,7 +62,7 @@ def test_a_large_gain_is_seen_and_more_arms_widen_its_interval():
 def test_arms_with_one_seed_have_the_seeds_variance_of_the_others():
     random = np.random.default_rng(3)
     arms = [
-        summarise_accuracy(arm) for arm in simulate_arms(random, [0, 0, 0], (1, 1, 3), 200, 2.0)
+        summarize_accuracy(arm) for arm in simulate_arms(random, [0, 0, 0], (1, 1, 3), 200, 2.0)
     ]
     sets = np.arange(200)
     pooled = simultaneous_gains(arms, [(1, 0)], 0, sets)[0]
@@ -71,6 +71,6 @@ def test_arms_with_one_seed_have_the_seeds_variance_of_the_others():
 
 
 def test_arms_that_answer_alike_have_no_gain():
-    same = summarise_accuracy(np.arange(50)[None] < 30)
+    same = summarize_accuracy(np.arange(50)[None] < 30)
     (found,) = simultaneous_gains([same, same], [(1, 0)], 0, np.arange(50))
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)

@@ -126,7 +126,7 @@ def test_problems_and_bugs_are_told_apart(request_for, monkeypatch, tmp_path):
     def broken(*_):
         raise AssertionError("a bug")
 
-    monkeypatch.setattr("finetune_core.runs.remote.train_as_leader", broken)
+    monkeypatch.setattr("finetune_core.runs.remote.train_as_main_process", broken)
     assert "AssertionError: a bug" in train_and_report(other, "task")["traceback"]
 
 

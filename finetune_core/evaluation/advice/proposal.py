@@ -45,7 +45,7 @@ def propose_networks(
     """Propose two networks, or one if no other network fits.
 
     Args:
-        candidates: the ranking, from ``ranked``.
+        candidates: the ranking, from ``rank_candidates``.
         networks: the measurements of each network.
         budget: seconds that fine-tuning one network may take.
     """
@@ -83,7 +83,7 @@ def _propose_best_probe(
 def _propose_second(
     networks: Sequence[NetworkProbes], first: str, budget: float
 ) -> Proposal | None:
-    """Return the network with the best published accuracy within the budget, without the first.
+    """Return the network with the best published accuracy within the budget, but the first.
 
     If the first proposal has the best published accuracy, return the network with the next best. If
     no accuracy is published, return the network with the next best probe.

@@ -38,8 +38,8 @@ from finetune_core.evaluation.comparison.orderings import find_contradictions
 from finetune_core.evaluation.comparison.pair_text import quote
 from finetune_core.evaluation.comparison.paired import (
     ArmPredictions,
-    summarise_accuracy,
-    summarise_measure,
+    summarize_accuracy,
+    summarize_measure,
 )
 from finetune_core.evaluation.comparison.pairs import (
     Pair,
@@ -211,7 +211,7 @@ def compare_runs(
     check_same_images(runs, tables, on)
     grouped, titles, one_strategy = _group_runs(runs)
     by_arm = tuple(tuple(keys[run.run_dir] for run in group) for group in grouped)
-    summaries = _summarise_arms(metric, by_arm, split)
+    summaries = _summarize_arms(metric, by_arm, split)
     finished = [describe_ending(group[0]) is None for group in grouped]
     alike = [
         ended and count_epochs(group[0].config) > 0
@@ -342,13 +342,13 @@ def _drop_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 @lru_cache(maxsize=16)  # a page asks again whenever it is redrawn
-def _summarise_arms(
+def _summarize_arms(
     measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str
 ) -> list[ArmPredictions]:
     tables = [[load_table(run) for run in arm] for arm in arms]
     tables = [[table[table["split"] == split] for table in arm] for arm in tables]
     logits = [np.stack([stack_logits(table) for table in arm]) for arm in tables]
-    return summarise_measure(measure, tables[0][0]["label"].to_numpy(), logits)
+    return summarize_measure(measure, tables[0][0]["label"].to_numpy(), logits)
 
 
 @lru_cache(maxsize=16)
@@ -369,7 +369,7 @@ def _score_ensembles(
 @lru_cache(maxsize=16)
 def _estimate_optimism(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> float:
     labels = load_table(arms[0][0]).query("split == @split")["label"].to_numpy()
-    values = np.stack([arm.by_image for arm in _summarise_arms(measure, arms, split)])
+    values = np.stack([arm.by_image for arm in _summarize_arms(measure, arms, split)])
     return selection_optimism(labels, values, resamples_for(values.size))
 
 
@@ -384,7 +384,7 @@ def _make_arm(
     members = tuple(
         Member(
             run,
-            accuracy_interval(summarise_accuracy(answered.correct[index : index + 1]), None),
+            accuracy_interval(summarize_accuracy(answered.correct[index : index + 1]), None),
             measure_interval(answered.select_network(index), None),
             run_cost(run, rate),
         )
@@ -396,7 +396,7 @@ def _make_arm(
     accuracy = (
         score
         if answered.measure is ACCURACY
-        else _pooled_accuracy(summarise_accuracy(answered.correct))
+        else _pooled_accuracy(summarize_accuracy(answered.correct))
     )
     return Arm(
         title,

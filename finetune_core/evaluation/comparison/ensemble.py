@@ -3,7 +3,7 @@
 import numpy as np
 
 from finetune_core.evaluation.comparison.measures import Measure
-from finetune_core.evaluation.comparison.paired import summarise_measure
+from finetune_core.evaluation.comparison.paired import summarize_measure
 from finetune_core.evaluation.comparison.strategies import Interval, measure_interval
 from finetune_core.models.ensemble import mean_log_probabilities
 
@@ -19,5 +19,5 @@ def ensemble_score(measure: Measure, labels: np.ndarray, logits: np.ndarray) -> 
         logits: float ``[networks, images, classes]``.
     """
     return measure_interval(
-        summarise_measure(measure, labels, [mean_log_probabilities(logits)[None]])[0], None
+        summarize_measure(measure, labels, [mean_log_probabilities(logits)[None]])[0], None
     )

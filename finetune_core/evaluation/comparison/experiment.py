@@ -38,8 +38,8 @@ class Evidence:
     def ranking(self) -> list[int]:
         """Indices of the arms that trained to the end, the best first.
 
-        Averaged weights are left out, because averaging cannot be repeated or changed like a
-        training.
+        Averaged weights are left out, because averaging is no training that can be repeated or
+        changed.
         """
         arms = self.own.arms
         trained = (

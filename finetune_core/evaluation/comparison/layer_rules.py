@@ -33,7 +33,7 @@ def propose_thaw(evidence: Evidence) -> Experiment | None:
     advice = advise_next_stage(layers)
     if advice.stage is None or _has_trained_from(evidence, index, advice.stage):
         return None
-    config = _train_from(evidence.own.arms[index].config, layers, advice.stage)
+    config = _make_config_from(evidence.own.arms[index].config, layers, advice.stage)
     return Experiment("thaw", advice.what, advice.reason, True, (config,))
 
 
@@ -63,7 +63,7 @@ def propose_freeze(evidence: Evidence) -> Experiment | None:
         f"hardly changed (CKA {STEADY} or more) with {format_percent(sum(known))} of the "
         "gradient, so frozen, with their output cached, they would cost less."
     )
-    config = _train_from(evidence.own.arms[index].config, layers, stage)
+    config = _make_config_from(evidence.own.arms[index].config, layers, stage)
     return Experiment("freeze", f"freeze {format_stages(steady)} again", reason, True, (config,))
 
 
@@ -93,7 +93,7 @@ def _has_trained_from(evidence: Evidence, index: int, stage: str) -> bool:
     )
 
 
-def _train_from(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
+def _make_config_from(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
     """Return the same settings with everything from this stage on trainable.
 
     A ready-made strategy is preferred, because it may have been timed.

@@ -57,7 +57,7 @@ class Measure:
 
     @property
     def unit(self) -> str:
-        """The unit of a difference: ``format_points``, ``points of macro F1``."""
+        """The unit of a difference: ``points``, ``points of macro F1``."""
         return self.short_unit if self.name == "accuracy" else f"{self.short_unit} of {self.of}"
 
     @property

@@ -53,7 +53,7 @@ def collect_evidence(
         comparison: the comparison on the runs' own images.
         shift: the same runs on another data set; if None, on the first one that all runs have
             predicted.
-        runs: runs to search for a profile; those in the directory of the first run if None.
+        runs: runs to search for a profile; if None, all runs beside the first one.
     """
     layers = tuple(load_layers(representative_run(arm.runs)) for arm in comparison.arms)
     if runs is None:

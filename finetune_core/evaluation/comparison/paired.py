@@ -77,10 +77,10 @@ class ArmPredictions:
         return float(self.by_image.mean())
 
     def select_network(self, network: int) -> "ArmPredictions":
-        """Return the answers of one network, given its index."""
+        """Return the predictions of one network, given its index."""
         rows = slice(network, network + 1)
         drawn = None if self.drawn is None else self.drawn[rows]
-        return make_answers(self.measure, self.correct[rows], self.values[rows], drawn)
+        return make_arm_predictions(self.measure, self.correct[rows], self.values[rows], drawn)
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class Claim:
     p: float
 
 
-def summarise_accuracy(correct: np.ndarray) -> ArmPredictions:
+def summarize_accuracy(correct: np.ndarray) -> ArmPredictions:
     """Summarise bool ``[seeds, images]`` by accuracy."""
-    return make_answers(ACCURACY, correct, correct.astype(np.float64), None)
+    return make_arm_predictions(ACCURACY, correct, correct.astype(np.float64), None)
 
 
-def summarise_measure(
+def summarize_measure(
     measure: Measure,
     labels: np.ndarray,
     logits: Sequence[np.ndarray],
@@ -132,7 +132,7 @@ def summarise_measure(
     predicted = [arm_logits.argmax(2) for arm_logits in logits]
     correct = [arm_predicted == labels for arm_predicted in predicted]
     if measure is ACCURACY:
-        return [summarise_accuracy(arm_correct) for arm_correct in correct]
+        return [summarize_accuracy(arm_correct) for arm_correct in correct]
     if measure.name == "log_loss":
         values = [
             np.take_along_axis(log_softmax(arm_logits, axis=2), labels[None, :, None], axis=2)[
@@ -153,12 +153,12 @@ def summarise_measure(
                     np.stack([resample_f1(labels, network, weights) for network in arm_predicted])
                 )
     return [
-        make_answers(measure, arm_correct, arm_values, np.concatenate(arm_drawn, axis=1))
+        make_arm_predictions(measure, arm_correct, arm_values, np.concatenate(arm_drawn, axis=1))
         for arm_correct, arm_values, arm_drawn in zip(correct, values, drawn, strict=True)
     ]
 
 
-def make_answers(
+def make_arm_predictions(
     measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.ndarray | None
 ) -> ArmPredictions:
     """Return ``ArmPredictions`` with the fields that follow from the given ones."""

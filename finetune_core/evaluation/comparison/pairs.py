@@ -124,7 +124,7 @@ def pool_seed_variances(
 ) -> list[SeedVariance | None]:
     """Return the seed variance of each arm.
 
-    It is pooled over the arms in ``alike``; every other arm has its own.
+    It is pooled over the arms that ``alike`` marks; every other arm has its own.
 
     Args:
         arms: the arms.

@@ -219,8 +219,8 @@ def compute_corrupted_accuracies(
 ) -> tuple[list[Interval], int]:
     """Return the accuracy of each arm on its corrupted images, and the number of images.
 
-    The accuracy is the mean over the seeds, with Wilson's interval for other images. Nothing more
-    is known if some runs are ``list_runs_without_predictions``.
+    The accuracy is the mean over the seeds, with Wilson's interval for other images. Nothing is
+    known where ``list_runs_without_predictions`` returns any run.
 
     Args:
         comparison: the comparison.

@@ -13,8 +13,8 @@ difference ``d`` of two arms' mean accuracies has the variance
 ``image_variance`` is the variance of the images' mean gains over N. It contains the images' part
 and that of ``rest``, which is averaged over seeds. ``seed[a]`` is what a seed adds to a network's
 accuracy beyond chance on these images. Its estimate is the variance of the seeds' accuracies minus
-``Answers.chance``. No part can be negative, so V is neither less than the images' part nor less
-than the seeds'.
+``ArmPredictions.chance``. No part can be negative, so V is neither less than the images' part nor
+less than the seeds'.
 
 Pooling. Two or three seeds estimate their variance badly: Student's t with 2 degrees of freedom
 needs 4.3 standard errors, and 27 under Holm's correction over 36 pairs. So ``seed`` is estimated

@@ -12,7 +12,7 @@ from finetune_core.evaluation.comparison.paired import (
     compare_networks,
     count_only_one_right,
     is_different,
-    summarise_accuracy,
+    summarize_accuracy,
 )
 from finetune_core.evaluation.single_run.evaluate import evaluation, list_predicted_splits
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
@@ -134,7 +134,7 @@ def _compare_split(plain: Evaluation, flipped: Evaluation) -> FlipEvaluation:
         flipped.predictions[["id", "correct"]], on="id", validate="1:1"
     )
     without, having = (
-        summarise_accuracy(both[column].to_numpy(bool)[None])
+        summarize_accuracy(both[column].to_numpy(bool)[None])
         for column in ("correct_x", "correct_y")
     )
     only_with, only_without = count_only_one_right(having, without)

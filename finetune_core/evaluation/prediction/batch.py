@@ -246,7 +246,7 @@ def _make_forward(
     def evaluate(squares: torch.Tensor) -> list[tuple[np.ndarray, bool | None]]:
         squares = squares.contiguous(memory_format=predictor.device.layout)
         if known is None:
-            return [(row, None) for row in predictor.predict_proba_of_tensor(squares, forward)]
+            return [(row, None) for row in predictor.predict_proba_tensor(squares, forward)]
         features, probabilities = encoder.features(squares)
         return list(zip(probabilities, neighbourhood.unlike(features).tolist(), strict=True))
 

@@ -39,11 +39,11 @@ class Predictor:
             ImageError: if an image cannot be read.
         """
         info = self.network.info
-        return self.predict_proba_of_tensor(
+        return self.predict_proba_tensor(
             torch.stack([network_input(image, info, self.image_size).tensor for image in images])
         )
 
-    def predict_proba_of_tensor(
+    def predict_proba_tensor(
         self, squares: torch.Tensor, forward: Forward | None = None
     ) -> np.ndarray:
         """Return float64 ``[n, classes]`` of normalised images ``[n, 3, image_size, image_size]``.

@@ -122,7 +122,7 @@ def list_corruptions(split: str) -> list[CorruptedSplit]:
 
 
 def corrupt(squares: np.ndarray, which: CorruptedSplit, seed: int) -> np.ndarray:
-    """Corrupt images; the result depends on the seed only.
+    """Corrupt images. Equal seeds give equal results.
 
     Args:
         squares: uint8 ``[n, side, side, 3]``.

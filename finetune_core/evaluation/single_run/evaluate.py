@@ -138,7 +138,7 @@ class CalibrationPair:
     after: Calibration | None
 
 
-def calibrate_run(run: Run, split: str, binning: Binning = "width") -> CalibrationPair:
+def compute_run_calibration(run: Run, split: str, binning: Binning = "width") -> CalibrationPair:
     """Return the calibration of a split before and after temperature scaling.
 
     Raises:
@@ -216,10 +216,12 @@ def _compute_class_curves(
 def _calibrate(
     run_dir: Path, changed: int, classes: int, split: str, binning: Binning
 ) -> CalibrationPair:
-    return calibrate_table(_load_table(run_dir, changed, classes), split, binning)
+    return compute_table_calibration(_load_table(run_dir, changed, classes), split, binning)
 
 
-def calibrate_table(table: pd.DataFrame, split: str, binning: Binning = "width") -> CalibrationPair:
+def compute_table_calibration(
+    table: pd.DataFrame, split: str, binning: Binning = "width"
+) -> CalibrationPair:
     """Return the calibration of a table of predictions before and after temperature scaling.
 
     Args:
@@ -230,9 +232,11 @@ def calibrate_table(table: pd.DataFrame, split: str, binning: Binning = "width")
     rows, scaling = table[table["split"] == split], scale_split(table, split)
     labels, logits = rows["label"].to_numpy(), stack_logits(rows)
 
-    def calibrate_logits(logits: np.ndarray) -> Calibration:
+    def compute_logits_calibration(logits: np.ndarray) -> Calibration:
         return compute_calibration(logits, labels, binning, resamples=resamples_for(logits.size))
 
     return CalibrationPair(
-        calibrate_logits(logits), scaling, calibrate_logits(scaling.logits) if scaling else None
+        compute_logits_calibration(logits),
+        scaling,
+        compute_logits_calibration(scaling.logits) if scaling else None,
     )

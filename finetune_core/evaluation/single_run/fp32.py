@@ -42,7 +42,7 @@ def can_evaluate_in_fp32(run: Run) -> bool:
 
 
 def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
-    """Replace the predictions of a finished run by those of its best checkpoint in fp32.
+    """Replace the predictions of an ended run by those of its best checkpoint in fp32.
 
     The images stay the same. An idle GPU is used if there is one.
 

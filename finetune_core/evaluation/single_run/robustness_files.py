@@ -92,7 +92,7 @@ def save_robustness(
         split: the split.
         ids: ids of the images.
         labels: int ``[images]``.
-        logits: float ``[images, classes]`` for each of ``corrupted(split)``.
+        logits: float ``[images, classes]`` for each of ``list_corruptions(split)``.
         changed: ``predictions_mtime`` from before the network was loaded.
 
     Raises:

@@ -11,7 +11,7 @@ from finetune_core.evaluation.single_run.calibration import Calibration
 from finetune_core.evaluation.single_run.corruptions import CLEAN, CORRUPTIONS
 from finetune_core.evaluation.single_run.evaluate import (
     CalibrationPair,
-    calibrate_run,
+    compute_run_calibration,
     evaluation,
     evaluation_precision,
     precision_note,
@@ -131,7 +131,7 @@ def evaluate_run(run: Run, split: str, robustness: Robustness | None) -> RunEval
         **vars(evaluation(run, split)),
         run=run,
         scores=score_run(run, split),
-        calibrated=calibrate_run(run, split),
+        calibrated=compute_run_calibration(run, split),
         slices=slice_run(run, split)[1],
         robustness=robustness,
     )

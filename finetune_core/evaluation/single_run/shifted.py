@@ -13,7 +13,7 @@ from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.intervals import difference_interval
 from finetune_core.evaluation.single_run.evaluate import (
     CalibrationPair,
-    calibrate_table,
+    compute_table_calibration,
     list_predicted_splits,
     score_evaluation,
 )
@@ -310,7 +310,7 @@ def _evaluate_own(
     table = load_predictions(run_dir, len(classes)).sort_values("id", ignore_index=True)
     table = table[(table["split"] != split) | table["label"].isin(labels)].reset_index(drop=True)
     result = evaluate(table, classes, split)
-    return result, score_evaluation(result), calibrate_table(table, split)
+    return result, score_evaluation(result), compute_table_calibration(table, split)
 
 
 @lru_cache(maxsize=16)
@@ -329,7 +329,7 @@ def _evaluate_shifted(
     return (
         result,
         score_evaluation(result),
-        calibrate_table(pd.concat([own, table], ignore_index=True), SHIFTED),
+        compute_table_calibration(pd.concat([own, table], ignore_index=True), SHIFTED),
     )
 
 

@@ -7,7 +7,7 @@ import streamlit as st
 from finetune_core.evaluation.single_run.binning import BINS, Binning
 from finetune_core.evaluation.single_run.calibration import FEWEST, Calibration, Scaling
 from finetune_core.evaluation.single_run.curves import coverage_curve, selective_prediction
-from finetune_core.evaluation.single_run.evaluate import calibrate_run
+from finetune_core.evaluation.single_run.evaluate import compute_run_calibration
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.figures.calibration import plot_coverage, plot_reliability_diagram
 from finetune_core.formatting import format_interval, format_number, format_percent, pluralize
@@ -58,7 +58,7 @@ def _draw_reliability(run: Run, result: Evaluation) -> None:
         persist_state="session",
         help="Images are binned by the confidence of their prediction.",
     )
-    found = calibrate_run(run, result.split, binning)
+    found = compute_run_calibration(run, result.split, binning)
     before, scaling, after = found.before, found.scaling, found.after
     if scaling and scaling.is_at_limit:
         # The images do not determine a temperature, so scaled numbers would mean nothing.

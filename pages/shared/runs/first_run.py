@@ -164,9 +164,8 @@ def _go_on(statuses: Mapping[str, str]) -> None:
             drawn again when one changes.
     """
     # A run may have been deleted since the page was drawn.
-    runs = sorted(
-        (run for run in store().runs() if run.run_id in statuses), key=lambda run: run.run_id
-    )
+    runs = [run for run in store().runs() if run.run_id in statuses]
+    runs.sort(key=lambda run: _STRATEGIES.index(run.config.strategy))  # as they are trained
     active = [run for run in runs if run.is_active]
     if not active or any(statuses[run.run_id] != run.status for run in runs):
         st.rerun()

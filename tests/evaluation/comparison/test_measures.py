@@ -23,7 +23,7 @@ from finetune_core.evaluation.comparison.paired import (
     is_different,
     random_flip_p,
     sign_flip_p,
-    summarise_measure,
+    summarize_measure,
 )
 from finetune_core.evaluation.comparison.strategies import (
     compare_strategies,
@@ -77,7 +77,7 @@ def test_pseudo_values_know_how_macro_f1_varies_over_images():
 @pytest.mark.parametrize("measure", OTHERS, ids=lambda one: one.name)
 def test_scores_are_scikit_learns_and_the_bootstrap_is_of_the_measure_itself(measure):
     labels, logits = simulate_logits(np.random.default_rng(1), (0.0, 1.0), (2, 2), 400)
-    arms = summarise_measure(measure, labels, logits)
+    arms = summarize_measure(measure, labels, logits)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     for arm, one in zip(arms, probabilities, strict=True):
         value = measure_interval(arm, estimate_seed_variances([arm])[0])
@@ -113,13 +113,13 @@ def test_equally_good_arms_are_rarely_called_different(measure, seeds):
     """Networks are tested without an effect of the seed, strategies with one."""
     random, trials, found = np.random.default_rng(sum(seeds)), 120, np.zeros(2)
     for _ in range(trials):
-        arms = summarise_measure(
+        arms = summarize_measure(
             measure, *simulate_logits(random, (0.0, 0.0), seeds, 240), resamples=200
         )
         claim = compare_networks(*arms)
         found[0] += is_different(claim, claim.p)
         if min(seeds) > 1:
-            arms = summarise_measure(
+            arms = summarize_measure(
                 measure, *simulate_logits(random, (0.0, 0.0), seeds, 240, effect=0.3), resamples=2
             )
             wider = compare_strategies(*arms, tuple(estimate_seed_variances(arms)))

@@ -18,7 +18,7 @@ from finetune_core.evaluation.comparison.paired import (
     is_different,
     mcnemar_p,
     sign_flip_p,
-    summarise_accuracy,
+    summarize_accuracy,
 )
 from finetune_core.evaluation.comparison.power import POWER, smallest_detectable
 from tests.evaluation.simulated import max_by_chance, simulate_arms
@@ -72,7 +72,7 @@ def test_mcnemar_looks_at_every_pair_of_networks_where_the_numbers_of_seeds_diff
         only_a, only_b = int((a[i] & ~b[j]).sum()), int((~a[i] & b[j]).sum())
         assert p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
     assert combine_p_values(found) == pytest.approx(min(1, np.sort(found, axis=None)[2] * 2))
-    means = count_only_one_right(summarise_accuracy(a), summarise_accuracy(b))
+    means = count_only_one_right(summarize_accuracy(a), summarize_accuracy(b))
     assert means == pytest.approx(
         (
             np.mean([(one & ~other).sum() for one in a for other in b]),
@@ -83,14 +83,14 @@ def test_mcnemar_looks_at_every_pair_of_networks_where_the_numbers_of_seeds_diff
 
 def test_one_network_a_side_is_mcnemars_test_and_knows_no_seeds():
     a, b = simulate_arms(np.random.default_rng(0), (0.6, 0.0), (1, 1), 400, 0.3)
-    claim = compare_networks(summarise_accuracy(a), summarise_accuracy(b))
+    claim = compare_networks(summarize_accuracy(a), summarize_accuracy(b))
     assert (claim.about, claim.freedom) == ("networks", np.inf)
     assert claim.p == pytest.approx(mcnemar_p(a, b)[0, 0])
 
 
 def test_exchanging_the_sides_turns_everything_round():
     a, b = (
-        summarise_accuracy(side)
+        summarize_accuracy(side)
         for side in simulate_arms(np.random.default_rng(1), (0.4, 0.0), (2, 3), 300, 0.3)
     )
     one, other = compare_networks(a, b), compare_networks(b, a)
@@ -105,7 +105,7 @@ def test_networks_that_are_equally_good_are_rarely_called_different(seeds):
     random, trials = np.random.default_rng(sum(seeds)), 150
     claims = [
         compare_networks(
-            *(summarise_accuracy(side) for side in simulate_arms(random, (0, 0), seeds, 300, 0.0))
+            *(summarize_accuracy(side) for side in simulate_arms(random, (0, 0), seeds, 300, 0.0))
         )
         for _ in range(trials)
     ]
@@ -122,7 +122,7 @@ def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
 ):
     random, trials, found = np.random.default_rng(5), 1000, 0
     claim = compare_networks(
-        *(summarise_accuracy(side) for side in simulate_arms(random, (0, 0), (1, 1), images, 0.0))
+        *(summarize_accuracy(side) for side in simulate_arms(random, (0, 0), (1, 1), images, 0.0))
     )
     least = smallest_detectable(claim, images, pairs, discordance)
     ahead, behind = (discordance + least) / 2, (discordance - least) / 2
@@ -134,12 +134,12 @@ def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(
 
 
 def test_so_few_images_can_show_nothing():
-    alike = [summarise_accuracy(np.ones((1, 4), bool))] * 2
+    alike = [summarize_accuracy(np.ones((1, 4), bool))] * 2
     claim = compare_networks(*alike)
     assert (claim.gain, claim.p, smallest_detectable(claim, 4, discordance=0.0)) == (0.0, 1.0, 1.0)
     assert (
         compare_networks(
-            summarise_accuracy(np.ones((2, 1), bool)), summarise_accuracy(np.zeros((2, 1), bool))
+            summarize_accuracy(np.ones((2, 1), bool)), summarize_accuracy(np.zeros((2, 1), bool))
         ).p
         == 1.0
     )

@@ -11,7 +11,7 @@ from finetune_core.evaluation.comparison.paired import (
     holm,
     image_variance,
     is_different,
-    summarise_accuracy,
+    summarize_accuracy,
 )
 from finetune_core.evaluation.comparison.pairs import compare_pairs, pool_seed_variances
 from finetune_core.evaluation.comparison.power import POWER, seeds_needed, smallest_detectable
@@ -29,7 +29,7 @@ from tests.evaluation.simulated import max_by_chance, simulate_arms
 
 def simulate_answers(random, gains, seeds, images=300, effect=0.3, **more):
     return [
-        summarise_accuracy(side)
+        summarize_accuracy(side)
         for side in simulate_arms(random, gains, seeds, images, effect, **more)
     ]
 
@@ -96,7 +96,7 @@ def test_one_seed_says_nothing_of_its_strategy():
 def test_one_seeds_luck_with_the_same_seeds_again_is_no_seed_error():
     sides_of_one = simulate_arms(np.random.default_rng(1), (0.4, 0.0), (1, 1), 300, 0.3)
     variances = estimate_seed_variances(
-        [summarise_accuracy(np.repeat(side, 3, 0)) for side in sides_of_one]
+        [summarize_accuracy(np.repeat(side, 3, 0)) for side in sides_of_one]
     )
     assert [one.value for one in variances] == pytest.approx([0, 0], abs=1e-12)
 
@@ -207,7 +207,7 @@ def test_no_number_of_seeds_is_asked_for_where_the_images_are_too_few():
 
 
 def test_accuracy_of_one_run_has_wilsons_interval():
-    interval = accuracy_interval(summarise_accuracy(np.array([[True] * 8 + [False] * 2])), None)
+    interval = accuracy_interval(summarize_accuracy(np.array([[True] * 8 + [False] * 2])), None)
     # Wilson 1927, 8 of 10
     assert (interval.value, interval.low, interval.high) == pytest.approx(
         (0.8, 0.4902, 0.9433), abs=1e-4
@@ -229,7 +229,7 @@ def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
 
 
 def test_perfect_seeds_are_not_certain():
-    arm = summarise_accuracy(np.ones((3, 50), bool))
+    arm = summarize_accuracy(np.ones((3, 50), bool))
     variances = accuracy_interval(arm, estimate_seed_variances([arm])[0])
     assert variances.high == 1
     assert 0.9 < variances.low < 0.95
@@ -239,10 +239,10 @@ def test_perfect_seeds_are_not_certain():
 def test_an_arm_without_any_spread_of_its_own_has_an_interval_from_the_seeds_of_the_others(right):
     random = np.random.default_rng(0)
     spread = [
-        summarise_accuracy(np.array([random.random(200) < share for share in (0.3, 0.5, 0.8)]))
+        summarize_accuracy(np.array([random.random(200) < share for share in (0.3, 0.5, 0.8)]))
         for _ in range(3)
     ]
-    same = summarise_accuracy(np.full((3, 200), right))
+    same = summarize_accuracy(np.full((3, 200), right))
     variance = estimate_seed_variances([*spread, same])[3]
     assert variance.pooled
     assert variance.value > 0
@@ -259,7 +259,7 @@ def test_the_images_error_is_that_of_the_mean_gain():
 
 def test_a_claim_about_strategies_is_never_made_where_the_one_about_their_networks_fails():
     """Five images leave Student's t no doubt, but five coins often fall alike."""
-    arms = [summarise_accuracy(np.full((2, 5), right)) for right in (True, False)]
+    arms = [summarize_accuracy(np.full((2, 5), right)) for right in (True, False)]
     pair = compare_pairs(arms, [True, True], estimate_seed_variances(arms))[0]
     assert pair.strategies.claim.p == pair.networks.claim.p == pytest.approx(2 / 2**5)
     assert not pair.strategies.different
@@ -279,5 +279,5 @@ def test_an_arm_that_was_stopped_is_compared_by_its_networks_only():
 def test_the_interval_of_an_arm_that_is_always_right_or_wrong_holds_its_accuracy():
     for images in range(1, 40):
         for right in (True, False):
-            interval = accuracy_interval(summarise_accuracy(np.full((1, images), right)), None)
+            interval = accuracy_interval(summarize_accuracy(np.full((1, images), right)), None)
             assert interval.low <= interval.value <= interval.high

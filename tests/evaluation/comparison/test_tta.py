@@ -49,7 +49,7 @@ def test_it_is_the_mean_over_the_image_and_its_mirror_image(flipped):
         for one in some["id"]
     ]
     straight, mirrored = (
-        predictor.predict_proba_of_tensor(torch.stack(each))
+        predictor.predict_proba_tensor(torch.stack(each))
         for each in (inputs, [one.flip(-1) for one in inputs])
     )
     assert np.abs(straight - mirrored).max() > 1e-4

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.paired import mcnemar_p, summarise_accuracy
+from finetune_core.evaluation.comparison.paired import mcnemar_p, summarize_accuracy
 from finetune_core.evaluation.comparison.pairs import compare_pairs, pool_seed_variances
 from finetune_core.evaluation.comparison.report import comparison_html, detail_lines
 from finetune_core.figures.report import build_report
@@ -379,7 +379,7 @@ def test_the_number_of_images_that_is_asked_for_would_show_five_points():
     sides = [np.tile(random.random(60) < share, (2, 1)) for share in (0.7, 0.75)]
 
     def tested(times):
-        arms = [summarise_accuracy(np.tile(side, (1, times))) for side in sides]
+        arms = [summarize_accuracy(np.tile(side, (1, times))) for side in sides]
         return compare_pairs(arms, [True, True], pool_seed_variances(arms, [True, True]))[0]
 
     needed = tested(1).images_needed(0.05)
