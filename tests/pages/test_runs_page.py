@@ -11,6 +11,7 @@ from finetune_core.data.entry import save_split
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
+from finetune_core.training.events import EpochEnded
 from pages.shared.runs.backend import worker
 from tests.deadline import wait_until
 from tests.factories import tiny_config, trained_run
@@ -57,6 +58,21 @@ def test_the_table_tells_how_each_run_stands(three_runs):
     assert 0 <= float(low) < rows["Test accuracy"][first] <= float(high) <= 100
     assert rows["Test accuracy"].isna()[cancelled]
     assert rows["Validation accuracy"].isna().all(), "all finished runs have test images"
+
+
+@pytest.mark.train
+def test_a_stopped_run_shows_the_epochs_it_trained_and_why_it_was_not_tested(folder):
+    reservation = create_run(tiny_config(folder, epochs=9), paths.runs_dir())
+    for event in execute(reservation):
+        if isinstance(event, EpochEnded) and event.epoch == 2:
+            request_stop(reservation.run_dir)
+    run = store().run(reservation.run_dir.name)
+    assert (run.status, run.started["counts"]["test"] > 0) == ("stopped", True)
+    rows = open_page("runs").dataframe[0].value.set_index("Run")
+    assert rows["Epochs"][run.run_id] == len(run.history.epochs) < 9
+    said = " ".join(one.value for one in open_page("evaluate", run=run.run_id).warning)
+    assert "The run ended before its test images were evaluated." in said
+    assert "There are no test images" not in said
 
 
 def hidden_columns(table):
