@@ -33,7 +33,7 @@ from pages.shared.runs.picker import choose_run
 from pages.shared.runs.run_settings import draw_lineage
 
 REFERENCES = {
-    "Majority class": "Always answering with the most frequent class of the training images.",
+    "Majority class": "Always predicting the most frequent class of the training images.",
     "Linear probe": "A run that fits a linear head to the same frozen features.",
     "Best by validation": "The run with the highest validation accuracy of all on these images.",
 }
@@ -75,7 +75,7 @@ def draw_provenance(run: Run, result: Evaluation) -> None:
         st.caption(f"{optimistic}. Rely on the test images.")
     else:
         why = (
-            "The run ended before its test images were evaluated"
+            "The run has not finished, so its test images have not been evaluated"
             if run.started["counts"].get("test")
             else "There are no test images"
         )

@@ -8,29 +8,32 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = [
-    file
-    for folder in ("finetune_core", "pages", "benchmarks", "tests")
-    for file in sorted((ROOT / folder).rglob("*.py"))
-    if "earlier_run" not in file.parts
+    ROOT / "app.py",
+    *(
+        file
+        for folder in ("finetune_core", "pages", "benchmarks", "tests")
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        if "earlier_run" not in file.parts
+    ),
 ]
 FORBIDDEN = re.compile(r"(What|Who|Whoever|Whether|Of|By|As|Likewise|Where|The same)\b")
 PARTICIPLE = re.compile(
-    r"(?!speed|feed)[a-z]+ed|begun|led|kept|made|held|built|found|given|taken|shown|drawn|said|sent|left|known"
+    r"(?!(?:speed|feed|seed|embed|need|exceed|proceed)$)[a-z]+ed|begun|led|kept|made|held|built|found|given|taken|shown|drawn|said|sent|left|known"
 )
 # Properties that name a part of what they belong to, with the field's word.
 EXCEPTIONS = {"described", "started", "elapsed", "ended"}
 
 
 def find_definitions(file):
-    """Return (qualified name, node) of every module, class and function in a file."""
+    """Return the nodes of the module, classes and functions of a file."""
     tree = ast.parse(file.read_text())
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return [("", tree)] + [(node.name, node) for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Module, *kinds))]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_a_docstring_begins_with_a_sentence_or_a_noun(file):
-    docstrings = [ast.get_docstring(node) or "" for _, node in find_definitions(file)]
+    docstrings = [ast.get_docstring(node) or "" for node in find_definitions(file)]
     assert [text for text in docstrings if FORBIDDEN.match(text)] == []
 
 
@@ -44,7 +47,7 @@ def test_no_public_function_is_a_bare_participle():
         for function in node.body
         if isinstance(function, ast.FunctionDef) and not (name := function.name).startswith("_")
     }
-    assert len(EXCEPTIONS) <= 10
+    assert len(product) > 100
     assert {name for name in public if PARTICIPLE.fullmatch(name)} == EXCEPTIONS
 
 

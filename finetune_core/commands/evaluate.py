@@ -122,6 +122,7 @@ def _build_json(result: RunEvaluation) -> dict[str, Any]:
             "binning": f"{BINS} bins of equal width",
             "temperatures": list(scaled.temperatures) if scaled else None,
             "fitted_on": scaled.source if scaled else None,
+            "temperature_at_limit": scaled.is_at_limit if scaled else None,
             "ece_scaled": confidence.after.ece if confidence.after else None,
             "ece_scaled_low": confidence.after.ece_low if confidence.after else None,
             "ece_scaled_high": confidence.after.ece_high if confidence.after else None,

@@ -285,6 +285,11 @@ def describe_edit(edit: Edit) -> str:
     return "finding dismissed"
 
 
+def name_images(edit: Edit) -> list[str]:
+    """Return the images of an edit; one outside of the data set's folder by its file name."""
+    return [Path(path).name if Path(path).is_absolute() else path for path in edit.paths]
+
+
 def describe_edits(edits: Iterable[Edit]) -> str:
     """Describe all edits in one line: ``5 images excluded, 2 images moved, 1 image relabelled``."""
     counts: Counter[str] = Counter()

@@ -21,7 +21,7 @@ from pages.shared.data.chosen import key_for_data, readable_roots
 
 _SIDE = 160
 _OPENED_SIDE = 640  # pixels of an image in the dialog
-_ALONE_WIDTH = 560  # pixels of an image that has nothing beside it
+_ALONE_SIDE = 560  # pixels at most of an image that has nothing beside it
 # The button below an image carries the image's name, and takes clicks on the image, too.
 _OPENED_BY_IMAGE = """<style>
 [class*="st-key-opens-"] { position: relative; }
@@ -152,10 +152,14 @@ def choose_images(
     opened = _draw_grid(visible, per_page, chosen, key, can_open=True)
     counted = chosen.intersection([*ids, *partners.values()]) if chosen else set()
     shown = {side.id for item in visible for side in _list_sides(item) if side.id}
-    hidden_ids = counted - shown
+    other_page_ids = counted - shown
     other_indices = (
-        [index for index, sample in enumerate(ids) if hidden_ids & {sample, partners.get(sample)}]
-        if hidden_ids
+        [
+            index
+            for index, sample in enumerate(ids)
+            if other_page_ids & {sample, partners.get(sample)}
+        ]
+        if other_page_ids
         else []
     )
     with head:
@@ -205,8 +209,6 @@ def open_picture(item: Picture) -> None:
 
 def _draw_opened(item: Picture) -> None:
     sides = _list_sides(item)
-    # A single small image as wide as the dialog would be higher than the window.
-    width: int | Literal["stretch"] = "stretch" if len(sides) > 1 else _ALONE_WIDTH
     with st.grid(len(sides), min_column_width=_PAIR_WIDTH):
         for side in sides:
             if isinstance(side.path, Path):
@@ -215,6 +217,9 @@ def _draw_opened(item: Picture) -> None:
                 except FinetuneError as error:
                     st.error(escape_markdown(str(error)), icon=":material/error:")
                     continue
+                # A single image as wide as the dialog would be higher than the window.
+                alone = min(_ALONE_SIDE, _ALONE_SIDE * image.width // image.height)
+                width: int | Literal["stretch"] = "stretch" if len(sides) > 1 else max(1, alone)
                 caption = escape_markdown(side.alt)
                 st.image(image, caption=caption, alt=side.alt, width=width, output_format="JPEG")
 

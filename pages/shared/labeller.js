@@ -1,5 +1,5 @@
-// Shows the first image of a queue, or its first nine, and takes a key for it. The next image is
-// there at once: the queue is long, and its images are loaded ahead. An answer is sent until the
+// Shows the first image of a queue, or up to nine with its proposal, and takes a key for them. The
+// next image is there at once: the queue is long, and its images are loaded ahead. An answer is sent until the
 // page says that it is kept, also after a reload. Text is set, never HTML.
 const KEYS = "123456789abcdefghijklmnopqrstuvwxyz"
 const AGAIN_AFTER = 5000 // milliseconds without an answer of the server
@@ -70,7 +70,7 @@ class Labeller {
   }
 
   // The images on show stay. The others follow in the order of the server; those that it does not
-  // send any more come last.
+  // send any more come last, without a proposal: theirs is of an earlier fit.
   take(images, reset) {
     const answered = new Set()
     for (const { action, path } of this.unkept)
@@ -80,14 +80,16 @@ class Labeller {
     const fresh = images.filter(image => !answered.has(image.id) && !shown.has(image.id))
     const ids = new Set(fresh.map(image => image.id))
     const held = reset ? [] : this.rest.filter(image => !ids.has(image.id))
-    this.rest = [...fresh, ...held].slice(0, MOST_HELD)
+    const unproposed = held.map(image => ({ ...image, proposal: "", note: "" }))
+    this.rest = [...fresh, ...unproposed].slice(0, MOST_HELD)
     if (!this.shown.length) this.turn()
     const wanted = [...this.shown, ...this.rest, ...this.history.flat()]
     const before = this.elements
     this.elements = new Map(wanted.map(image => [image.id, this.load(image, before.get(image.id))]))
   }
 
-  // Show the images that follow: several only where one key can be right for all of them.
+  // Show the images that follow: several only if they share the proposal, so that one key can be
+  // right for all of them. Images without one form a group.
   turn() {
     const { proposal } = this.rest[0] ?? {}
     const alike = this.rest.filter(image => image.proposal === proposal)

@@ -68,7 +68,7 @@ class _Sent(BaseModel):
     """All answers that a browser does not know to be kept.
 
     Attributes:
-        token: of the component's life. Its answers are numbered from 1.
+        token: identifies the component's lifetime, in which answers are numbered from 1.
     """
 
     token: str = Field(max_length=100)
@@ -87,9 +87,9 @@ def draw_labeller(
     answer whose number was kept before is passed over.
 
     Args:
-        key: of the component.
+        key: key of the component.
         queue: ``data``: the data set's id; ``order``: images of another order are dropped;
-            ``most``: images on show, which one key answers; ``classes``: their names;
+            ``most``: greatest number of images on show; ``classes``: their names;
             ``images``: ``id, src, alt, note, proposal`` of the next ones; ``more``: whether other
             images follow when the component asks again.
         keep: keeps answers. Its error is shown, and the answers are sent again.

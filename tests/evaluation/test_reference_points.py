@@ -129,7 +129,7 @@ def test_a_trained_run_records_what_the_majority_class_follows_from(tmp_path, ca
     stores = [RunStore(tmp_path).read(folder) for folder in (run_dir, probe_dir)]
     compared = compare_runs(stores)
     assert compared.to_json()["majority_class"] == pytest.approx(share)
-    footnote = f"Always answering with the most frequent class: {format_percent(share)}."
+    footnote = f"Always predicting the most frequent class: {format_percent(share)}."
     assert footnote in comparison_html(compared)
     assert compare_runs(stores, classes=["red"]).majority_class is None
     assert compare_runs(stores, "log_loss").majority_class is None

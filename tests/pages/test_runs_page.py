@@ -71,7 +71,7 @@ def test_a_stopped_run_shows_the_epochs_it_trained_and_why_it_was_not_tested(fol
     rows = open_page("runs").dataframe[0].value.set_index("Run")
     assert rows["Epochs"][run.run_id] == len(run.history.epochs) < 9
     said = " ".join(one.value for one in open_page("evaluate", run=run.run_id).warning)
-    assert "The run ended before its test images were evaluated." in said
+    assert "The run has not finished, so its test images have not been evaluated." in said
     assert "There are no test images" not in said
 
 

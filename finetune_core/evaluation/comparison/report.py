@@ -235,7 +235,7 @@ def footnotes(comparison: Comparison) -> list[str]:
     share = comparison.majority_class
     lines = [comparison.footnote, describe_ensemble(comparison)]
     if share is not None:
-        lines.insert(0, f"Always answering with the most frequent class: {format_percent(share)}.")
+        lines.insert(0, f"Always predicting the most frequent class: {format_percent(share)}.")
     return [line for line in lines if line]
 
 

@@ -275,7 +275,7 @@ def _make_tile(
     style = stage_look(stage, is_head)
     # The parameters of an unused stage are not counted.
     share = stage.get("trained", 0) / (stage["parameters"] or 1)
-    text = {
+    words = {
         "unused": "not used",
         "frozen": "frozen",
         "tinted": f"LoRA {format_percent(share, 1)}",
@@ -286,7 +286,7 @@ def _make_tile(
     return {
         "name": stage["name"],
         "size": "" if style == "unused" else format_short_number(stage["parameters"]),
-        "word": text[style],
+        "word": words[style],
         "rate": "left out"
         if style == "unused"
         else ""

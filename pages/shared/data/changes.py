@@ -2,14 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import streamlit as st
 
 from finetune_core.config import Edit
 from finetune_core.data.checks import join_names
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import describe_edit, describe_edits, relabel_class
+from finetune_core.data.edits import describe_edit, describe_edits, name_images, relabel_class
 from finetune_core.data.findings import KINDS
 from finetune_core.data.splits import SPLITS
 from finetune_core.formatting import SPLIT_TITLES, format_number, pluralize
@@ -88,9 +87,7 @@ def _format_reason(edit: Edit) -> str:
 
 
 def _list_paths(edit: Edit) -> str:
-    """Return a colon and the edit's images; of one outside of the data set's folder, its name."""
-    names = [Path(path).name if Path(path).is_absolute() else path for path in edit.paths]
-    return f": {join_names(names)}" if names else ""
+    return f": {join_names(name_images(edit))}" if edit.paths else ""
 
 
 def draw_tools(dataset: Dataset, chosen: set[str], key: str) -> None:

@@ -118,23 +118,21 @@ def _describe_scaling(scaling: Scaling | None) -> str:
             f"Too few images to fit a temperature on: it takes {FEWEST} other than those it is "
             "evaluated on."
         )
+    if scaling.is_at_limit:
+        return (
+            "No temperature is shown, because the images to fit one on do not determine it: nearly "
+            "all are classified correctly, or the logits carry no information."
+        )
     if scaling.source == "val":
-        text = (
+        return (
             f"The temperature was fitted on the {format_number(scaling.images[0])} validation "
             "images, none of which are in this figure."
         )
-    else:
-        text = (
-            "A temperature must not be evaluated on the images it was fitted on, so each half of "
-            "these was scaled with the temperature of the other half "
-            f"({format_number(scaling.images[0])} and {format_number(scaling.images[1])} images)."
-        )
-    if scaling.is_at_limit:
-        text += (
-            " Those images do not determine it (nearly all are classified correctly, or the "
-            "logits carry no information), so no scaled numbers are shown."
-        )
-    return text
+    return (
+        "A temperature must not be evaluated on the images it was fitted on, so each half of "
+        "these was scaled with the temperature of the other half "
+        f"({format_number(scaling.images[0])} and {format_number(scaling.images[1])} images)."
+    )
 
 
 def _draw_coverage(result: Evaluation) -> None:

@@ -160,14 +160,14 @@ def _go_on(statuses: Mapping[str, str]) -> None:
     """Draw the runs' progress and the stages being computed.
 
     Args:
-        statuses: of the runs, by id, when the page was drawn. The page lists them, too, so it is
-            drawn again when one changes.
+        statuses: status of each run by id, when the page was drawn. The page lists the statuses,
+            too, so it is redrawn when one changes.
     """
     # A run may have been deleted since the page was drawn.
     runs = [run for run in store().runs() if run.run_id in statuses]
     runs.sort(key=lambda run: _STRATEGIES.index(run.config.strategy))  # as they are trained
     active = [run for run in runs if run.is_active]
-    if not active or any(statuses[run.run_id] != run.status for run in runs):
+    if not active or statuses != {run.run_id: run.status for run in runs}:
         st.rerun()
     run = next((run for run in active if run.status == "running"), active[0])
     progress = run.history.progress

@@ -255,7 +255,9 @@ def _draw_stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -
     figure = plot_stage_curve(
         quantity, _run.history.measured_steps, names, started["steps_per_epoch"], started["epochs"]
     )
-    st.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
+    st.altair_chart(
+        figure, height=CURVE_HEIGHT, alt=f"{quantity.replace('_', ' ')} of each stage by epoch"
+    )
 
 
 def draw_details(run: Run) -> None:

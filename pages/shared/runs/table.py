@@ -54,8 +54,8 @@ def draw_search_box() -> str:
 
 def find_matching(runs: Sequence[Run], query: str) -> list[Run]:
     """Return the runs in which every word occurs."""
-    text = query.casefold().split()
-    return [run for run in runs if all(word in _searchable_text(run) for word in text)]
+    words = query.casefold().split()
+    return [run for run in runs if all(word in _searchable_text(run) for word in words)]
 
 
 def get_selected(visible: Sequence[Run]) -> list[Run]:
@@ -151,10 +151,10 @@ def _make_row(run: Run) -> dict[str, Any]:
 
 
 def _count_epochs(run: Run) -> int | None:
-    """Return the number of epochs: those trained if the run ended before all of them."""
+    """Return the number of epochs trained, or of an active run the number to train."""
     trained = len(run.history.epochs)
     epochs: int | None = effective_value(run.config, "epochs")
-    return trained if trained and run.is_resumable else epochs
+    return epochs if run.is_active or not trained else trained
 
 
 def _format_rate(run: Run) -> str:
@@ -198,8 +198,8 @@ def _configure_accuracy_columns(visible: Sequence[Run]) -> dict[str, Any]:
 
 
 def _configure_columns(visible: Sequence[Run]) -> dict[str, Any]:
-    text = {*STATUS_WORDS.values(), *(describe_status(run) for run in visible)}
-    looks = {word: color for word, color, _ in sorted(text)}
+    statuses = {*STATUS_WORDS.values(), *(describe_status(run) for run in visible)}
+    looks = {word: color for word, color, _ in sorted(statuses)}
     tags = sorted({tag for run in visible for tag in run.tags})
     column = st.column_config
     return {

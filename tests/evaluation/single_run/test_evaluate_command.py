@@ -40,6 +40,7 @@ def test_everything_that_the_page_says_is_in_the_json(make_run):
     sure = math.e / (1 + math.e)
     assert result["calibration"]["ece"] == pytest.approx(0.8 - sure)
     assert result["calibration"]["fitted_on"] == "val"
+    assert result["calibration"]["temperature_at_limit"] is False
     # at which it is 80 % sure
     assert result["calibration"]["temperatures"] == [pytest.approx(1 / math.log(4), rel=1e-3)]
     assert result["calibration"]["ece_scaled"] == pytest.approx(0, abs=1e-3)
