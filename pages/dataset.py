@@ -19,9 +19,9 @@ from finetune_core.formatting import (
 )
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.training.strategies import STRATEGIES
-from pages.shared.chrome import draw_next_step, escape_markdown, go, start_page
+from pages.shared.chrome import PLAIN, draw_next_step, escape_markdown, go, start_page
 from pages.shared.configure import form, settings
-from pages.shared.data.analysis import PROBES, VIEW, analyze, compare_layers
+from pages.shared.data.analysis import PROBES, VIEW, analyze, compare_layers, has_outdated_report
 from pages.shared.data.changes import draw_changes, draw_last_change, draw_rename_form
 from pages.shared.data.chosen import chosen_data, data_name
 from pages.shared.data.datasets import current_dataset, find_report
@@ -59,6 +59,7 @@ def draw_overview(dataset: Dataset) -> None:
             ),
             key="class-counts",
             alt="Bar chart: images per class, by split",
+            config=PLAIN,
         )
     with right:
         draw_examples(dataset)
@@ -79,14 +80,23 @@ def draw_findings(dataset: Dataset) -> None:
     report = find_report(dataset)
     found = [*dataset.findings, *(report.findings if report else ())]
     list_findings(dataset, select_open_findings(found, dataset.edits))
+    if has_outdated_report(dataset):
+        st.caption(
+            ":material/history: The data set has changed since *Compare layers* looked for label "
+            "errors, outliers and shift. Press it again for these findings."
+        )
 
 
 def draw_next_steps(dataset: Dataset) -> None:
-    """Draw the button of the main question about the data, and the button to Configure."""
+    """Draw the button of the main question about the data, and the button to Configure.
+
+    The next step is the primary button: Configure, once the question has been answered.
+    """
+    is_answered = find_report(dataset) is not None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.button(
             "Compare layers",
-            type="primary",
+            type="secondary" if is_answered else "primary",
             icon=":material/layers:",
             key="compare-layers",
             on_click=compare_layers,
@@ -95,7 +105,7 @@ def draw_next_steps(dataset: Dataset) -> None:
             "the features of each layer: from which one on to train. Also finds possible label "
             "errors, outliers and shift between splits.",
         )
-        draw_next_step("pages/configure.py", "Configure the training", primary=False)
+        draw_next_step("pages/configure.py", "Configure the training", primary=is_answered)
 
 
 def draw_classes_and_splits(dataset: Dataset, data: str) -> None:

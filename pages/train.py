@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.data.camera import is_recording
-from finetune_core.data.edits import describe_edit, describe_edits, name_images
+from finetune_core.data.edits import describe_edit, describe_edits, name_image
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.single_run.evaluate import evaluation, is_held_out
@@ -105,7 +105,7 @@ def draw_data_changes(run: Run) -> None:
         for edit in run.config.edits[:MOST_NAMED]:
             st.markdown(
                 f"**{escape_markdown(describe_edit(edit))}**: "
-                f"{escape_markdown(', '.join(name_images(edit)[:MOST_NAMED]))}"
+                f"{escape_markdown(', '.join(map(name_image, edit.paths[:MOST_NAMED])))}"
                 + (" …" if len(edit.paths) > MOST_NAMED else "")
             )
         if len(run.config.edits) > MOST_NAMED:

@@ -285,9 +285,9 @@ def describe_edit(edit: Edit) -> str:
     return "finding dismissed"
 
 
-def name_images(edit: Edit) -> list[str]:
-    """Return the images of an edit; one outside of the data set's folder by its file name."""
-    return [Path(path).name if Path(path).is_absolute() else path for path in edit.paths]
+def name_image(path: str) -> str:
+    """Return the id of an image; for an image outside of the data set's folder, its file name."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def describe_edits(edits: Iterable[Edit]) -> str:

@@ -96,6 +96,7 @@ def plot_probe_curve(probes: Sequence[Any], cut: str | None) -> go.Figure:
     """
     names = [one.stage for one in probes]
     digits = choose_percent_format(one.accuracy for one in probes)
+    labels = [format(one.accuracy, digits) for one in probes]
     frozen = names.index(cut) if cut in names else len(names)
     figure = go.Figure(
         go.Scatter(
@@ -106,21 +107,29 @@ def plot_probe_curve(probes: Sequence[Any], cut: str | None) -> go.Figure:
                 "thickness": 1.5,
                 "color": OTHER_COLOR,
             },
-            mode="lines+markers+text",
+            mode="lines+markers",
             line={"color": OTHER_COLOR, "width": 2},
             marker={
                 "size": 14,
                 "color": [COLD if index < frozen else WARM for index in range(len(names))],
             },
-            text=[format(one.accuracy, digits) for one in probes],
-            textposition="top center",
+            text=labels,
             hovertemplate="%{x}: %{text}<extra></extra>",
         )
+    )
+    figure.add_scatter(
+        x=names,
+        y=[one.accuracy + one.error for one in probes],  # above the error bar
+        mode="text",
+        text=labels,
+        textposition="top center",
+        cliponaxis=False,
+        hoverinfo="skip",
     )
     figure.update_xaxes(title_text="Stage, input to head", type="category")
     reach = [0.0, *(min(1.0, one.accuracy + one.error) for one in probes)]
     figure.update_yaxes(
         title_text="Validation accuracy of a linear probe", **make_share_axis(reach)
     )
-    figure.update_layout(height=380, margin=MARGIN | {"t": 20})
+    figure.update_layout(height=380, margin=MARGIN | {"t": 30}, showlegend=False)
     return figure

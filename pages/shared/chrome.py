@@ -29,6 +29,9 @@ button[kind^="primary"]:enabled, [data-testid="stMultiSelect"] [data-tag] {
   background-color: #b53b0a; border-color: #b53b0a; }
 button[kind^="primary"]:enabled:hover { background-color: #963006; border-color: #963006; }
 </style>"""
+# Settings of a Plotly chart that is too small to zoom. On a touch screen its toolbar is always
+# there, and covers the legend and the first label.
+PLAIN = {"displayModeBar": False}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&])")
 
 

@@ -315,7 +315,8 @@ def _draw_cell(
 
 def _draw_open_button(item: Picture, key: str) -> bool:
     return st.button(
-        escape_markdown(Path(item.id).name),
+        # The suffix would break onto a second line of a narrow tile; the dialog shows it.
+        escape_markdown(Path(item.id).stem),
         key=f"open-{key}-{item.id}",
         type="tertiary",
         icon=":material/zoom_in:",

@@ -276,7 +276,7 @@ def test_every_view_has_one_primary_button(folder, view):
     at = open_view(folder, view)
     assert primary_labels(at) == ["Compare layers"]
     needs_analysis = view in ("Map", "Linear probe by layer")
-    assert ("Analyze with embeddings" in button_labels(at)) == needs_analysis
+    assert ("Compute features" in button_labels(at)) == needs_analysis
     if view == "Classes and splits":
         # Drawing the page anew would let go of the file.
         assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
@@ -475,9 +475,16 @@ def test_a_long_analysis_goes_on_whatever_is_pressed_and_is_kept(
     press(at, "Compare layers")
     at.switch_page("pages/runs.py").run()
     at.switch_page("pages/dataset.py").run()
-    assert button(at, "Analyze with embeddings").disabled
+    assert "Compute features" not in button_labels(at)
     assert "Stop" in button_labels(at)
     gate.set()
     wait_until_finished(at)
-    assert not {"Analyze with embeddings", "Stop"} & set(button_labels(at))
+    assert not {"Compute features", "Stop"} & set(button_labels(at))
+    assert primary_labels(at) == ["Configure the training"]
+    text = "The data set has changed since *Compare layers*"
+    assert text not in page_text(at)
+    save_edits(folder, [Edit(action="exclude", paths=("red/000.png",))])
+    at.run()
+    assert text in page_text(at)
+    assert primary_labels(at) == ["Compare layers"]
     assert address(at)["data"] == remember_source(str(folder))

@@ -132,7 +132,7 @@ def test_what_is_inferred_says_so(probe, monkeypatch):
 
 def test_where_nothing_stands_out_the_page_says_what_could_tell(probe):
     at = open_page("compare")
-    assert "None stands out from the verdicts. The layer diagnostics" in unescaped_text(at)
+    assert "None stands out from the verdicts. Layer diagnostics, once" in unescaped_text(at)
     assert FILL_IN not in button_labels(at)
 
 

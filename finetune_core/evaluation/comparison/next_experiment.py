@@ -78,8 +78,8 @@ def explain_none(evidence: Evidence) -> str:
     if any(evidence.layers):
         return "None stands out: neither the verdicts nor the layer diagnostics ask for one."
     return (
-        "None stands out from the verdicts. The layer diagnostics of the Compare page, once "
-        "measured, say whether to thaw another stage."
+        "None stands out from the verdicts. Layer diagnostics, once measured, say whether to thaw "
+        "another stage."
     )
 
 
@@ -126,8 +126,8 @@ def propose_profile(evidence: Evidence) -> Experiment | None:
         started = f"{config.data} {features_key(config)}" in evidence.profiled
         if count_epochs(config) and probed and not started and STRATEGIES[config.strategy].classic:
             reason = (
-                f"{describe_score(arms[index])} trains one stage and all after it. Training each "
-                "stage alone shows which one is worth it."
+                f"{describe_score(arms[index])} does not show which stage was worth training. A "
+                "profile trains each stage alone."
             )
             what = f"profile the layers of {config.backbone}"
             return Experiment("profile", what, reason, False, ())

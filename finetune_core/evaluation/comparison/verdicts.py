@@ -203,7 +203,7 @@ def _state_trained_models(view: _Context, best: int) -> Verdict:
     single = any(not arm.unfinished and arm.has_too_few_seeds for arm in view.arms)
     actions = ["Resume the unfinished runs."] if any(arm.unfinished for arm in view.arms) else []
     if single:
-        actions.append("Train more seeds: one says nothing about the method in general.")
+        actions.append("To compare the methods in general, train more seeds.")
     return Verdict(answer, view.size(best, rival), " ".join(actions))
 
 

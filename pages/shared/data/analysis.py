@@ -10,6 +10,7 @@ from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, default_backbone, list_ready_backbones
 from finetune_core.work import Work
 from pages.shared.configure import settings
+from pages.shared.data.chosen import key_for_data
 from pages.shared.data.datasets import cache_report, find_report, image_fit
 from pages.shared.jobs import begin, jobs, show_outcome
 
@@ -30,9 +31,7 @@ def backbone_and_size() -> tuple[str, int]:
 
 
 def analyze(dataset: Dataset, key: str) -> None:
-    """Draw the button that computes features.
-
-    A report on a data set that was changed since is not shown any more.
+    """Draw the button that computes features; while that is running, its progress instead.
 
     Args:
         dataset: the data set.
@@ -48,14 +47,14 @@ def analyze(dataset: Dataset, key: str) -> None:
         backbone = ready[0]
         if len(ready) > 1:
             backbone = st.selectbox("Backbone", ready, key=f"embeddings-backbone-{key}", width=260)
-        place.button(
-            "Analyze with embeddings",
-            icon=":material/troubleshoot:",
-            key=f"embeddings-{key}",
-            on_click=_begin_analysis,
-            args=(dataset.fingerprint, *_plan_analysis(dataset, backbone, image_size)),
-            disabled=is_running,
-        )
+        if not is_running:
+            place.button(
+                "Compute features",
+                icon=":material/troubleshoot:",
+                key=f"embeddings-{key}",
+                on_click=_begin_analysis,
+                args=(dataset.fingerprint, *_plan_analysis(dataset, backbone, image_size)),
+            )
     st.caption(
         f"Runs every image once through {backbone} at {image_size} pixels: finds possible label "
         "errors, outliers, shift between splits and similar images, draws a map, and fits a "
@@ -63,7 +62,17 @@ def analyze(dataset: Dataset, key: str) -> None:
     )
     if report := show_outcome(job_key):
         cache_report(dataset, report)
+        st.session_state[_analyzed_key()] = True
         st.rerun()
+
+
+def has_outdated_report(dataset: Dataset) -> bool:
+    """Return whether this session has analysed the data set, but not since its latest change."""
+    return bool(st.session_state.get(_analyzed_key())) and find_report(dataset) is None
+
+
+def _analyzed_key() -> str:
+    return key_for_data("analyzed")
 
 
 def compare_layers(dataset: Dataset) -> None:

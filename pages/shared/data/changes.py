@@ -8,7 +8,7 @@ import streamlit as st
 from finetune_core.config import Edit
 from finetune_core.data.checks import join_names
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import describe_edit, describe_edits, name_images, relabel_class
+from finetune_core.data.edits import describe_edit, describe_edits, name_image, relabel_class
 from finetune_core.data.findings import KINDS
 from finetune_core.data.splits import SPLITS
 from finetune_core.formatting import SPLIT_TITLES, format_number, pluralize
@@ -87,7 +87,7 @@ def _format_reason(edit: Edit) -> str:
 
 
 def _list_paths(edit: Edit) -> str:
-    return f": {join_names(name_images(edit))}" if edit.paths else ""
+    return f": {join_names([name_image(path) for path in edit.paths])}" if edit.paths else ""
 
 
 def draw_tools(dataset: Dataset, chosen: set[str], key: str) -> None:

@@ -8,6 +8,7 @@ import streamlit as st
 from finetune_core.config import Edit
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import PAD
+from finetune_core.data.edits import name_image
 from finetune_core.data.findings import KINDS, Action, Finding, Severity
 from finetune_core.formatting import format_number, pluralize
 from pages.shared.chrome import Color, escape_markdown
@@ -174,16 +175,13 @@ def _make_pictures(dataset: Dataset, finding: Finding) -> Callable[..., Picture]
     def picture(path: str, partners: Mapping[str, str] = MappingProxyType({})) -> Picture:
         note = finding.notes.get(path) or classes.loc[path]
         twin = beside.get(path)
-        other = (
-            Picture(
-                dataset.root / twin, f"{twin} ({classes.loc[twin]})", twin, partners.get(path, "")
-            )
-            if twin
-            else None
-        )
-        return Picture(
-            dataset.root / path, f"{path}: {note}" if twin else note, f"{path}: {note}", path, other
-        )
+        name = name_image(path)
+        other = None
+        if twin:
+            caption = f"{name_image(twin)} ({classes.loc[twin]})"
+            other = Picture(dataset.root / twin, caption, twin, partners.get(path, ""))
+        caption = f"{name}: {note}" if twin else note
+        return Picture(dataset.root / path, caption, f"{name}: {note}", path, other)
 
     return picture
 

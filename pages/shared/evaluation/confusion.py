@@ -6,7 +6,7 @@ from finetune_core.evaluation.single_run.metrics import Evaluation, confusion_or
 from finetune_core.figures.evaluation import Shares, plot_confusion_matrix
 from finetune_core.formatting import format_percent, pluralize
 from finetune_core.runs.store import Run
-from pages.shared.chrome import escape_markdown
+from pages.shared.chrome import PLAIN, escape_markdown
 from pages.shared.evaluation.galleries import draw_mistakes, draw_predictions
 
 _MOST_CLASSES_DRAWN = 100
@@ -183,7 +183,7 @@ def _draw_matrix(result: Evaluation, mark: str) -> None:
         key=key,
         on_select=choose,
         selection_mode="points",
-        config={"displayModeBar": False},
+        config=PLAIN,
         alt="Confusion matrix: true classes by row, predicted classes by column",
     )
     st.caption("Click a cell to see its images.")

@@ -14,7 +14,7 @@ from finetune_core.evaluation.single_run.shifted import get_data
 from finetune_core.figures.evaluation import plot_probabilities
 from finetune_core.formatting import format_percent
 from finetune_core.runs.store import Run
-from pages.shared.chrome import escape_markdown
+from pages.shared.chrome import PLAIN, escape_markdown
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import get_explanation
 
@@ -62,7 +62,7 @@ def _draw_probabilities(result: Evaluation, row: pd.Series) -> None:
     st.plotly_chart(
         plot_probabilities([names[one] for one in listed], probabilities[listed]),
         key=f"opened-bars-{row['id']}",
-        config={"displayModeBar": False},
+        config=PLAIN,
         alt=f"Probabilities of the most likely classes of {row['id']}",
     )
 

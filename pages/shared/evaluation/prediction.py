@@ -40,7 +40,7 @@ from finetune_core.runs.store import Run
 from finetune_core.training.predictions import predictions_mtime
 from finetune_core.training.preview import draw_crop
 from finetune_core.work import Work, with_phase
-from pages.shared.chrome import escape_markdown
+from pages.shared.chrome import PLAIN, escape_markdown
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import get_predictor
 from pages.shared.images import Picture, draw_gallery, make_run_picture
@@ -247,6 +247,7 @@ def _draw_answer(
             ),
             key=f"bars-{key}",
             alt=f"Probabilities of the most likely classes of {name}",
+            config=PLAIN,
         )
     if encoded:
         _draw_neighbours(key, classifier, encoded)

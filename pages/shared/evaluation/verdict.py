@@ -16,11 +16,12 @@ from finetune_core.evaluation.comparison.report import (
 )
 from finetune_core.figures.comparison import plot_accuracies
 from finetune_core.formatting import SPLIT_TITLES, accuracy_name
-from pages.shared.chrome import escape_markdown
+from pages.shared.chrome import PLAIN, escape_markdown
 from pages.shared.configure import form
 from pages.shared.evaluation.claims import format_pair
 
 _MOST_PAIRS = 6  # described in words
+_WIDTHS = {"Verdict": 460}  # pixels: a sentence
 _HOW = (
     "All runs are evaluated on the same images; two questions are kept apart. **The method in "
     "general**: would the same strategies differ on new images, trained again with new seeds? "
@@ -92,11 +93,11 @@ _COLUMN_HELP = {
 
 def draw_verdict(comparison: Comparison) -> None:
     """Draw the answer, its size, and the recommended action."""
-    answer, size, action = comparison.verdict.lines
+    answer, *rest = comparison.verdict.lines
     with st.container(border=True):
         st.header(escape_markdown(answer), anchor=False)
-        st.markdown(escape_markdown(size))
-        st.markdown(f":material/arrow_forward: **{escape_markdown(action)}**")
+        for line in rest:
+            st.markdown(escape_markdown(line))
 
 
 def draw_arms(comparison: Comparison) -> None:
@@ -112,6 +113,7 @@ def draw_arms(comparison: Comparison) -> None:
         plot_accuracies(comparison.arms, split),
         key=f"accuracies-{measure.name}",
         alt=f"{title} of each strategy with its interval, a small dot for each seed",
+        config=PLAIN,
     )
     _draw_table(*arms_table(comparison), key="arms")
     for footnote in footnotes(comparison):
@@ -136,7 +138,7 @@ def _draw_table(columns: list[str], rows: list[list[str]], key: str) -> None:
         hide_index=True,
         key=key,
         column_config={
-            name: st.column_config.TextColumn(help=_COLUMN_HELP[name])
+            name: st.column_config.TextColumn(help=_COLUMN_HELP[name], width=_WIDTHS.get(name))
             for name in columns
             if name in _COLUMN_HELP
         },

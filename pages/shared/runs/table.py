@@ -125,13 +125,7 @@ def _make_row(run: Run) -> dict[str, Any]:
     return {
         "Status": [describe_status(run)[0]],
         "Name": run.name,
-        "Data": short_data_name(run.config),
-        "Backbone": run.config.backbone,
         "Strategy": describe_run_kind(run.config),
-        "Learning rate": _format_rate(run),
-        "Image size": effective_value(run.config, "image_size"),
-        "Epochs": _count_epochs(run),
-        "Seed": run.config.seed,
         **{
             accuracy_name(split): 100 * accuracy.value
             if accuracy and accuracy.split == split
@@ -139,6 +133,12 @@ def _make_row(run: Run) -> dict[str, Any]:
             for split in _SPLITS
         },
         "95 % interval": format_interval(accuracy.low, accuracy.high) if accuracy else "",
+        "Data": short_data_name(run.config),
+        "Backbone": run.config.backbone,
+        "Learning rate": _format_rate(run),
+        "Image size": effective_value(run.config, "image_size"),
+        "Epochs": _count_epochs(run),
+        "Seed": run.config.seed,
         "Images": format_number(accuracy.images) if accuracy else "",
         "Converged": {True: "yes", False: "no", None: ""}[run.convergence.converged],
         "By epoch": [epoch["val_accuracy"] for epoch in epochs[::-step][::-1]],
