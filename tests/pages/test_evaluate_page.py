@@ -128,7 +128,7 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     assert len(at.get("image")) == shown > 0
     sample = cell["id"].iloc[0]
     thumbnail = at.button(key=f"open-cell-tested-test-{true}-{predicted}-{sample}")
-    assert thumbnail.label.replace("\\", "") == Path(sample).name
+    assert thumbnail.label.replace("\\", "") == Path(sample).stem
     thumbnail.click().run(timeout=300)
     assert len(at.get("image")) == shown + 4
     assert sample in captions(at)
