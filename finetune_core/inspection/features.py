@@ -26,7 +26,7 @@ from finetune_core.training.batches import split_batches
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import run_on_idle_device
-from finetune_core.training.feeding import compute_outputs, forward_batch, load_batches
+from finetune_core.training.feeding import forward_batch_size, load_batches, stream_outputs
 from finetune_core.training.training_images import validation_feed
 from finetune_core.training.trunk import TrunkTables, split_network
 from finetune_core.work import Work, with_phase
@@ -100,12 +100,12 @@ def _compute_features(
     decoding = decode_pixels(paths, keys, needed, network.info.resize(image_size))
     pixels = yield from with_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))
-    with Compiler(device, len(needed), forward_batch(device)) as compiler:
+    with Compiler(device, len(needed), forward_batch_size(device)) as compiler:
         feed = validation_feed(pixels, network.info, image_size, device)
         forward = compiler.forward(Part(pooled, f"{backbone} pooled", lambda: network.weights_hash))
         for start in range(0, len(needed), _KEPT_AT_ONCE):
             batch = needed[start : start + _KEPT_AT_ONCE]
-            batches = compute_outputs(lambda images: forward(images).float(), device, batch, feed)
+            batches = stream_outputs(lambda images: forward(images).float(), device, batch, feed)
             filling = CACHE.fill(name, keys[batch], batches)
             if (yield from with_phase("features", filling, start, len(needed))) is None:
                 break

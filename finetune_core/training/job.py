@@ -23,7 +23,7 @@ from finetune_core.training.checkpoints import changing_tensors
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport, Lineage
-from finetune_core.training.feeding import forward_batch, load_batches
+from finetune_core.training.feeding import forward_batch_size, load_batches
 from finetune_core.training.lora import LowRank, make_low_rank
 from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.ranks import ALONE, Ranks
@@ -179,8 +179,8 @@ class Job:
     def evaluation_batch(self) -> int:
         """Number of images that are evaluated at a time."""
         if self.config.micro_batch or not count_epochs(self.config):
-            return self.config.micro_batch or forward_batch(self.device)
-        return max(forward_batch(self.device), self.config.batch_size)
+            return self.config.micro_batch or forward_batch_size(self.device)
+        return max(forward_batch_size(self.device), self.config.batch_size)
 
     @property
     def lost(self) -> dict[int, str]:

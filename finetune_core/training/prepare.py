@@ -29,7 +29,7 @@ from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device, device_for_run
 from finetune_core.training.device_memory import reset_peak_memory
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
-from finetune_core.training.feeding import forward_batch
+from finetune_core.training.feeding import forward_batch_size
 from finetune_core.training.gather import find_cached_nowhere, gather_rows
 from finetune_core.training.job import Job
 from finetune_core.training.networks import InitialNetwork, build_initial_network, check_earlier_run
@@ -546,7 +546,11 @@ def _find_rows_to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -
     cut, ranks = cut_index(prepared.strategy), prepared.ranks
     new = one.rows[find_cached_nowhere(ranks, tables.missing(cut, one.keys[one.rows], one.view))]
     return find_uncached(
-        tables, cut, one.keys, ranks.machine_rows(new, forward_batch(prepared.device)), one.view
+        tables,
+        cut,
+        one.keys,
+        ranks.machine_rows(new, forward_batch_size(prepared.device)),
+        one.view,
     )
 
 
@@ -557,7 +561,7 @@ def _share_pass(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_
     """
     missing = tables.missing(cut_index(prepared.strategy), one.keys[one.rows], one.view)
     new = one.rows[find_cached_nowhere(prepared.ranks, missing)]
-    own_rows = prepared.ranks.rank_rows(new, forward_batch(prepared.device))
+    own_rows = prepared.ranks.rank_rows(new, forward_batch_size(prepared.device))
     return replace(one, rows=one.rows[~missing | np.isin(one.rows, own_rows)]), len(one.rows) - len(
         new
     )
@@ -597,7 +601,7 @@ def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, P
         )
         return (yield from report_progress("decode", work))
 
-    pixels = yield from decode_rows(ranks.local_rows(wanted, forward_batch(prepared.device)))
+    pixels = yield from decode_rows(ranks.local_rows(wanted, forward_batch_size(prepared.device)))
     if ranks.is_distributed:
         gathered = ranks.all_gather((pixels.failed, pixels.decoded, pixels.kept is not None))
         failed = {row: reason for each, _, _ in gathered for row, reason in each.items()}

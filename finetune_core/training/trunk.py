@@ -21,7 +21,7 @@ from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
-from finetune_core.training.feeding import Feed, compute_outputs, forward_batch
+from finetune_core.training.feeding import Feed, forward_batch_size, stream_outputs
 from finetune_core.training.strategies import count_epochs
 from finetune_core.work import Work, with_subject
 
@@ -183,7 +183,7 @@ def make_trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
         images: Number of images that will go through the trunk.
         why_not: Why nothing is to be compiled, as text. Empty where compiling is allowed.
     """
-    return Compiler(device, images, forward_batch(device), why_not)
+    return Compiler(device, images, forward_batch_size(device), why_not)
 
 
 def find_missing(
@@ -231,7 +231,7 @@ def fill_trunk(
         start_time = time.monotonic()
         label = f"{tables.network.info.name} {start or 0}-{cut}"
         part = Part(segments.part(start, cut).eval(), label, lambda: tables.network.weights_hash)
-        batches = compute_outputs(
+        batches = stream_outputs(
             compiler.forward(part),
             tables.device,
             rows,
