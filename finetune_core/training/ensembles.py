@@ -54,7 +54,7 @@ from finetune_core.training.stage_plan import (
 _NO_CACHE = "no image goes through a network"
 
 
-def build_ensemble(
+def create_ensemble_run(
     config: RunConfig, run_dir: Path, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, None]:
     """Make an ensemble of the copies of its runs in its folder. If stopped, it starts again.

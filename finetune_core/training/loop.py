@@ -31,7 +31,7 @@ from finetune_core.training.compute import SharedStep, StepRule, train_step
 from finetune_core.training.device import read_numerics
 from finetune_core.training.device_memory import peak_memory_bytes
 from finetune_core.training.early_stopping import EarlyStopping
-from finetune_core.training.ensembles import build_ensemble
+from finetune_core.training.ensembles import create_ensemble_run
 from finetune_core.training.evaluation import (
     FinalEvaluation,
     evaluate_best,
@@ -145,7 +145,7 @@ def fit(
     early_stopping = EarlyStopping.from_config(config)
     try:
         if config.is_ensemble:
-            yield from build_ensemble(config, run_dir, roots)
+            yield from create_ensemble_run(config, run_dir, roots)
             return
         job = yield from prepare(config, roots, run_dir, ranks)
         if not count_epochs(config):
