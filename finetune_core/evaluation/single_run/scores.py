@@ -141,7 +141,7 @@ def score(
     """
     parts = _Precomputed(labels, probabilities, losses)
     value, of_class, gaps = parts.compute(np.ones((len(labels), 1)))
-    drawn = [parts.compute(weights) for weights in resample(labels, resamples, seed)]
+    drawn = [parts.compute(weights) for weights in draw_bootstrap_weights(labels, resamples, seed)]
     low, high = _percentiles([one for one, _, _ in drawn], value)
     class_low, class_high = _percentiles([one for _, one, _ in drawn], of_class)
     if drawn:
@@ -179,7 +179,7 @@ def _percentiles(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray,
     return low, high
 
 
-def resample(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def draw_bootstrap_weights(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each image was drawn, with replacement and within its class.
 
     Yields:
