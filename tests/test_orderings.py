@@ -34,7 +34,7 @@ from finetune_core.runs.design import arm_key
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore, summarize_run
-from finetune_core.training.stage_plan import describe_stages, plan_strategy
+from finetune_core.training.stage_plan import list_stages, plan_strategy
 from tests.factories import TINY_BACKBONE, tiny_weights
 
 CLASSES, IMAGES = 3, 400
@@ -52,7 +52,7 @@ SETUPS = [
 
 @pytest.mark.parametrize(("ordering", "setup"), SETUPS)
 def test_every_file_makes_configs_whose_strategies_and_settings_exist(ordering, setup, tmp_path):
-    stages = describe_stages(make_config({"data": "x", "backbone": setup.backbone}))
+    stages = list_stages(make_config({"data": "x", "backbone": setup.backbone}))
     source = tmp_path / "run" if ordering.adaptation else None
     configs = make_arm_configs(
         ordering, setup, tmp_path, [stage.name for stage in stages], 3, source

@@ -42,7 +42,7 @@ from finetune_core.training.forecast import forecast_run
 from finetune_core.training.networks import build_initial_network
 from finetune_core.training.predictions import load_predictions, predictions_mtime
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Work, with_subject
 
@@ -367,7 +367,7 @@ def _relative_gradients(run: Run) -> dict[str, float]:
         return {}
     try:
         beginning = build_initial_network(run.config, run.started["classes"], run.run_dir)
-        stages = describe_stages(run.config, len(run.started["classes"]))
+        stages = list_stages(run.config, len(run.started["classes"]))
     except FinetuneError:  # the initial weights are missing
         return {}
     weights = dict(beginning.network.model.named_parameters())

@@ -11,7 +11,7 @@ from finetune_core.config import RunConfig, make_config
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import has_linear_head
 from finetune_core.runs.design import depends_on_seed, design_runs
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.strategies import BASELINE
 
 SEEDS = (0, 1)
@@ -98,7 +98,7 @@ def set_up(
         # Fix what the recipe has chosen, because the recipe of *custom* differs.
         can_probe = has_linear_head(config.backbone, config.image_size)
         ready[strategy] = _replace(config, initial_head="probe" if can_probe else "random", auto=())
-    whole = describe_stages(ready["full"])
+    whole = list_stages(ready["full"])
     own = {stage.name: stage.parameter_count for stage in whole[:-1] if stage.parameter_count}
     if unknown := [name for name in stages if name not in own]:
         known = f"the stages of {base.backbone} are {', '.join(own)}"

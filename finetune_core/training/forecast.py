@@ -17,7 +17,7 @@ from finetune_core.training.stage_plan import (
     Strategy,
     count_factored,
     cut_index,
-    describe_stages,
+    list_stages,
     plan_strategy,
     trainable_parameters,
 )
@@ -71,7 +71,7 @@ def compute_forecast(
         found: How many of the activations are cached already.
         fit_seconds: Time to fit an initial head to the features of one image.
     """
-    stages = describe_stages(config, len(dataset.classes))
+    stages = list_stages(config, len(dataset.classes))
     strategy = plan_strategy(config, stages)
     train, val, test = (dataset.split_counts.get(split, 0) for split in (TRAIN, VAL, TEST))
     train = max(1, round(train * config.train_fraction))
@@ -192,6 +192,6 @@ def list_comparable_configs(config: RunConfig, num_images: int = 0) -> list[RunC
                 other = fill_auto(other, num_images)
             # It may need more epochs than there are.
             with suppress(ConfigError):
-                plan_strategy(other, describe_stages(other))
+                plan_strategy(other, list_stages(other))
                 configs.append(other)
     return configs

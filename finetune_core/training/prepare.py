@@ -36,7 +36,7 @@ from finetune_core.training.networks import InitialNetwork, build_initial_networ
 from finetune_core.training.parents import read_parents
 from finetune_core.training.placement import bytes_for_rows, place_lookups
 from finetune_core.training.ranks import ALONE, Ranks, check_gpus
-from finetune_core.training.stage_plan import Strategy, cut_index, describe_stages, plan_strategy
+from finetune_core.training.stage_plan import Strategy, cut_index, list_stages, plan_strategy
 from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import (
@@ -86,7 +86,7 @@ def check_config(config: RunConfig, run_dir: Path | None = None, *, remote: bool
         check_field("device", choose_device, config.device, config.precision)
     check_field("backbone", backbone_info, config.backbone)
     if "backbone" not in problems:
-        check_field("strategy", lambda: plan_strategy(config, describe_stages(config)))
+        check_field("strategy", lambda: plan_strategy(config, list_stages(config)))
         check_field("image_size", check_image_size, config.backbone, config.image_size)
     if not {"backbone", "image_size"} & problems.keys():
         check_field("initial_head", _check_initial_head, config)

@@ -72,7 +72,7 @@ def find_last_stage(config: RunConfig) -> str | None:
     return config.features_from
 
 
-def describe_stages(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
+def list_stages(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
     """Return the stages of a config's network without building its weights.
 
     Raises:

@@ -33,8 +33,8 @@ from finetune_core.training.speed_book import Speed, SpeedBook, conditions
 from finetune_core.training.stage_plan import (
     Strategy,
     cut_index,
-    describe_stages,
     find_last_stage,
+    list_stages,
     plan_strategy,
 )
 from finetune_core.training.strategies import count_epochs
@@ -92,7 +92,7 @@ def _make_work_key(config: RunConfig) -> tuple[Any, ...]:
 
     Their learning rates may differ.
     """
-    strategy = plan_strategy(config, describe_stages(config))
+    strategy = plan_strategy(config, list_stages(config))
     passes = tuple((stage.frozen, stage.part, stage.batchnorm, stage.rank) for stage in strategy)
     return (*conditions(config), count_epochs(config) > 0, config.features_from, passes)
 

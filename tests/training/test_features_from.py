@@ -22,7 +22,7 @@ from finetune_core.training.forecast import forecast_run
 from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.training.trunk import TrunkTables
@@ -135,7 +135,7 @@ def test_its_forecast_is_of_the_stages_that_are_used():
     assert forecast_run(config, dataset, book).trainable_parameters == 3 * (48 + 1)
     assert book.speed(whole) is None  # another trunk
     ours, theirs = (
-        sum(stage.parameter_count for stage in describe_stages(one)) for one in (config, whole)
+        sum(stage.parameter_count for stage in list_stages(one)) for one in (config, whole)
     )
     assert ours < theirs
 

@@ -12,7 +12,7 @@ from finetune_core.errors import TrainingError
 from finetune_core.training import events, timing
 from finetune_core.training.forecast import compute_forecast, forecast_run, list_comparable_configs
 from finetune_core.training.speed_book import Speed, SpeedBook
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step
@@ -84,7 +84,7 @@ def test_stages_that_are_not_thawed_yet_cost_no_backward_pass(config, folder):
         )
         for name in ("full", "linear_probe_then_full")
     )
-    stages = len(describe_stages(config()))
+    stages = len(list_stages(config()))
     # the first of four epochs, but for the head
     spared = 28 * (SPEED.step - SPEED.forward) * (stages - 1) / stages
     assert full.seconds - probe_first.seconds == pytest.approx(spared)

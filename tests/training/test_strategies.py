@@ -21,9 +21,9 @@ from finetune_core.training.predictions import load_predictions
 from finetune_core.training.stage_plan import (
     StagePlan,
     cut_index,
-    describe_stages,
     describe_strategy,
     frozen_tensors,
+    list_stages,
     plan_strategy,
     trainable_parameters,
 )
@@ -301,7 +301,7 @@ def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_on
     networks._load_structure.cache_clear()
     for strategy in ("last_block", "prototypes"):
         settings = {"backbone": name, "image_size": side, "strategy": strategy, "weights": "none"}
-        stages = describe_stages(make_config({"data": "x"} | settings), 3)
+        stages = list_stages(make_config({"data": "x"} | settings), 3)
     network = build_network(name, "none", 3, 0, side)
     assert [stage.name for stage in stages] == [stage.name for stage in network.stages]
     assert len(stages) < len(network_stages(name, 3))  # at its own size it has more

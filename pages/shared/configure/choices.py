@@ -28,7 +28,7 @@ from finetune_core.runs.store import Run
 from finetune_core.training.forecast import Forecast, forecast_run
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe_stages, describe_strategy, plan_strategy
+from finetune_core.training.stage_plan import describe_strategy, list_stages, plan_strategy
 from finetune_core.training.strategies import BASELINE, STRATEGIES, Fit
 from pages.shared.account import owner
 from pages.shared.chrome import escape_markdown
@@ -188,7 +188,7 @@ def _make_strategy_card(name: str, config: RunConfig, context: ChoiceContext) ->
         return card
     classes = len(context.dataset.classes) if context.dataset else 1000
     try:
-        stages = describe_stages(other, classes)
+        stages = list_stages(other, classes)
         rows = describe_strategy(plan_strategy(other, stages), stages)
     except ConfigError as error:
         # Problems of the network itself are shown once, beside its fields.
