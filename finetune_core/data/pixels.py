@@ -82,7 +82,7 @@ class Pixels:
         return self.kept.batch(indices) if self.kept and self.kept.has_rows(indices) else None
 
 
-def cached_side(image_size: int, crop: float = USUAL_CROP) -> int:
+def compute_resize_size(image_size: int, crop: float = USUAL_CROP) -> int:
     """Return the side of the cached square for a network input of ``image_size``.
 
     The input is ``crop`` of the square: torchvision resizes to 256 for 224.

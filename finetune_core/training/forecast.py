@@ -102,7 +102,9 @@ def compute_forecast(
     trainable = trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (
-        (train + val + test) * 3 * backbone_info_for(config).stored_side(config.image_size) ** 2
+        (train + val + test)
+        * 3
+        * backbone_info_for(config).compute_resize_size(config.image_size) ** 2
     )
     weights = 4 * sum(stage.parameter_count for stage in stages)
     factored = 4 * count_factored(strategy, stages)

@@ -374,7 +374,7 @@ def _get_framing(parent: Parent) -> dict[str, int | str]:
     config, info = parent.config, backbone_info_for(parent.config)
     return {
         "image size": config.image_size,
-        "centre crop": info.stored_side(config.image_size),
+        "centre crop": info.compute_resize_size(config.image_size),
         "interpolation": info.interpolation,
         "image fit": info.fit,
     }

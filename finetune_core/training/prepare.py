@@ -589,7 +589,7 @@ def _plan_passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass
 
 
 def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
-    resize = prepared.network.info.resize(prepared.config.image_size)
+    resize = prepared.network.info.get_resize(prepared.config.image_size)
     ranks = prepared.ranks
 
     def decode_rows(rows: np.ndarray) -> Generator[Event, None, Pixels]:

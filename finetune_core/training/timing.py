@@ -12,7 +12,7 @@ import torch
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import Resize, read_square
-from finetune_core.data.pixels import cached_side
+from finetune_core.data.pixels import compute_resize_size
 from finetune_core.data.splits import TRAIN
 from finetune_core.data.threads import map_in_threads
 from finetune_core.errors import ImageError
@@ -228,7 +228,7 @@ def _time_decoding(dataset: Dataset, image_size: int) -> float:
 
     def read(path: Path) -> None:
         try:
-            read_square(path, Resize(cached_side(image_size)))
+            read_square(path, Resize(compute_resize_size(image_size)))
         except ImageError:
             # The data set's page names the image.
             return

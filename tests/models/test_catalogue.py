@@ -82,8 +82,12 @@ def test_weights_that_are_published_as_pickles_only_are_not_offered():
 
 def test_images_are_cut_and_resized_as_the_network_was_pretrained():
     dino, usual = backbone_info("timm/vit_small_patch16_dinov3"), backbone_info("resnet18")
-    assert (dino.crop, dino.interpolation, dino.stored_side(256)) == (1.0, "bicubic", 256)
-    assert (usual.crop, usual.interpolation, usual.stored_side(224)) == (0.875, "bilinear", 256)
+    assert (dino.crop, dino.interpolation, dino.compute_resize_size(256)) == (1.0, "bicubic", 256)
+    assert (usual.crop, usual.interpolation, usual.compute_resize_size(224)) == (
+        0.875,
+        "bilinear",
+        256,
+    )
     assert all(0.8 < info.crop <= 1 for info in map(backbone_info, backbone_names()))
 
 

@@ -43,7 +43,7 @@ def test_they_are_the_networks_own_until_they_are_set():
     assert backbone_info_for(make_config({"data": "x"})) == own
     found = backbone_info_for(make_config({"data": "x"} | OTHER))
     assert {name: getattr(found, letters) for name, letters in LETTERS.items()} == OTHER
-    assert (found.name, found.file, found.stored_side(32)) == (own.name, own.file, 64)
+    assert (found.name, found.file, found.compute_resize_size(32)) == (own.name, own.file, 64)
 
 
 def by_hand(file):
@@ -90,8 +90,8 @@ def test_a_padded_image_is_whole_and_centred(wide):
 
 
 def test_padded_images_are_not_cropped_unless_that_is_set():
-    assert backbone_info_for(lite(fit="pad")).resize(48) == Resize(48, fit="pad")
-    assert backbone_info_for(lite(fit="pad", crop_pct=0.5)).stored_side(48) == 96
+    assert backbone_info_for(lite(fit="pad")).get_resize(48) == Resize(48, fit="pad")
+    assert backbone_info_for(lite(fit="pad", crop_pct=0.5)).compute_resize_size(48) == 96
 
 
 @pytest.mark.train

@@ -106,7 +106,7 @@ def test_the_frame_over_a_picture_is_the_crop_that_the_network_sees():
     drawn = np.asarray(draw_crop(file.getvalue(), INFO, 32, 240))
     assert drawn.shape == (120, 240, 3)
     rows, columns = np.nonzero((drawn == 255).all(axis=2))
-    side = round(120 * 32 / INFO.stored_side(32))
+    side = round(120 * 32 / INFO.compute_resize_size(32))
     assert abs(rows.max() - rows.min() + 1 - side) <= 1
     assert abs(columns.max() - columns.min() + 1 - side) <= 1
     assert abs(columns.max() + columns.min() - 239) <= 1, "in the middle"

@@ -87,7 +87,7 @@ def _load_sample(
     """
     rows = evaluation(run, split).predictions.sort_values("id")
     chosen = rows.sample(min(MOST_IMAGES, len(rows)), random_state=seed)
-    resize = predictor.network.info.resize(predictor.image_size)
+    resize = predictor.network.info.get_resize(predictor.image_size)
     ids, squares, labels = [], [], []
     with closing(
         map_in_threads(

@@ -128,7 +128,7 @@ def _predict(
     predictor = load_predictor(run, device)
     info = predictor.network.info
     keys = other.table["content"].to_numpy(np.uint64)
-    decoding = decode_pixels(other.paths, keys, rows, info.resize(predictor.image_size))
+    decoding = decode_pixels(other.paths, keys, rows, info.get_resize(predictor.image_size))
     pixels: Pixels = yield from with_phase("decode", decoding)
     rows = np.setdiff1d(rows, list(pixels.failed))
     if not len(rows):
