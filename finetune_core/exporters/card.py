@@ -402,7 +402,7 @@ def _format_licence(source: Source) -> str:
         "**For research only**: the licence of the pretrained weights rules commercial use out.\n\n"
     )
     research = (
-        any(network.info.is_non_commercial for network in source.networks)
+        any(network.info.is_research_only for network in source.networks)
         and source.first_weights == PRETRAINED
     )
     terms = " ".join(

@@ -124,7 +124,7 @@ class BackboneInfo:
         return known_parameter_count(self.name)
 
     @property
-    def is_non_commercial(self) -> bool:
+    def is_research_only(self) -> bool:
         """True if the licence of the weights rules out commercial use."""
         return is_research_only(self.licence)
 

@@ -252,7 +252,7 @@ def test_a_network_by_its_repository_is_built_as_its_description_says(server, pu
     info = backbone_info(name)
     assert (info.crop, info.interpolation) == (0.9, "bilinear")
     assert (info.mean, info.image_size, info.licence) == ((0.1, 0.2, 0.3), 160, "cc-by-nc-4.0")
-    assert info.is_non_commercial
+    assert info.is_research_only
     assert info.page == "https://huggingface.co/somebody/mine"
     finish(download(info))
     assert same_but_head(build_network(name, PRETRAINED, 3, 0).model, published)

@@ -159,7 +159,7 @@ def _make_backbone_card(name: str, config: RunConfig, context: ChoiceContext) ->
         else f"download {format_download_size([info])}".rstrip()
     )
     top1 = f" · {info.top1:.1f} % on ImageNet" if info.top1 else ""
-    research = " · research only" if info.is_non_commercial else ""
+    research = " · research only" if info.is_research_only else ""
     return Card(
         name,
         name,
