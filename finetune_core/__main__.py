@@ -779,7 +779,7 @@ def export(
             | ({"measured": made.measured.to_json()} if made.measured else {})
         )
         return
-    for line in made.in_words():
+    for line in made.to_lines():
         out.print(escape(line))
 
 

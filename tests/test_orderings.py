@@ -323,7 +323,7 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
     assert again.to_json() == result.to_json()
     assert len(store.runs()) == 6
     json.dumps(result.to_json())
-    assert "| full > probe | test images |" in result.in_words()
+    assert "| full > probe | test images |" in result.to_text()
 
 
 @pytest.mark.train

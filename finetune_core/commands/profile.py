@@ -99,7 +99,7 @@ def train_profile(
 def print_profile(found: Profile) -> None:
     """Print the answer, the table, the path of the selection, and the notes."""
     out.print(f"[bold]{escape(found.sentence)}[/bold]")
-    out.print(escape(found.in_words()))
+    out.print(escape(found.to_text()))
     print_table(*found.rows())
     if len(found.path) > 1:
         out.print("Selection, by validation images:")

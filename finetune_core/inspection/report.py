@@ -24,7 +24,7 @@ class Inspection:
     findings: tuple[Finding, ...]
     deep: "DeepReport | None"
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Describe the number and sizes of the images, and the origin of the split."""
         dataset, widths, heights = (
             self.dataset,
@@ -83,7 +83,7 @@ class Inspection:
         ]
 
     def __repr__(self) -> str:
-        return f"<Inspection: {self.in_words()} {pluralize(len(self.findings), 'finding')}>"
+        return f"<Inspection: {self.to_text()} {pluralize(len(self.findings), 'finding')}>"
 
     def _repr_html_(self) -> str:
         findings = (
@@ -92,7 +92,7 @@ class Inspection:
             else paragraphs("Nothing looks wrong.")
         )
         parts = [
-            paragraphs(self.in_words(), self.describe_edits()),
+            paragraphs(self.to_text(), self.describe_edits()),
             table(*self.class_rows()),
             findings,
         ]

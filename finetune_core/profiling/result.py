@@ -308,7 +308,7 @@ class Profile:
             found.append("With one seed each, the intervals leave out what other seeds change.")
         return tuple(found)
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Describe the images that the gains were measured on."""
         kind = "test" if self.split == TEST else "validation"
         copies = (
@@ -376,7 +376,7 @@ class Profile:
             paragraphs(self.sentence, *self.notes)
             + table(*self.rows())
             + table(*self.path_rows())
-            + paragraphs(self.in_words())
+            + paragraphs(self.to_text())
         )
 
     def to_json(self) -> dict[str, Any]:

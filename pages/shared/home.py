@@ -72,8 +72,8 @@ def _describe_result(run: Run, runs: Sequence[Run]) -> str:
     """Return the run's accuracy with its reference points; empty before the first epoch."""
     if not (accuracy := run_accuracy(run)):
         return ""
-    beside = reference_points(run, runs).in_words()
-    return f" · **{accuracy.in_words()}**" + (
+    beside = reference_points(run, runs).to_text()
+    return f" · **{accuracy.to_text()}**" + (
         f" :gray[· {escape_markdown(beside)}]" if beside else ""
     )
 

@@ -88,7 +88,7 @@ def test_the_best_run_is_chosen_on_validation_and_reported_on_test_images(finish
 def test_a_best_run_that_is_the_linear_probe_stands_once(finished):
     run, probe = finished(0.7, 0.7), finished(0.8, 0.8, strategy="linear_probe")
     known = reference_points(run, [run, probe])
-    assert known.in_words() == "majority class 20.0 %, linear probe 80.0 %"
+    assert known.to_text() == "majority class 20.0 %, linear probe 80.0 %"
     assert known.to_json()["best_run"] == {"accuracy": 0.8, "run_id": probe.run_id}
 
 
@@ -102,9 +102,9 @@ def test_words_name_the_images_and_how_the_best_was_trained(finished):
 
 
 def test_a_run_is_known_by_its_test_accuracy_where_it_has_one(finished):
-    assert run_accuracy(finished(0.7, 0.9)).in_words() == "test accuracy 70.0 %"
+    assert run_accuracy(finished(0.7, 0.9)).to_text() == "test accuracy 70.0 %"
     untested = finished(None, 0.9)
-    assert run_accuracy(untested).in_words() == "validation accuracy 90.0 %"
+    assert run_accuracy(untested).to_text() == "validation accuracy 90.0 %"
     assert reference_points(untested, []).split == "val"
 
 

@@ -291,7 +291,7 @@ def test_flips_at_test_time_are_measured_at_a_click_and_shown_again(runs, wait_u
     assert "It was not trained on mirror images" in unescaped_text(at)
     press(at, "Evaluate with flips")
     wait_until_finished(at)
-    lines = [one.in_words() for one in evaluate_flips(runs[0])]
+    lines = [one.to_text() for one in evaluate_flips(runs[0])]
     assert len(lines) == 2
     for page in (at, open_page("evaluate", **query)):
         assert all(line in unescaped_text(page) for line in lines)

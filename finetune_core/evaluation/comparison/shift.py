@@ -66,7 +66,7 @@ class ShiftComparison:
             if isinstance(self.other, Shift)
             else []
         )
-        return [*of_data, *self.shared.in_words()]
+        return [*of_data, *self.shared.to_sentences()]
 
     def to_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per arm, formatted as text."""

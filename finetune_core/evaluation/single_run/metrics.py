@@ -46,7 +46,7 @@ class Evaluation:
     per_class: pd.DataFrame
     predictions: pd.DataFrame
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Return one line: the accuracy with its interval, and the loss."""
         return (
             f"{accuracy_name(self.split)} {format_percent(self.accuracy)} on "
@@ -55,10 +55,10 @@ class Evaluation:
         )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.in_words()}>"
+        return f"<{type(self).__name__}: {self.to_text()}>"
 
     def _repr_html_(self) -> str:
-        return paragraphs(self.in_words()) + table(*self.class_table())
+        return paragraphs(self.to_text()) + table(*self.class_table())
 
     def class_table(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per class, formatted as text."""

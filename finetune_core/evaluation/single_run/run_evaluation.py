@@ -113,7 +113,7 @@ class RunEvaluation(Evaluation):
 
     def _repr_html_(self) -> str:
         parts = [
-            paragraphs(self.in_words(), self.beside(), *self.list_caveats()),
+            paragraphs(self.to_text(), self.beside(), *self.list_caveats()),
             table(*self.scores.to_rows(self.split)),
             paragraphs(self.describe_absent_classes()),
         ]

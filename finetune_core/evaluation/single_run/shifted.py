@@ -102,13 +102,17 @@ class ShiftedEvaluation(RunEvaluation):
             "points)"
         )
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Return one line: the accuracy with its interval, the loss, and the drop."""
-        return f"{super().in_words()}, {self.describe_drop()}"
+        return f"{super().to_text()}, {self.describe_drop()}"
 
     def list_caveats(self) -> list[str]:
         """Return notes to read before the numbers, with what was left out."""
-        return [*self.own.list_caveats(), *describe_left_out(self.shift), *self.shared.in_words()]
+        return [
+            *self.own.list_caveats(),
+            *describe_left_out(self.shift),
+            *self.shared.to_sentences(),
+        ]
 
     def reference_points(self) -> None:
         """Return None: there are no reference points on other images."""

@@ -231,4 +231,4 @@ def _format_costs(forecast: Forecast | None) -> str:
 
 def _format_best_run(run: Run | None) -> str:
     accuracy = run_accuracy(run) if run else None
-    return f"best run: {accuracy.in_words()}" if accuracy else ""
+    return f"best run: {accuracy.to_text()}" if accuracy else ""
