@@ -377,7 +377,7 @@ def measure_listing(part: Part, folder: Path) -> None:
     store = RunStore(folder)
     for name in ("list", "list_again"):
         with part.time_span(name):
-            runs, damaged = store.all()
+            runs, damaged = store.list_all()
         if damaged:
             raise RuntimeError(damaged[0].reason)
     part.found["runs"] = len(runs)

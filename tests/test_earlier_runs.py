@@ -29,7 +29,7 @@ def runs(tmp_path):
         )
     store = RunStore(tmp_path / "runs")
     assert not store.list_damaged()
-    return sorted(store.runs(), key=lambda run: run.run_id)
+    return sorted(store.list_runs(), key=lambda run: run.run_id)
 
 
 def test_they_open_as_they_ended(runs):

@@ -306,7 +306,7 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
     tiny = ordering()
     result = run_ordering(tiny, "offline", 2, tmp_path)
     store = RunStore(tmp_path / "runs")
-    runs = store.runs()
+    runs = store.list_runs()
     assert len(runs) == 6
     assert result.why == ""
     accuracies = {}
@@ -321,7 +321,7 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
     assert result.judged[1].difference.value == pytest.approx(shifted["wise"] - shifted["full"])
     again = run_ordering(tiny, "offline", 2, tmp_path)
     assert again.to_json() == result.to_json()
-    assert len(store.runs()) == 6
+    assert len(store.list_runs()) == 6
     json.dumps(result.to_json())
     assert "| full > probe | test images |" in result.to_text()
 
@@ -346,7 +346,7 @@ def test_all_arms_go_on_from_one_run_and_one_that_was_stopped_is_gone_on_with(tm
     )
     found = train_ordering(blocks, blocks.offline, 1, tmp_path)
     source = next(
-        run for run in RunStore(tmp_path / "runs").runs() if run.config.strategy == "full"
+        run for run in RunStore(tmp_path / "runs").list_runs() if run.config.strategy == "full"
     )
     for [run] in found.arms.values():
         assert run.config.from_run == str(source.run_dir)

@@ -122,7 +122,7 @@ def _prepare_folders(ordering: Ordering, setup: Setup, base: Path) -> Folders:
 
 def _find_or_train(config: RunConfig, store: RunStore) -> Run:
     """Return the finished run of a config. If there is none, resume or train one."""
-    existing = [run for run in store.runs() if run.config == config]
+    existing = [run for run in store.list_runs() if run.config == config]
     if finished := [run for run in existing if run.status == "finished"]:
         return finished[0]
     err.print(

@@ -106,7 +106,7 @@ def reference_points(
     """
     known = run_accuracy(run)
     split = split or (known.split if known else "val")
-    others = RunStore(run.run_dir.parent).runs() if runs is None else runs
+    others = RunStore(run.run_dir.parent).list_runs() if runs is None else runs
     alike = [other for other in others if is_on_same_images(other, run)]
     best = best_run(alike)
     return ReferencePoints(

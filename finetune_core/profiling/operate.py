@@ -153,7 +153,7 @@ class FinishedRuns(Mapping[str, Outcome]):
         self._dataset = dataset
         self.runs = {
             run_key(run.config): run
-            for run in reversed(store.runs())
+            for run in reversed(store.list_runs())
             if run.status == "finished" and run.started["fingerprint"] == dataset.fingerprint
         }
         self._read: dict[str, Outcome] = {}

@@ -21,7 +21,7 @@ from pages.shared.runs.labels import run_title
 
 def draw_home() -> None:
     """Draw everything below the page's title."""
-    runs, damaged = store().all()
+    runs, damaged = store().list_all()
     with st.container(border=True):
         offers_data = draw_first_comparison(runs)
     if offers_data:

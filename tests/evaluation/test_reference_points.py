@@ -113,7 +113,7 @@ def test_a_trained_run_records_what_the_majority_class_follows_from(tmp_path, ca
     folder = shared_images(red=30, blue=10)
     tuned, probe = tiny_config(folder), tiny_config(folder, strategy="linear_probe")
     run_dir, probe_dir = (copy_run(trained_run(one).run_dir, tmp_path) for one in (tuned, probe))
-    run = RunStore(tmp_path).read(run_dir)
+    run = RunStore(tmp_path).load_run(run_dir)
     table = load_dataset(folder).table
     share = (table.loc[table["split"] == "test", "class"] == "red").mean()
     known = reference_points(run)
@@ -126,7 +126,7 @@ def test_a_trained_run_records_what_the_majority_class_follows_from(tmp_path, ca
     print_evaluation(result)
     printed = " ".join(capsys.readouterr().out.split())
     assert known.to_sentence() in printed
-    stores = [RunStore(tmp_path).read(folder) for folder in (run_dir, probe_dir)]
+    stores = [RunStore(tmp_path).load_run(folder) for folder in (run_dir, probe_dir)]
     compared = compare_runs(stores)
     assert compared.to_json()["majority_class"] == pytest.approx(share)
     footnote = f"Always predicting the most frequent class: {format_percent(share)}."

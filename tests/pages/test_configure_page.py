@@ -517,8 +517,8 @@ def test_lora_shows_its_settings_and_tints_its_stages(configure, drawn_stages):
 def test_lora_is_trained_as_the_form_says(configure):
     at = configure({"lora_from": "block7"}, strategy="lora", lora_rank=4, epochs=1)
     button(at, "Start training").click().run()
-    wait_until(lambda: all(run.history.end for run in RunStore(paths.runs_dir()).runs()))
-    (run,) = RunStore(paths.runs_dir()).runs()
+    wait_until(lambda: all(run.history.end for run in RunStore(paths.runs_dir()).list_runs()))
+    (run,) = RunStore(paths.runs_dir()).list_runs()
     assert (run.status, run.config.lora_from, run.config.lora_rank) == ("finished", "block7", 4)
     tensors, _ = load_checkpoint(run.run_dir, "best")
     whole = {name for name in tensors if "lora" not in name}

@@ -65,7 +65,7 @@ def in_its_home(trained, monkeypatch):
 
 @pytest.fixture
 def run(trained, in_its_home):
-    return RunStore(trained[0] / "runs").run("tested")
+    return RunStore(trained[0] / "runs").get_run("tested")
 
 
 def opened(run_id="tested", view="Mistakes"):

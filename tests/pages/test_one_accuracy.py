@@ -51,7 +51,7 @@ def test_a_run_has_the_same_accuracy_on_every_page(runs):
 def test_without_test_images_it_is_the_validation_accuracy():
     config = tiny_config(shared_images(), test_fraction=0)
     run = place_run(trained_run(config), "run-untested")
-    assert RunStore(paths.runs_dir()).run(run.run_id)
+    assert RunStore(paths.runs_dir()).get_run(run.run_id)
     assert f"**{run_accuracy(run).to_text()}**" in unescaped_text(open_page("home"))
     assert "validation accuracy" in run_accuracy(run).to_text()
     rows = open_page("runs").dataframe[0].value

@@ -37,7 +37,7 @@ def few_images(tmp_path):
 
 
 def runs():
-    return RunStore(paths.runs_dir()).runs()
+    return RunStore(paths.runs_dir()).list_runs()
 
 
 def wait_for_job(at):

@@ -115,7 +115,7 @@ def test_what_the_executor_refuses_is_no_run(submitted):
     wait_until(lambda: not worker.list_queues())
     with pytest.raises(ConfigError, match="too many"):
         worker.resume(ids[0], devices=2)
-    assert [run.run_id for run in RunStore(worker.runs_dir).runs()] == ids
+    assert [run.run_id for run in RunStore(worker.runs_dir).list_runs()] == ids
 
 
 def test_a_place_that_comes_later_is_used(submitted):
@@ -130,5 +130,5 @@ def test_a_run_that_waits_is_cancelled_without_the_executor(submitted):
     worker, executor, ids = submitted(1, 2)
     wait_until(lambda: executor.going == ids[:1])
     worker.cancel(ids[1])
-    assert RunStore(worker.runs_dir).run(ids[1]).status == "cancelled"
+    assert RunStore(worker.runs_dir).get_run(ids[1]).status == "cancelled"
     assert ids[1] not in executor.let_go

@@ -57,7 +57,7 @@ def collect_evidence(
     """
     layers = tuple(load_layers(representative_run(arm.runs)) for arm in comparison.arms)
     if runs is None:
-        runs = RunStore(comparison.arms[0].runs[0].run_dir.parent).runs()
+        runs = RunStore(comparison.arms[0].runs[0].run_dir.parent).list_runs()
     profiled = frozenset(
         f"{run.config.data} {features_key(run.config)}"
         for run in runs

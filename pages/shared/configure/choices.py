@@ -85,7 +85,7 @@ class ChoiceContext:
 def collect_context(dataset: Dataset | None, *, timed: bool) -> ChoiceContext:
     """Collect the facts for a data set from this person's runs."""
     person = owner()
-    own_runs = (run for run in store().runs() if run.owner == person)
+    own_runs = (run for run in store().list_runs() if run.owner == person)
     return ChoiceContext(
         dataset, timed, find_best_runs(own_runs, dataset.fingerprint) if dataset else {}
     )

@@ -357,7 +357,7 @@ def _draw_run_field() -> None:
 
 
 def _list_start_runs() -> list[Run]:
-    finished = [run for run in store().runs() if run.status == "finished"]
+    finished = [run for run in store().list_runs() if run.status == "finished"]
     single = [run for run in finished if not run.config.is_ensemble]
     return [run for run in single if STRATEGIES[run.config.strategy].fits != "nearest_neighbours"]
 

@@ -129,7 +129,7 @@ def _find_finished(fingerprint: str) -> dict[str, str]:
     """Return the id of each finished run on a data set, by the result that the run computes."""
     return {
         _result_key(run.config): run.run_id
-        for run in store().all()[0]
+        for run in store().list_all()[0]
         if run.status == "finished" and run.started["fingerprint"] == fingerprint
     }
 

@@ -39,7 +39,7 @@ def is_behind(run: Run) -> bool:
         if run.run_id in ids:
             return ids[0] != run.run_id
     # Another program has the run: all that is known is whether anything trains.
-    return any(one.status in ("running", "waiting") for one in store().runs())
+    return any(one.status in ("running", "waiting") for one in store().list_runs())
 
 
 @st.cache_resource(show_spinner=False)

@@ -108,7 +108,7 @@ def _load_remaining(run_ids: Sequence[str]) -> list[Run]:
     found = []
     for run_id in run_ids:
         with suppress(RunError):
-            found.append(store().run(run_id))
+            found.append(store().get_run(run_id))
     return found
 
 

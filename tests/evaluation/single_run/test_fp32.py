@@ -40,7 +40,7 @@ def stopped_once(native_bf16, home_of_shared_fixtures, tmp_path_factory):
 def stopped(stopped_once, tmp_path):
     """Return ``stopped()``, which reads a copy of the run in its current state."""
     copy = copy_run(stopped_once, tmp_path / "runs")
-    return lambda: RunStore(copy.parent).run(copy.name)
+    return lambda: RunStore(copy.parent).get_run(copy.name)
 
 
 @pytest.mark.train
