@@ -118,7 +118,7 @@ class Comparison:
         if self.advised is None or self.optimism is None:
             return ""
         least = 0.001  # the smallest value that is shown
-        by = self.measure.size(max(self.optimism, least))
+        by = self.measure.format_difference(max(self.optimism, least))
         return (
             f"{quote(self.arms[self.advised].title)} was chosen on these images, so its "
             f"{metric_text(self.measure, self.split)} is optimistic: choosing the best flatters "

@@ -198,7 +198,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             _explain_no_spread(arm)
             if arm.seed_deviation is None
             else f"{measure.format_value(low)} to {measure.format_value(high)} (± "
-            f"{measure.size(arm.seed_deviation)})"
+            f"{measure.format_difference(arm.seed_deviation)})"
         )
         cost = arm.cost
         rows.append(
@@ -291,7 +291,7 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}",
-            pair.measure.size(pair.difference),
+            pair.measure.format_difference(pair.difference),
             _format_interval(pair, pair.strategies) if pair.strategies else "not compared yet",
             _format_p_value(pair.strategies.holm_p) if pair.strategies else "–",
             _format_interval(pair, pair.networks),
@@ -308,7 +308,7 @@ def _format_interval(pair: Pair, verdict: PairVerdict) -> str:
     _, low, high = pair.measure.to_difference(
         verdict.claim.gain, verdict.claim.low, verdict.claim.high
     )
-    return f"{pair.measure.size(low)} to {pair.measure.size(high)}"
+    return f"{pair.measure.format_difference(low)} to {pair.measure.format_difference(high)}"
 
 
 def _format_p_value(p: float) -> str:

@@ -158,7 +158,7 @@ def make_axes_table(
         for interval, text in (
             (arm.score, measure.format_value),
             (other, measure.format_value),
-            (arm_drop(arm, other), measure.size),
+            (arm_drop(arm, other), measure.format_difference),
         ):
             cells += [text(interval.value), f"{text(interval.low)} to {text(interval.high)}"]
         rows.append(cells)
