@@ -39,7 +39,7 @@ start_page(
 
 def draw_overview(dataset: Dataset) -> None:
     """Draw the data set in one line, its classes, and some of its images."""
-    table, counts = dataset.table, dataset.counts()
+    table, counts = dataset.table, dataset.count_images()
     facts = [
         pluralize(len(table), "image"),
         pluralize(len(dataset.classes), "class", "classes"),
@@ -101,7 +101,7 @@ def draw_next_steps(dataset: Dataset) -> None:
 def draw_classes_and_splits(dataset: Dataset, data: str) -> None:
     """Draw tables of counts and sizes, the form that renames classes, and the split."""
     with st.expander("Counts and image sizes as tables"):
-        st.dataframe(dataset.counts().rename(columns=SPLIT_TITLES))
+        st.dataframe(dataset.count_images().rename(columns=SPLIT_TITLES))
         sizes = (
             dataset.table.groupby(["width", "height"]).size().sort_values(ascending=False).head(50)
         )

@@ -102,7 +102,7 @@ def load_run_images(
     keys = table["content"].to_numpy(np.uint64)
     info = backbone_info_for(config)
     decoding = decode_pixels(
-        dataset.paths(table), keys, all_rows, info.get_resize(config.image_size)
+        dataset.get_paths(table), keys, all_rows, info.get_resize(config.image_size)
     )
     pixels = yield from with_phase("decode", decoding)
     rows = {

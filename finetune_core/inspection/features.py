@@ -96,7 +96,7 @@ def _compute_features(
     name = _table_name(network, device, image_size)
     unique_rows = np.unique(keys, return_index=True)[1]
     needed = unique_rows[CACHE.table(name).missing(keys[unique_rows])]
-    paths = dataset.paths(dataset.table)
+    paths = dataset.get_paths(dataset.table)
     decoding = decode_pixels(paths, keys, needed, network.info.get_resize(image_size))
     pixels = yield from with_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))

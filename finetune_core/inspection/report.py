@@ -44,7 +44,7 @@ class Inspection:
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per class: its images by split."""
-        counts = self.dataset.counts()
+        counts = self.dataset.count_images()
         return ["Class", *counts.columns], [
             [str(name), *(f"{count:,}" for count in row)] for name, row in counts.iterrows()
         ]
@@ -111,7 +111,7 @@ class Inspection:
             "data": str(dataset.root),
             "images": len(dataset.table),
             "classes": list(dataset.classes),
-            "counts": {name: row.to_dict() for name, row in dataset.counts().iterrows()},
+            "counts": {name: row.to_dict() for name, row in dataset.count_images().iterrows()},
             "splits": dataset.split_counts,
             "given_splits": dataset.given_splits,
             "width": [int(widths.min()), int(widths.max())],

@@ -594,7 +594,7 @@ def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, P
 
     def decode_rows(rows: np.ndarray) -> Generator[Event, None, Pixels]:
         work = decode_pixels(
-            prepared.dataset.paths(prepared.dataset.table),
+            prepared.dataset.get_paths(prepared.dataset.table),
             prepared.content,
             rows,
             resize,

@@ -224,7 +224,7 @@ def _time_per_image(run: Callable[[], object], batch: int) -> float:
 
 def _time_decoding(dataset: Dataset, image_size: int) -> float:
     table = dataset.table[dataset.table["split"] == TRAIN]
-    sample = dataset.paths(table.sample(min(_DECODED, len(table)), random_state=0))
+    sample = dataset.get_paths(table.sample(min(_DECODED, len(table)), random_state=0))
 
     def read(path: Path) -> None:
         try:

@@ -46,7 +46,9 @@ def mean_colours(monkeypatch):
 
     def compute(dataset, backbone, image_size, fit):
         yield Step(0, 1, "features")
-        squares = [read_square(path, Resize(8, fit=fit)) for path in dataset.paths(dataset.table)]
+        squares = [
+            read_square(path, Resize(8, fit=fit)) for path in dataset.get_paths(dataset.table)
+        ]
         values = np.stack(squares).reshape(len(squares), -1, 3).mean(axis=1) / 255
         return Features(np.arange(len(values)), ("stem",), (values.astype(np.float32),))
 

@@ -122,7 +122,7 @@ def test_a_head_that_is_a_convolution_is_replaced_by_a_linear_one(tmp_path):
 def test_an_image_is_explained_by_the_stages_that_are_there():
     run = fitted_run()
     dataset = load_dataset(run.config.data)
-    explained = explain(load_predictor(run), dataset.paths(dataset.table)[0], [0, 1])
+    explained = explain(load_predictor(run), dataset.get_paths(dataset.table)[0], [0, 1])
     assert explained.layer in {"conv1", "layer1", STAGE}
 
 
