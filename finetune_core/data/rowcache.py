@@ -244,7 +244,7 @@ class Lookup:
         """
         return len(self._number_rows(positions)[0]) * self.row_bytes
 
-    def on(self, device: torch.device, positions: np.ndarray) -> "Lookup":
+    def copy_to(self, device: torch.device, positions: np.ndarray) -> "Lookup":
         """Copy the rows of some positions to a device, as one block.
 
         In the copy, other positions have no row. Every given position must have one.

@@ -114,7 +114,7 @@ def _compute_batches(
             numbers: torch.Tensor, batch: np.ndarray = batch, loaded: torch.Tensor = loaded
         ) -> torch.Tensor:
             first, last = int(numbers[0]), int(numbers[-1]) + 1
-            inputs = device.take(feed.finish(loaded[first:last], batch[first:last]))
+            inputs = device.move_inputs(feed.finish(loaded[first:last], batch[first:last]))
             with device.autocast():
                 return forward(pad_batch(inputs, len(numbers)))
 

@@ -195,7 +195,7 @@ class Job:
     ) -> Inputs:
         for rows, loaded in load_batches(load, batches, self.device):
             with explain_out_of_memory(TOO_LARGE_A_BATCH):
-                inputs = self.device.take(self.source.finish(loaded, rows, version))
+                inputs = self.device.move_inputs(self.source.finish(loaded, rows, version))
             yield rows, inputs
 
 

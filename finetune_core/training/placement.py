@@ -64,7 +64,7 @@ def place_lookups(
 
 def _move_lookup(lookup: Lookup, device: torch.device, known_rows: np.ndarray) -> Lookup:
     try:
-        return lookup.on(device, known_rows)
+        return lookup.copy_to(device, known_rows)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -161,7 +161,9 @@ def _decode_sample(
     trunk = _get_trunk(job)
 
     def answer(images: torch.Tensor) -> np.ndarray:
-        return trunk(job.device.take(images)).float().cpu().numpy() if trunk else images.numpy()
+        return (
+            trunk(job.device.move_inputs(images)).float().cpu().numpy() if trunk else images.numpy()
+        )
 
     with torch.no_grad():
         inputs = yield from report_progress(

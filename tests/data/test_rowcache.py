@@ -110,7 +110,7 @@ def test_rows_on_a_device_are_those_of_all_blocks_each_once(cache):
     lookup = cache.table("t").lookup(np.concatenate([KEYS, KEYS]))
     positions = np.array([25, 3, 17, 5, 13])  # the first is a second time the fourth
     assert lookup.count_bytes(positions) == 4 * lookup.row_bytes
-    there = lookup.on(torch.device("cpu"), positions)
+    there = lookup.copy_to(torch.device("cpu"), positions)
     assert torch.equal(there.batch(positions), ROWS[[5, 3, 17, 5, 13]])
     assert sorted(there.blocks[0].keys) == sorted(KEYS[[3, 5, 13, 17]])
     assert not there.has_rows(np.array([0]))
@@ -356,7 +356,7 @@ def test_no_positions_have_no_rows(cache):
     fill_table(cache)
     nothing = np.empty(0, int)
     lookup = cache.table("t").lookup(KEYS)
-    for held in (lookup, lookup.on(torch.device("cpu"), nothing)):
+    for held in (lookup, lookup.copy_to(torch.device("cpu"), nothing)):
         assert held.batch(nothing).shape == (0, 3, 4, 4)
         assert held.count_bytes(nothing) == 0
         assert held.row_bytes == 3 * 4 * 4 * 4

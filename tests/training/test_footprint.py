@@ -93,7 +93,9 @@ def test_what_lies_on_the_gpu_is_not_counted_as_the_programs_memory(stepped, mon
     assert seen.device == 1_000_000 + step
     assert seen.host == whole.host - step
     elsewhere = copy.deepcopy(job.network.model).to("meta")
-    lookups = [lookup.on(torch.device("meta"), job.rows["train"]) for lookup in job.source.lookups]
+    lookups = [
+        lookup.copy_to(torch.device("meta"), job.rows["train"]) for lookup in job.source.lookups
+    ]
     moved = replace(
         on_gpu,
         network=replace(job.network, model=elsewhere),

@@ -64,7 +64,7 @@ def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(cache):
     torch.testing.assert_close(shown, fed, atol=1e-5, rtol=1e-5)
     assert images.pixels.resize == Resize(64, "bicubic")
     logits = predictor.network.model(fed).detach()
-    np.testing.assert_allclose(predictor.probabilities(files), logits.softmax(1), atol=1e-5)
+    np.testing.assert_allclose(predictor.predict_proba(files), logits.softmax(1), atol=1e-5)
     stored = load_predictions(run.run_dir).set_index("id")["logits"]
     np.testing.assert_allclose(np.stack(stored[ids].tolist()), logits, atol=1e-4)
 
@@ -109,7 +109,7 @@ def test_a_run_on_padded_images_sees_what_a_crop_hides(wide, cache):
     shown = network_input(file, predictor.network.info, 32)
     np.testing.assert_array_equal(shown.image, read_square(file, Resize(32, fit="pad")))
     logits = predictor.network.model(shown.tensor[None]).detach()
-    np.testing.assert_allclose(predictor.probabilities([file]), logits.softmax(1), atol=1e-5)
+    np.testing.assert_allclose(predictor.predict_proba([file]), logits.softmax(1), atol=1e-5)
 
 
 @pytest.mark.train

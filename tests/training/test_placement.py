@@ -77,7 +77,7 @@ def images(lookup, device, config):
 
 def test_rows_on_a_device_are_those_that_were_asked_for(lookup):
     asked = np.array([17, 3, 9, 3])
-    held = lookup.on(torch.device("cpu"), asked)
+    held = lookup.copy_to(torch.device("cpu"), asked)
     assert len(held.blocks) == 1
     assert held.blocks[0].keys.tolist() == KEYS[[3, 9, 17]].tolist()
     assert torch.equal(held.batch(asked), lookup.batch(asked))
@@ -90,7 +90,7 @@ def test_equal_images_under_several_names_are_held_once(tmp_path):
     cache = RowCache(lambda: tmp_path)
     finish(cache.fill("t", KEYS[:2], iter([(np.arange(2), squares()[:2])])))
     lookup = cache.table("t").lookup(KEYS[[0, 1, 0]])
-    held = lookup.on(torch.device("meta"), np.arange(3))
+    held = lookup.copy_to(torch.device("meta"), np.arange(3))
     assert len(held.blocks[0].rows) == 2
 
 
@@ -106,7 +106,7 @@ def test_equal_images_under_several_names_are_held_once(tmp_path):
 )
 def test_lookups_are_placed_on_the_device_as_long_as_there_is_room(lookup, room, where):
     row = SIDE * SIDE * 3
-    both = [lookup, lookup.on(torch.device("cpu"), np.arange(8))]
+    both = [lookup, lookup.copy_to(torch.device("cpu"), np.arange(8))]
     found = place_lookups(both, np.arange(20), torch.device("meta"), room * row)
     assert [one.blocks[0].rows.device.type for one in found] == where
     # what the second one lacks, it still lacks

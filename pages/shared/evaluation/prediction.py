@@ -127,7 +127,7 @@ def _load_neighbourhood(run_id: str, changed: int, written: int) -> Neighbourhoo
 # Every click on the page asks for all images again. So results are cached by the image's content.
 @st.cache_data(max_entries=500, show_spinner=False)
 def _compute_probabilities(run_id: str, changed: int, image: bytes) -> np.ndarray:
-    probabilities: np.ndarray = get_predictor(store().get_run(run_id)).probabilities([image])[0]
+    probabilities: np.ndarray = get_predictor(store().get_run(run_id)).predict_proba([image])[0]
     return probabilities
 
 

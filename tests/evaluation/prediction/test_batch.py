@@ -62,7 +62,7 @@ def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predic
     assert {one.unlike for one in predictions} == {None}
     readable = [one for one in predictions if one.probabilities is not None]
     found = np.stack([one.probabilities for one in readable])
-    alone = predictor.probabilities([strangers / one.file for one in readable])
+    alone = predictor.predict_proba([strangers / one.file for one in readable])
     np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-5)
 
 

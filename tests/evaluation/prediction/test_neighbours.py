@@ -71,7 +71,7 @@ def test_neighbours_are_of_the_images_own_class(run, looks, near):
 def test_the_encoder_says_what_the_network_says(run, looks):
     some = list_files(run, "red")[:3]
     result = np.stack([looks.encode_image(file)[1] for file in some])
-    np.testing.assert_allclose(result, looks.predictor.probabilities(some), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result, looks.predictor.predict_proba(some), rtol=1e-4, atol=1e-6)
     with pytest.raises(ImageError):
         looks.encode_image(b"hello")
 
