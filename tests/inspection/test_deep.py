@@ -101,7 +101,9 @@ def test_clean_digits_have_few_suspects_no_strays_and_like_neighbours(inspect_di
     assert find_finding(report, "outliers") is None
     embeddings = report.embeddings
     some = embeddings.ids[::60]
-    same = [sample[0] == other[0] for sample in some for other, _ in embeddings.nearest(sample, 5)]
+    same = [
+        sample[0] == other[0] for sample in some for other, _ in embeddings.find_nearest(sample, 5)
+    ]
     assert len(same) == 5 * len(some)
     assert np.mean(same) > 0.7
 

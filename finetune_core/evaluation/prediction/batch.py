@@ -248,7 +248,7 @@ def _make_forward(
         if known is None:
             return [(row, None) for row in predictor.predict_proba_tensor(squares, forward)]
         features, probabilities = encoder.encode_batch(squares)
-        return list(zip(probabilities, neighbourhood.unlike(features).tolist(), strict=True))
+        return list(zip(probabilities, neighbourhood.find_unlike(features).tolist(), strict=True))
 
     return evaluate
 

@@ -46,4 +46,4 @@ def _predict_frame(predictor: Predictor, known: Known | None, frame: bytes) -> F
         return FramePrediction(predictor.predict_proba([frame])[0], None)
     encoder, neighbourhood = known
     features, probabilities = encoder.encode_image(frame)
-    return FramePrediction(probabilities, bool(neighbourhood.unlike(features[None])[0]))
+    return FramePrediction(probabilities, bool(neighbourhood.find_unlike(features[None])[0]))

@@ -147,7 +147,9 @@ class Neighbourhood:
         rank = int(np.ceil((count + 1) * (1 - self.error / parts) - 1e-9))
         return self.usual[:, rank - 1]
 
-    def nearest(self, features: np.ndarray, count: int = _NEAREST) -> tuple[np.ndarray, np.ndarray]:
+    def find_nearest(
+        self, features: np.ndarray, count: int = _NEAREST
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the training images that are nearest by the network's own features.
 
         Args:
@@ -161,7 +163,7 @@ class Neighbourhood:
         order = np.argsort(distances, kind="stable")[:count]
         return order, distances[order]
 
-    def unlike(self, features: np.ndarray) -> np.ndarray:
+    def find_unlike(self, features: np.ndarray) -> np.ndarray:
         """Return which images are farther away than nearly all validation images.
 
         Args:

@@ -164,7 +164,7 @@ def _draw_similar(dataset: Dataset, chosen: set[str], key: str) -> None:
         )
     if sample is None:
         return
-    neighbours = report.embeddings.nearest(sample, _NEAREST)
+    neighbours = report.embeddings.find_nearest(sample, _NEAREST)
     classes, splits = dataset.by_id["class"], dataset.by_id["split"]
 
     def picture(index: int) -> Picture:

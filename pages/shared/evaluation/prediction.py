@@ -228,7 +228,7 @@ def _draw_answer(
     order = probabilities.argsort()[::-1][:_SHOWN]
     best = classifier.classes[order[0]]
     st.markdown(f"## {escape_markdown(_shorten(best))} · {format_percent(probabilities[order[0]])}")
-    if encoded and encoded.neighbourhood.unlike(encoded.features[None])[0]:
+    if encoded and encoded.neighbourhood.find_unlike(encoded.features[None])[0]:
         st.warning(
             "Unlike anything in training: farther from the training images than "
             f"{format_percent(1 - encoded.neighbourhood.error, 0)} of the validation images are. "
@@ -274,7 +274,7 @@ def _draw_grad_cam(name: str, image: bytes, classifier: Classifier, best: int) -
 
 
 def _draw_neighbours(key: str, classifier: Classifier, encoded: EncodedImage) -> None:
-    rows, _ = encoded.neighbourhood.nearest(encoded.features, _NEAREST)
+    rows, _ = encoded.neighbourhood.find_nearest(encoded.features, _NEAREST)
     st.markdown(
         "**Nearest training images**",
         help="By cosine distance between features, just before the head.",
