@@ -262,7 +262,7 @@ def measure_rows(part: Part, data: Path) -> None:
     with part.time_span("rows_opened"):
         table = RowCache(lambda: folder).table("features")
     with part.time_span("rows_looked_up"):
-        if table.missing(keys).any():
+        if table.find_missing(keys).any():
             raise RuntimeError("rows are missing")
         lookup = table.lookup(keys)
     with part.time_span("rows_read_at_random"):

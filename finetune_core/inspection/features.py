@@ -95,7 +95,7 @@ def _compute_features(
     keys = dataset.table["content"].to_numpy(np.uint64)
     name = _table_name(network, device, image_size)
     unique_rows = np.unique(keys, return_index=True)[1]
-    needed = unique_rows[CACHE.table(name).missing(keys[unique_rows])]
+    needed = unique_rows[CACHE.table(name).find_missing(keys[unique_rows])]
     paths = dataset.get_paths(dataset.table)
     decoding = decode_pixels(paths, keys, needed, network.info.get_resize(image_size))
     pixels = yield from with_phase("decode", decoding)
@@ -111,12 +111,12 @@ def _compute_features(
                 break
     table = CACHE.table(name)
     # Also checked at the end, because later blocks may have evicted earlier ones.
-    if table.missing(keys[np.setdiff1d(unique_rows, list(pixels.failed))]).any():
+    if table.find_missing(keys[np.setdiff1d(unique_rows, list(pixels.failed))]).any():
         raise DataError(
             "There is no room for the features of these images. Make room on the disk, or let "
             "THAW_CACHE_DISK_GB allow more."
         )
-    rows = np.flatnonzero(~table.missing(keys))
+    rows = np.flatnonzero(~table.find_missing(keys))
     if not len(rows):
         raise DataError("None of the images could be decoded.")
     values = table.lookup(keys).batch(rows).numpy()

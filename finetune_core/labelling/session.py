@@ -164,7 +164,7 @@ class Labelling:
                 None,
             )
         features = torch.from_numpy(values)
-        scale = Scale.of(features)
+        scale = Scale.fit(features)
         fit = fit_logistic(
             scale.transform(features),
             torch.from_numpy(targets),

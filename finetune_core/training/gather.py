@@ -171,7 +171,10 @@ class _Exchange:
                 sent,
                 {rank: place for rank, place in zip(numbers, parts, strict=True) if len(place)},
             )
-            yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(received)
+            yield (
+                np.concatenate([np.empty(0, int), *numbers.values()]),
+                self._layout.from_stored(received),
+            )
 
     def _pack_rows(self, given: np.ndarray) -> dict[int, torch.Tensor]:
         """Return the rows, of those given, that each other machine lacks, by machine."""

@@ -134,7 +134,7 @@ class Job:
         if not (len(own) and self.num_partners(batch)):
             return own, loaded
         for previous in np.roll(batch, -share.start)[::-1]:
-            partner, image = self.source.readable(previous[None], version)
+            partner, image = self.source.load_readable(previous[None], version)
             if len(partner):
                 break
         return np.concatenate([own, partner]), torch.cat([loaded, image])
@@ -146,7 +146,7 @@ class Job:
 
         A single image that is left of several is dropped: BatchNorm cannot train on it.
         """
-        left, loaded = self.source.readable(rows, version)
+        left, loaded = self.source.load_readable(rows, version)
         if len(left) == 1 < len(rows):
             return left[:0], loaded[:0]
         return left, loaded
@@ -163,7 +163,7 @@ class Job:
         batches = split_batches(self.rows[split], self.evaluation_batch)
         return self._on_device(
             batches[self.ranks.rank :: self.ranks.world_size],
-            lambda rows: self.source.readable(rows, None),
+            lambda rows: self.source.load_readable(rows, None),
             None,
         )
 

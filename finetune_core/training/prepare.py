@@ -544,7 +544,9 @@ def _find_rows_to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -
     These are its share of the rows that no machine has cached.
     """
     cut, ranks = cut_index(prepared.strategy), prepared.ranks
-    new = one.rows[find_cached_nowhere(ranks, tables.missing(cut, one.keys[one.rows], one.view))]
+    new = one.rows[
+        find_cached_nowhere(ranks, tables.find_missing(cut, one.keys[one.rows], one.view))
+    ]
     return find_uncached(
         tables,
         cut,
@@ -559,7 +561,7 @@ def _share_pass(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_
 
     Rows that another rank computes, or that come from another machine, are left out.
     """
-    missing = tables.missing(cut_index(prepared.strategy), one.keys[one.rows], one.view)
+    missing = tables.find_missing(cut_index(prepared.strategy), one.keys[one.rows], one.view)
     new = one.rows[find_cached_nowhere(prepared.ranks, missing)]
     own_rows = prepared.ranks.rank_rows(new, forward_batch_size(prepared.device))
     return replace(one, rows=one.rows[~missing | np.isin(one.rows, own_rows)]), len(one.rows) - len(

@@ -48,7 +48,9 @@ class CachedTrunk:
         """The activations that are held."""
         return self.plain, *self.views
 
-    def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
+    def load_readable(
+        self, rows: np.ndarray, version: int | None
+    ) -> tuple[np.ndarray, torch.Tensor]:
         """Return all of the rows and their activations.
 
         They are those of the unaugmented images where ``version`` is None or there are no views.
@@ -134,11 +136,11 @@ class TrunkTables:
         ).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
-    def missing(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
+    def find_missing(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
         """Return which keys have no row in the cache now, boolean ``[n]``."""
         name = self.name(cut, view)
         CACHE.refresh(name)
-        return CACHE.table(name).missing(keys)
+        return CACHE.table(name).find_missing(keys)
 
     def seconds_per_row(self, cut: int) -> float | None:
         """Return the time of one image from pixels to this cut.
@@ -190,7 +192,7 @@ def find_missing(
     tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = ""
 ) -> np.ndarray:
     """Return the wanted images whose output is not cached."""
-    rows: np.ndarray = wanted[tables.missing(cut, keys[wanted], view)]
+    rows: np.ndarray = wanted[tables.find_missing(cut, keys[wanted], view)]
     return rows
 
 
@@ -251,7 +253,7 @@ def fill_trunk(
             CACHE.table(name).seconds_per_row = seconds / len(rows)
     table = CACHE.table(name)
     # On a full disk the new rows may have displaced earlier ones.
-    if table.missing(keys[wanted]).any():
+    if table.find_missing(keys[wanted]).any():
         return None, elapsed
     return table.lookup(keys), elapsed
 

@@ -63,7 +63,7 @@ def test_no_images_are_no_error(paths, place):
     _, pixels = decode(paths)
     nothing = np.empty(0, int)
     assert pixels.batch(nothing).shape == (0, 3, 16, 16)
-    left, squares = pixels.readable(nothing)
+    left, squares = pixels.load_readable(nothing)
     assert (len(left), squares.shape) == (0, (0, 3, 16, 16))
     steps, pixels = decode([])
     assert (steps, pixels.failed) == ([], {})

@@ -67,7 +67,7 @@ def test_rows_come_back_as_they_were(cache, rows, where, monkeypatch):
 
 def test_rows_of_several_blocks_mix(cache):
     fill_table(cache, keys=KEYS[:12], rows=ROWS[:12])
-    assert cache.table("t").missing(KEYS).tolist() == [False] * 12 + [True] * 8
+    assert cache.table("t").find_missing(KEYS).tolist() == [False] * 12 + [True] * 8
     fill_table(cache, keys=KEYS[12:], rows=ROWS[12:])
     order = np.array([15, 2, 11, 12])
     assert torch.equal(cache.table("t").lookup(KEYS).batch(order), ROWS[order])
@@ -78,7 +78,7 @@ def test_an_abandoned_fill_leaves_nothing(cache, folder, disk_only):
     next(stream)
     stream.close()
     assert set(os.listdir(folder)) <= {MARKER}
-    assert cache.table("t").missing(KEYS).all()
+    assert cache.table("t").find_missing(KEYS).all()
 
 
 def test_another_process_finds_rows_on_disk(cache, folder, disk_only):
@@ -93,7 +93,7 @@ def test_keys_are_distinguished_to_the_last_bit(cache, folder, disk_only):
     for one in (cache, RowCache(lambda: folder)):
         table = one.table("t")
         assert torch.equal(table.lookup(keys).batch(np.arange(4)), ROWS[:4])
-        assert table.missing(keys ^ np.uint64(2)).all()
+        assert table.find_missing(keys ^ np.uint64(2)).all()
 
 
 def test_of_two_rows_of_a_key_the_newest_counts(cache):
@@ -169,7 +169,7 @@ def test_damaged_or_foreign_file_is_dropped_and_filled_again(cache, folder, disk
     fill_table(cache)
     DAMAGES[damage](next(folder.glob("*.rows")))
     again = RowCache(lambda: folder)
-    assert again.table("t").missing(KEYS).all()
+    assert again.table("t").find_missing(KEYS).all()
     if damage in ("flipped bit", "cut short", "no description", "fewer keys"):
         assert os.listdir(folder) == [MARKER]
     assert fill_table(again) == "disk"
@@ -183,7 +183,7 @@ def test_a_full_disk_means_nowhere_and_leaves_nothing(cache, folder, disk_only, 
     monkeypatch.setattr("os.fsync", full)
     assert fill_table(cache) is None
     assert set(os.listdir(folder)) <= {MARKER}
-    assert cache.table("t").missing(KEYS).all()
+    assert cache.table("t").find_missing(KEYS).all()
 
 
 def test_without_room_anywhere_nothing_is_computed(cache, disk_only, monkeypatch):
@@ -198,8 +198,8 @@ def test_the_least_recently_used_table_makes_room_in_memory(cache, monkeypatch):
     fill_table(cache, "used")
     kept = cache.table("old").lookup(KEYS)
     fill_table(cache, "new")
-    assert cache.table("used").missing(KEYS).all()
-    assert not cache.table("old").missing(KEYS).any()
+    assert cache.table("used").find_missing(KEYS).all()
+    assert not cache.table("old").find_missing(KEYS).any()
     assert cache.memory_bytes() <= 2.5 * size
     assert torch.equal(kept.batch(np.arange(20)), ROWS)
 
@@ -212,7 +212,7 @@ def test_oldest_files_make_room_on_disk_and_are_forgotten(cache, folder, disk_on
     (file,) = folder.glob("*.rows")
     assert file.name.split("-")[1] == "new"
     assert file.stat().st_size == size
-    assert cache.table("old").missing(KEYS).all()
+    assert cache.table("old").find_missing(KEYS).all()
 
 
 def test_rows_that_a_run_still_reads_count_towards_the_budget(cache, monkeypatch):
@@ -336,7 +336,7 @@ def test_threads_that_fill_one_table_never_read_each_others_rows(cache, where, m
         for end in range(images, len(own) + 1, images):
             some, known = own[end - images : end], own[:end]
             assert finish(cache.fill("t", some, batches(make_rows_of_keys(some)))) == where
-            assert not table.missing(known).any()
+            assert not table.find_missing(known).any()
             read = table.lookup(known).batch(np.arange(len(known)))
             assert torch.equal(read, make_rows_of_keys(known))
             found = table.lookup(keys)

@@ -138,7 +138,7 @@ def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(lookup, 
         place_lookups(source.lookups, np.arange(20), META.torch_device, 10**9)
     )
     with Travelled() as travelled:
-        rows, loaded = held.readable(np.array([2, 9, 15]), version)
+        rows, loaded = held.load_readable(np.array([2, 9, 15]), version)
         found = held.finish(loaded, rows, version)
     assert (found.device.type, found.dtype, found.shape) == (
         "meta",
@@ -155,7 +155,7 @@ def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup):
     source = images(lookup, META, tiny_config(augmentation="random_resized_crop", image_size=SIZE))
     with Travelled() as travelled:
         for rows, loaded in load_batches(
-            lambda rows: source.readable(rows, 0), [np.arange(5), np.arange(5, 10)], META
+            lambda rows: source.load_readable(rows, 0), [np.arange(5), np.arange(5, 10)], META
         ):
             assert (loaded.device.type, loaded.dtype) == ("meta", torch.uint8)
             assert source.finish(loaded, rows, 0).shape == (5, 3, SIZE, SIZE)
@@ -184,7 +184,7 @@ def test_activations_on_the_device_are_indexed_there(lookup):
     held = trunk.with_lookups(place_lookups(trunk.lookups, np.arange(20), META.torch_device, 10**9))
     for version in (None, 0, 1):
         with Travelled() as travelled:
-            rows, loaded = held.readable(np.array([2, 9, 15]), version)
+            rows, loaded = held.load_readable(np.array([2, 9, 15]), version)
         assert held.finish(loaded, rows, version).device.type == "meta"
         assert travelled.bytes == [3 * 8]
 
@@ -215,7 +215,7 @@ def test_what_is_finished_on_the_device_is_what_a_processor_makes(lookup, kind, 
         )
         for version in (None, 0, 3):
             for rows, loaded in load_batches(
-                lambda rows, version=version: source.readable(rows, version), batches, device
+                lambda rows, version=version: source.load_readable(rows, version), batches, device
             ):
                 yield source.finish(loaded, rows, version)
 
