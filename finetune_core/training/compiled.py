@@ -211,7 +211,7 @@ class _Pass:
 
     def _take_package(self) -> None:
         """Take the package, once it is ready."""
-        if not self._child or not self._expected or (ended := self._child.ended()) is None:
+        if not self._child or not self._expected or (ended := self._child.poll()) is None:
             return
         elapsed = self._child.elapsed
         self._child.close()

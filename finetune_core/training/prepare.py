@@ -25,7 +25,7 @@ from finetune_core.models.network import Network, check_image_size, has_linear_h
 from finetune_core.models.partition import Segments, SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM, download
 from finetune_core.training.batches import sample_keys, take_subset
-from finetune_core.training.compute import place
+from finetune_core.training.compute import place_network
 from finetune_core.training.device import Device, choose_device, device_for_run
 from finetune_core.training.device_memory import reset_peak_memory
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
@@ -227,7 +227,7 @@ def prepare(
     prepared = _Prepared(
         config, dataset, beginning, plan_strategy(config, network.stages), device, ranks
     )
-    place(network, prepared.strategy, device)
+    place_network(network, prepared.strategy, device)
     reset_peak_memory(device)
     reason = why_uncached(config, cut_index(prepared.strategy))
     if not reason:

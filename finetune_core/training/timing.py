@@ -20,7 +20,7 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network
 from finetune_core.models.partition import SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.training.compute import StepRule, place, train_step
+from finetune_core.training.compute import StepRule, place_network, train_step
 from finetune_core.training.device import Device, device_for_run
 from finetune_core.training.device_memory import measure_peak_bytes
 from finetune_core.training.device_turn import run_in_turn
@@ -113,7 +113,7 @@ def _measure(config: RunConfig, classes: int) -> Speed:
         config.backbone, weights, classes, config.seed, config.image_size, find_last_stage(config)
     )
     strategy = plan_strategy(config, network.stages)
-    place(network, strategy, device)
+    place_network(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)
     # A separate generator: a run in another thread may be using torch's.
     images = torch.randn(
