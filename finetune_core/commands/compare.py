@@ -239,7 +239,7 @@ def print_shifted(found: ShiftComparison) -> None:
     )
     print_verdict(shifted)
     print_table(*found.to_rows())
-    for line in found.left_out():
+    for line in found.describe_left_out():
         out.print(escape(line))
 
 

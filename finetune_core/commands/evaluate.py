@@ -137,7 +137,9 @@ def _build_json(result: RunEvaluation) -> dict[str, Any]:
 
 def print_evaluation(result: RunEvaluation) -> None:
     """Print an evaluation as text, with slices only where a difference is clear."""
-    for line in filter(None, (result.to_text(), result.beside(), *result.list_caveats())):
+    for line in filter(
+        None, (result.to_text(), result.describe_reference_points(), *result.list_caveats())
+    ):
         out.print(escape(escape_line(line)))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")

@@ -396,7 +396,7 @@ def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
     )
     content = (
         f"{paragraphs(on)}{_verdict_html(found.shifted)}{figure_html}{table(*found.to_rows())}"
-        f"{paragraphs(*found.left_out())}{_details_html(found.shifted)}"
+        f"{paragraphs(*found.describe_left_out())}{_details_html(found.shifted)}"
     )
     return f"<h2>Distribution shift</h2>{content}"
 

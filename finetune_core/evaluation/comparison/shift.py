@@ -56,7 +56,7 @@ class ShiftComparison:
             for arm, other in zip(self.matched.arms, self.shifted.arms, strict=True)
         )
 
-    def left_out(self) -> list[str]:
+    def describe_left_out(self) -> list[str]:
         """Describe what was left out of either side, or is known from training.
 
         Runs are listed separately if they differ.

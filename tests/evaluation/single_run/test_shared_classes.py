@@ -117,7 +117,7 @@ def test_a_comparison_drops_by_the_same_classes(make_run, hard_dogs, measure):
     assert [one["value"] for one in result["in_distribution"]["arms"]] == [
         arm.score.value for arm in both.matched.arms
     ]
-    assert any("“dog” (40 images)" in line for line in both.left_out())
+    assert any("“dog” (40 images)" in line for line in both.describe_left_out())
     assert not missing_in_reference({*result, *result["in_distribution"]})
 
 
