@@ -186,7 +186,7 @@ def _update_bar(
 
 def _stop_all(worker: Worker, active: Sequence[str]) -> None:
     """Stop waiting runs first, so that none starts when an active run stops."""
-    for run_id in sorted(active, key=lambda one: worker.waiting(one) is None):
+    for run_id in sorted(active, key=lambda one: worker.find_position(one) is None):
         worker.stop(run_id)
 
 

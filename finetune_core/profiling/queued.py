@@ -46,7 +46,7 @@ def train_in_queue(
             active = [run_id for run_id in active if store.get_run(run_id).is_active]
     except GeneratorExit:
         # Stop waiting runs first, so that none of them starts when the training one stops.
-        for run_id in sorted(active, key=lambda one: worker.waiting(one) is None):
+        for run_id in sorted(active, key=lambda one: worker.find_position(one) is None):
             worker.stop(run_id)
         raise
     if _is_any_stopped([store.get_run(run_id) for run_id in run_ids]):

@@ -41,7 +41,7 @@ def click(run):
 
     def click_and_wait(format):
         at.button(key=f"export-{run.run_id}-{format}").click().run()
-        for job in jobs().all():
+        for job in jobs().list_running():
             job.wait()
         at.run()
         assert not at.exception

@@ -312,18 +312,18 @@ def test_a_second_click_starts_no_second_run_except_for_another_person(slow_queu
 def test_waiting_runs_have_places_can_go_earlier_and_can_be_stopped(slow_queue):
     worker, first, again = slow_queue
     second, third = (worker.submit(again(seed)) for seed in (1, 2))
-    assert (worker.waiting(second), worker.waiting(third)) == ((1, 2), (2, 2))
+    assert (worker.find_position(second), worker.find_position(third)) == ((1, 2), (2, 2))
     worker.move_in_queue(third, -1)
-    assert (worker.waiting(third), worker.waiting(second)) == ((1, 2), (2, 2))
+    assert (worker.find_position(third), worker.find_position(second)) == ((1, 2), (2, 2))
     worker.move_in_queue(third, -1)
     worker.move_in_queue(third, 1)
-    assert worker.waiting(third) == (2, 2)
+    assert worker.find_position(third) == (2, 2)
     worker.move_in_queue(third, 1)
     assert worker.list_queues() == [[first, second, third]]
     worker.cancel(second)
-    assert worker.waiting(third) == (1, 1)
+    assert worker.find_position(third) == (1, 1)
     worker.stop(third)
-    assert worker.waiting(third) is None
+    assert worker.find_position(third) is None
 
 
 def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(slow_queue, store):
@@ -367,9 +367,9 @@ def test_a_run_whose_request_cannot_be_written_still_waits(slow_queue, monkeypat
         patch.setattr("finetune_core.runs.worker.request_stop", full)
         with pytest.raises(RunError, match="no room"):
             getattr(worker, end)(second)
-    assert worker.waiting(second) == (1, 1)
+    assert worker.find_position(second) == (1, 1)
     getattr(worker, end)(second)
-    assert worker.waiting(second) is None
+    assert worker.find_position(second) is None
 
 
 def test_one_stop_ends_a_run_that_is_queued_and_one_that_has_begun(slow_queue, store):

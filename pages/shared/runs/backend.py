@@ -59,7 +59,7 @@ def why_not_timed() -> str | None:
 
     Jobs that time something wait for the end of training runs by themselves.
     """
-    running = jobs().all()
+    running = jobs().list_running()
     return f"“{running[0].text}” is running: each would slow the other down." if running else None
 
 

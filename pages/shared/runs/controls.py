@@ -122,7 +122,7 @@ def _draw_button(
 
 def _draw_position(run: Run) -> None:
     """Draw a waiting run's position in this process's queue, and the button to move it forward."""
-    position = worker().waiting(run.run_id)
+    position = worker().find_position(run.run_id)
     if position is None or not is_behind(run):
         return
     st.caption(f"place {position[0]} of {position[1]}")
