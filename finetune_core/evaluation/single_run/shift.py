@@ -17,7 +17,7 @@ from finetune_core.data.same_classes import ClassMatch, match_classes
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.single_run.copies import KnownCopies, find_copies, images_key
+from finetune_core.evaluation.single_run.copies import KnownCopies, find_known_copies, images_key
 from finetune_core.evaluation.single_run.other_data import OtherData, index_other_data
 from finetune_core.evaluation.single_run.shift_files import (
     Copies,
@@ -92,7 +92,7 @@ def _predict_and_save(
         )
     key = images_key(run)
     if key not in known:
-        known[key] = yield from find_copies(run, other, roots)
+        known[key] = yield from find_known_copies(run, other, roots)
     has_class = other.table["class"].isin(list(matched.labels)).to_numpy()
     rows = np.flatnonzero(has_class & ~known[key].own)
     if not len(rows):
