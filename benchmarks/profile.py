@@ -132,7 +132,8 @@ def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
         means = []
         for rate in PROFILE_RATES:
             runs = [
-                train(setup.stages_config([stage], seed, {stage: rate}), runs_dir) for seed in SEEDS
+                train(setup.make_stages_config([stage], seed, {stage: rate}), runs_dir)
+                for seed in SEEDS
             ]
             ends = [run.history.end or {} for run in runs]
             means.append([np.mean([end[f] for end in ends]) for f in ("val_loss", "test_accuracy")])
