@@ -155,7 +155,7 @@ def find_backbones(word: str) -> list[str]:
 def list_ready_backbones() -> list[str]:
     """Return the backbones whose weights are on this machine."""
     published = timm_networks.list_published()
-    here = hub.repositories_with(timm_networks.WEIGHTS, published.values())
+    here = hub.find_cached_repositories(timm_networks.WEIGHTS, published.values())
     return [
         name
         for name in backbone_names()

@@ -44,7 +44,7 @@ def cached_path(repository: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def repositories_with(file: str, repositories: Iterable[str]) -> set[str]:
+def find_cached_repositories(file: str, repositories: Iterable[str]) -> set[str]:
     """Return the repositories whose ``file`` is in the Hub's cache.
 
     The cache folder is listed once, however many repositories are asked for.
@@ -64,12 +64,12 @@ def repositories_with(file: str, repositories: Iterable[str]) -> set[str]:
     }
 
 
-def page(repository: str) -> str:
+def build_page_url(repository: str) -> str:
     """Return the address of a repository's page, where its licence is accepted."""
     return f"https://huggingface.co/{repository.partition('@')[0]}"
 
 
-def address(repository: str, file: str) -> str:
+def build_file_url(repository: str, file: str) -> str:
     """Return the download address of a file."""
     from huggingface_hub import hf_hub_url
 
@@ -164,7 +164,7 @@ def _explain(error: Exception, repository: str, file: str) -> Exception:
     """Return a WeightsError that explains an error of the Hub, or an unexpected error as it is."""
     from huggingface_hub import errors
 
-    where = page(repository)
+    where = build_page_url(repository)
     if isinstance(error, errors.GatedRepoError):
         return WeightsError(
             f"{repository} is gated: accept its licence at {where}, then sign in on this machine "

@@ -126,12 +126,12 @@ class TimmNetwork:
     @property
     def page(self) -> str | None:
         """The address of the repository's page, or None without a repository."""
-        return hub.page(self.repository) if self.repository else None
+        return hub.build_page_url(self.repository) if self.repository else None
 
     @property
     def url(self) -> str | None:
         """The download address of the weights, or None without a repository."""
-        return hub.address(self.repository, WEIGHTS) if self.repository else None
+        return hub.build_file_url(self.repository, WEIGHTS) if self.repository else None
 
 
 def is_timm_name(name: str) -> bool:
@@ -210,7 +210,7 @@ def find(name: str) -> TimmNetwork:
         if description is None:
             raise WeightsError(
                 f"The description of {name} is not on this machine yet: it is on "
-                f"{hub.page(repository)}, and fetched when a run starts."
+                f"{hub.build_page_url(repository)}, and fetched when a run starts."
             )
         return TimmNetwork(
             name,

@@ -167,7 +167,7 @@ def test_a_network_of_timm_is_downloaded_into_the_hubs_cache_and_loaded(server, 
 
 def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, weights, tmp_path):
     file, described, missing = "model.safetensors", "somebody/described", "somebody/missing"
-    assert hub.repositories_with(file, [REPOSITORY]) == set()
+    assert hub.find_cached_repositories(file, [REPOSITORY]) == set()
     assert NAME not in list_ready_backbones()
     server.files |= {f"{REPOSITORY}/{file}": weights, f"{described}/config.json": description()}
     finish(hub.fetch(REPOSITORY, file))
@@ -175,11 +175,11 @@ def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, we
     (tmp_path / "hub" / "version.txt").write_text("1")
     asked = [REPOSITORY, f"{REPOSITORY}@main", f"{REPOSITORY}@v1", described, missing]
     assert (
-        hub.repositories_with(file, asked)
+        hub.find_cached_repositories(file, asked)
         == {REPOSITORY, f"{REPOSITORY}@main"}
         == {one for one in asked if hub.cached_path(one, file)}
     )
-    assert hub.repositories_with("config.json", asked) == {described}
+    assert hub.find_cached_repositories("config.json", asked) == {described}
     assert [name for name in list_ready_backbones() if is_timm_name(name)] == [NAME]
 
 
