@@ -167,10 +167,10 @@ def forecast_run(
     """
     if config.averaged:
         return None
-    speed, reading = book.speed(config), book.decode_seconds(dataset, config.image_size)
+    speed, reading = book.get_speed(config), book.get_decode_seconds(dataset, config.image_size)
     if speed is None or not speed.step_bytes or reading is None:
         return None
-    probe = book.speed(config.model_copy(update=config.strategy_changes(BASELINE)))
+    probe = book.get_speed(config.model_copy(update=config.strategy_changes(BASELINE)))
     return compute_forecast(config, dataset, speed, reading, found, probe.step if probe else 0.0)
 
 

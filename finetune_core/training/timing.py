@@ -73,7 +73,7 @@ def calibrate(
         step = Step(done, len(configs))
         yield step
         side = config.image_size
-        if side not in known_sides and (again or book.decode_seconds(dataset, side) is None):
+        if side not in known_sides and (again or book.get_decode_seconds(dataset, side) is None):
             book.learn_decoding(dataset.fingerprint, side, _time_decoding(dataset, side))
         known_sides.add(side)
         if again or not book.has_all_speeds(config, dataset):

@@ -165,7 +165,7 @@ def test_the_forecast_is_on_every_card_and_can_be_measured_again(
         for name, one in STRATEGIES.items()
         if name != "custom"
     ]
-    measured = SpeedBook.speed
+    measured = SpeedBook.get_speed
     before = {name: measured(SpeedBook(), config) for name, config in timed(form).items()}
     press(at, "Measure again")
     wait_until_finished(at)

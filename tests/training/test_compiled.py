@@ -80,15 +80,15 @@ def test_it_pays_when_it_saves_more_than_it_takes():
 
 def test_the_book_knows_each_part_and_guesses_others_from_them():
     book = SpeedBook()
-    usual = book.compilation("a")
+    usual = book.get_compilation("a")
     book.learn_compilation("a", Compilation(12, 0.6))
     book.learn_compilation("b", Compilation(20, 0.4))
     book.learn_compilation("c", Compilation(50, 0.0))
     assert usual.seconds > 0
-    assert book.compilation("a") == Compilation(12, 0.6)
-    assert book.compilation("c") == Compilation(50, 0.0)
+    assert book.get_compilation("a") == Compilation(12, 0.6)
+    assert book.get_compilation("c") == Compilation(50, 0.0)
     # the median of those that could be compiled
-    assert book.compilation("unknown") == Compilation(16, 0.5)
+    assert book.get_compilation("unknown") == Compilation(16, 0.5)
 
 
 @LINUX

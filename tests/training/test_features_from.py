@@ -133,7 +133,7 @@ def test_its_forecast_is_of_the_stages_that_are_used():
     dataset, book = load_dataset(config.data), SpeedBook()
     finish(calibrate([config], dataset, book))
     assert forecast_run(config, dataset, book).trainable_parameters == 3 * (48 + 1)
-    assert book.speed(whole) is None  # another trunk
+    assert book.get_speed(whole) is None  # another trunk
     ours, theirs = (
         sum(stage.parameter_count for stage in list_stages(one)) for one in (config, whole)
     )
