@@ -260,7 +260,7 @@ def measure_rows(part: Part, data: Path) -> None:
     with part.time_span("rows_written"):
         write_rows()
     with part.time_span("rows_opened"):
-        table = RowCache(lambda: folder).table("features")
+        table = RowCache(lambda: folder).get_table("features")
     with part.time_span("rows_looked_up"):
         if table.find_missing(keys).any():
             raise RuntimeError("rows are missing")

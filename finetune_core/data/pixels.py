@@ -113,7 +113,7 @@ def decode_pixels(
     # Another version of Pillow may decode or resize differently.
     name = f"pixels-{resize.side}-{_name_suffix(resize)}{PIL.__version__}"
     CACHE.refresh(name)
-    asked, wanted = wanted, wanted[CACHE.table(name).find_missing(keys[wanted])]
+    asked, wanted = wanted, wanted[CACHE.get_table(name).find_missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):
         batches = _decode_batches(paths, wanted, resize, failed)
@@ -127,7 +127,7 @@ def decode_pixels(
                     failed[int(index)] = square
                 yield Step(done, len(wanted))
             return Pixels(paths, resize, None, failed, len(wanted))
-    table = CACHE.table(name)
+    table = CACHE.get_table(name)
     # On a tight disk new rows may have evicted older ones.
     if table.find_missing(keys[np.setdiff1d(asked, list(failed))]).any():
         return Pixels(paths, resize, None, failed, len(wanted))

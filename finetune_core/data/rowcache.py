@@ -315,7 +315,7 @@ class RowCache:
         self._alive: WeakSet[Block] = WeakSet()
         self._lock = RLock()
 
-    def table(self, name: str) -> Table:
+    def get_table(self, name: str) -> Table:
         """Return the table of that name, with its valid rows on disk.
 
         The table is then the most recently used one.
@@ -442,7 +442,7 @@ class RowCache:
             raise
         with self._lock:  # the table must not be evicted before the block is added
             self._alive.add(block)
-            self.table(name).add(block)
+            self.get_table(name).add(block)
         return writer.where
 
     def _make_writer(

@@ -95,7 +95,7 @@ def _compute_features(
     keys = dataset.table["content"].to_numpy(np.uint64)
     name = _table_name(network, device, image_size)
     unique_rows = np.unique(keys, return_index=True)[1]
-    needed = unique_rows[CACHE.table(name).find_missing(keys[unique_rows])]
+    needed = unique_rows[CACHE.get_table(name).find_missing(keys[unique_rows])]
     paths = dataset.get_paths(dataset.table)
     decoding = decode_pixels(paths, keys, needed, network.info.get_resize(image_size))
     pixels = yield from with_phase("decode", decoding)
@@ -109,7 +109,7 @@ def _compute_features(
             filling = CACHE.fill(name, keys[batch], batches)
             if (yield from with_phase("features", filling, start, len(needed))) is None:
                 break
-    table = CACHE.table(name)
+    table = CACHE.get_table(name)
     # Also checked at the end, because later blocks may have evicted earlier ones.
     if table.find_missing(keys[np.setdiff1d(unique_rows, list(pixels.failed))]).any():
         raise DataError(
@@ -207,5 +207,5 @@ def iterate_inputs(
 
 def _table_name(network: Network, device: Device, image_size: int) -> str:
     """Return the name of the cache's table for these weights, this size and this arithmetic."""
-    trunk = TrunkTables(network, device, image_size).name(len(network.stages), "vectors")
+    trunk = TrunkTables(network, device, image_size).get_name(len(network.stages), "vectors")
     return f"features-{hashlib.sha256(trunk.encode()).hexdigest()[:16]}"

@@ -59,7 +59,7 @@ def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     if not ranks.spans_machines:
         return True
     CACHE.refresh(name)
-    table = CACHE.table(name)
+    table = CACHE.get_table(name)
     # One lookup for everything: another thread may add rows to the table meanwhile.
     lookup = table.lookup(keys)
     layout = lookup.blocks[0].layout if lookup.blocks else None

@@ -510,7 +510,7 @@ def _compute_trunk(
             if ranks.is_distributed and all(ranks.all_gather(lookup is not None)):
                 start_time = time.monotonic()
                 has_space = yield from report_progress(
-                    "gather", gather_rows(ranks, tables.name(cut, one.view), one.keys[one.rows])
+                    "gather", gather_rows(ranks, tables.get_name(cut, one.view), one.keys[one.rows])
                 )
                 elapsed += time.monotonic() - start_time
                 lookup = (yield from fill(one))[0] if has_space else None

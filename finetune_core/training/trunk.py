@@ -107,7 +107,7 @@ class TrunkTables:
     device: Device
     image_size: int
 
-    def name(self, cut: int, view: str = "") -> str:
+    def get_name(self, cut: int, view: str = "") -> str:
         """Return the name of the table with the output at a cut.
 
         Args:
@@ -138,16 +138,16 @@ class TrunkTables:
 
     def find_missing(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
         """Return which keys have no row in the cache now, boolean ``[n]``."""
-        name = self.name(cut, view)
+        name = self.get_name(cut, view)
         CACHE.refresh(name)
-        return CACHE.table(name).find_missing(keys)
+        return CACHE.get_table(name).find_missing(keys)
 
     def seconds_per_row(self, cut: int) -> float | None:
         """Return the time of one image from pixels to this cut.
 
         It is None where the time was not measured.
         """
-        return CACHE.table(self.name(cut)).seconds_per_row
+        return CACHE.get_table(self.get_name(cut)).seconds_per_row
 
 
 def _make_resize_key(info: BackboneInfo) -> tuple[float | str, ...]:
@@ -227,7 +227,7 @@ def fill_trunk(
         The rows by index, or None where there is no space; and the seconds spent on those that were
         not cached before.
     """
-    name, elapsed = tables.name(cut, view), 0.0
+    name, elapsed = tables.get_name(cut, view), 0.0
     missing = find_missing(tables, cut, keys, wanted, view)
     for start, rows, shallower in _find_sources(tables, cut, keys, missing, view):
         start_time = time.monotonic()
@@ -250,8 +250,8 @@ def fill_trunk(
             return None, elapsed
         # With few images, starting takes most of the time.
         if start is None and 2 * len(rows) >= len(wanted):
-            CACHE.table(name).seconds_per_row = seconds / len(rows)
-    table = CACHE.table(name)
+            CACHE.get_table(name).seconds_per_row = seconds / len(rows)
+    table = CACHE.get_table(name)
     # On a full disk the new rows may have displaced earlier ones.
     if table.find_missing(keys[wanted]).any():
         return None, elapsed
@@ -287,7 +287,7 @@ def _find_sources(
     """
     sources: list[tuple[int | None, np.ndarray, Lookup | None]] = []
     for shallower in range(cut - 1, 0, -1):
-        table = CACHE.table(tables.name(shallower, view))
+        table = CACHE.get_table(tables.get_name(shallower, view))
         lookup = table.lookup(keys)
         is_missing = lookup.missing[missing]
         if not is_missing.all():

@@ -63,13 +63,13 @@ def test_without_the_cache_the_head_is_the_same():
 
 @pytest.mark.train
 def test_what_is_cached_of_it_is_not_taken_for_the_whole_networks(monkeypatch, tmp_path):
-    tables, real = [], TrunkTables.name
+    tables, real = [], TrunkTables.get_name
 
     def note(self, cut, view=""):
         tables.append((cut, real(self, cut, view)))
         return tables[-1][1]
 
-    monkeypatch.setattr(TrunkTables, "name", note)
+    monkeypatch.setattr(TrunkTables, "get_name", note)
     record_run(tiny_config(strategy="prototypes", features_from=STAGE), tmp_path)
     ended = set(tables)
     tables.clear()

@@ -118,7 +118,7 @@ def test_only_what_is_changed_changes_the_cache():
 
     def name(**settings):
         network = build_initial_network(lite(**settings), ("a", "b")).network
-        return TrunkTables(network, device, 32).name(3)
+        return TrunkTables(network, device, 32).get_name(3)
 
     own = backbone_info(LITE)
     assert name() == name(
@@ -133,7 +133,7 @@ def test_the_name_of_an_unchanged_trunk_is_that_of_earlier_versions():
     network = build_initial_network(lite(), ("a", "b")).network
     known = (network.weights_hash, LITE, (0.5,) * 3, (0.5,) * 3, 32, "cpu", "fp32", "", _VERSIONS)
     digest = sha256(repr(known).encode()).hexdigest()[:16]
-    assert TrunkTables(network, choose_device("cpu", "fp32"), 32).name(3) == f"trunk-{digest}-3"
+    assert TrunkTables(network, choose_device("cpu", "fp32"), 32).get_name(3) == f"trunk-{digest}-3"
 
 
 def test_a_run_that_starts_from_another_takes_them_unless_they_are_set():

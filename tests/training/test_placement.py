@@ -60,7 +60,7 @@ def lookup(tmp_path):
     cache, rows = RowCache(lambda: tmp_path / "rows"), squares()
     for start, end in ((0, 8), (8, 11), (11, 20)):
         finish(cache.fill("t", KEYS[start:end], iter([(np.arange(end - start), rows[start:end])])))
-    return cache.table("t").lookup(KEYS)
+    return cache.get_table("t").lookup(KEYS)
 
 
 def squares():
@@ -89,7 +89,7 @@ def test_rows_on_a_device_are_those_that_were_asked_for(lookup):
 def test_equal_images_under_several_names_are_held_once(tmp_path):
     cache = RowCache(lambda: tmp_path)
     finish(cache.fill("t", KEYS[:2], iter([(np.arange(2), squares()[:2])])))
-    lookup = cache.table("t").lookup(KEYS[[0, 1, 0]])
+    lookup = cache.get_table("t").lookup(KEYS[[0, 1, 0]])
     held = lookup.copy_to(torch.device("meta"), np.arange(3))
     assert len(held.blocks[0].rows) == 2
 
