@@ -97,7 +97,7 @@ def _draw_result(profile: Profile) -> None:
     )
     with st.expander("Table and selection", icon=":material/table:"):
         st.markdown(escape_markdown(profile.to_text()))
-        _draw_table(profile.rows(), "profile-arms")
+        _draw_table(profile.to_rows(), "profile-arms")
         if len(profile.path) > 1:
             _draw_table(profile.path_rows(), "profile-path")
         if profile.prediction_rows()[1]:
