@@ -45,10 +45,10 @@ from finetune_core.training.parents import Parent, check_unchanged, read_members
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
 from finetune_core.training.prepare import check_config, finding_rows, report_progress
 from finetune_core.training.stage_plan import (
+    count_parameters,
+    count_trainable_parameters,
     describe_strategy,
     plan_strategy,
-    total_parameters,
-    trainable_parameters,
 )
 
 _NO_CACHE = "no image goes through a network"
@@ -174,11 +174,11 @@ class _Members:
             strategy=config.strategy,
             stages=describe_strategy(strategies[0], first_network.stages),
             trainable_parameters=sum(
-                trainable_parameters(strategy, network.stages)
+                count_trainable_parameters(strategy, network.stages)
                 for strategy, network in zip(strategies, self.networks, strict=True)
             ),
             total_parameters=sum(
-                total_parameters(strategy, network.stages)
+                count_parameters(strategy, network.stages)
                 for strategy, network in zip(strategies, self.networks, strict=True)
             ),
             classes=list(dataset.classes),

@@ -16,10 +16,10 @@ from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import (
     Strategy,
     count_factored,
+    count_trainable_parameters,
     cut_index,
     list_stages,
     plan_strategy,
-    trainable_parameters,
 )
 from finetune_core.training.strategies import (
     BASELINE,
@@ -99,7 +99,7 @@ def compute_forecast(
     num_decoded = 0 if cached and not num_missing else train + val + test
     once_seconds = num_decoded * decode_seconds + num_missing * speed.trunk + final_seconds
     once_seconds += train * (speed.forward + trunk_again + fit_seconds) if fits else 0.0
-    trainable = trainable_parameters(strategy, stages)
+    trainable = count_trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (
         (train + val + test)

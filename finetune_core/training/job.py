@@ -27,7 +27,7 @@ from finetune_core.training.feeding import forward_batch_size, load_batches
 from finetune_core.training.lora import LowRank, make_low_rank
 from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.ranks import ALONE, Ranks
-from finetune_core.training.stage_plan import Strategy, trained_parameters
+from finetune_core.training.stage_plan import Strategy, list_trained_parameters
 from finetune_core.training.strategies import count_epochs
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
@@ -212,7 +212,7 @@ def make_step_rule(job: Job) -> StepRule:
         parameters, start = dict(network.model.named_parameters()), network.pretrained.state_dict()
         # The head is usually new: it has no pretrained weights to be pulled to.
         for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):
-            for name in trained_parameters(plan, stage):
+            for name in list_trained_parameters(plan, stage):
                 parameters_and_starts.append(
                     (parameters[name], start[name].to(job.device.torch_device))
                 )

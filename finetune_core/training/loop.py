@@ -84,10 +84,10 @@ from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import (
+    count_parameters,
+    count_trainable_parameters,
     describe_strategy,
-    frozen_tensors,
-    total_parameters,
-    trainable_parameters,
+    list_frozen_tensors,
 )
 from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
 from finetune_core.training.training_state import (
@@ -313,7 +313,7 @@ def audit_frozen(job: Job) -> int:
     names = [
         name
         for stage, plan in zip(job.network.stages, job.strategy, strict=True)
-        for name in frozen_tensors(plan, stage)
+        for name in list_frozen_tensors(plan, stage)
         if name in current
     ]
     if moved := [name for name in names if not torch.equal(current[name].cpu(), initial[name])]:
@@ -607,8 +607,8 @@ def _make_run_started(job: Job) -> RunStarted:
         weights_hash=job.network.weights_hash,
         strategy=config.strategy,
         stages=describe_strategy(job.strategy, stages),
-        trainable_parameters=trainable_parameters(job.strategy, stages),
-        total_parameters=total_parameters(job.strategy, stages),
+        trainable_parameters=count_trainable_parameters(job.strategy, stages),
+        total_parameters=count_parameters(job.strategy, stages),
         classes=list(dataset.classes),
         counts=_count_images(job),
         class_counts=_count_classes(job),
