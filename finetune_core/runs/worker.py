@@ -17,7 +17,7 @@ from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.record import Reservation, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training.events import Event
-from finetune_core.training.prepare import missing_weights
+from finetune_core.training.prepare import list_missing_weights
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Worker:
             ConfigError: if the run cannot work, or its pretrained weights are not on this machine:
                 it would wait for its turn, then fail. Then nothing is queued.
         """
-        for info in missing_weights([config]):
+        for info in list_missing_weights([config]):
             raise ConfigError(
                 {
                     "backbone": f"the weights of {info.name} are not on this machine: "

@@ -43,7 +43,7 @@ from finetune_core.training.events import (
 from finetune_core.training.networks import describe_ancestor, load_best_network, member_folders
 from finetune_core.training.parents import Parent, check_unchanged, read_members
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
-from finetune_core.training.prepare import check_config, finding_rows, report_progress
+from finetune_core.training.prepare import check_config, list_finding_rows, report_progress
 from finetune_core.training.stage_plan import (
     count_parameters,
     count_trainable_parameters,
@@ -185,7 +185,7 @@ class _Members:
             counts=self._count_images(dataset),
             class_counts=self._count_classes(dataset),
             fingerprint=dataset.fingerprint,
-            findings=finding_rows(dataset),
+            findings=list_finding_rows(dataset),
             epochs=0,
             steps_per_epoch=0,
             device=device.kind,

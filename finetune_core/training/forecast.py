@@ -10,7 +10,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.training.device import device_for_run
 from finetune_core.training.feeding import forward_batch_size
-from finetune_core.training.placement import bytes_when_idle
+from finetune_core.training.placement import get_idle_row_budget
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import (
@@ -143,7 +143,7 @@ def _estimate_memory(
     if not device.is_gpu:
         return network + speed.step_bytes + pixels + cache_bytes, None
     rows = cache_bytes or pixels
-    rows = rows if rows <= bytes_when_idle(device) else 0
+    rows = rows if rows <= get_idle_row_budget(device) else 0
     passing = max(speed.step_bytes, forward_batch_size(device) * speed.forward_bytes)
     # The program's memory holds the network as published.
     return (weights + pixels + cache_bytes - rows, network + passing + rows)

@@ -78,7 +78,7 @@ from finetune_core.training.pending import (
 )
 from finetune_core.training.prediction_history import add_predictions
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
-from finetune_core.training.prepare import finding_rows, prepare
+from finetune_core.training.prepare import list_finding_rows, prepare
 from finetune_core.training.ranks import ALONE, GradientSum, Ranks
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
@@ -613,7 +613,7 @@ def _make_run_started(job: Job) -> RunStarted:
         counts=_count_images(job),
         class_counts=_count_classes(job),
         fingerprint=dataset.fingerprint,
-        findings=finding_rows(dataset),
+        findings=list_finding_rows(dataset),
         epochs=count_epochs(config),
         steps_per_epoch=len(job.training_batches(1)) if count_epochs(config) else 0,
         device=job.device.kind,

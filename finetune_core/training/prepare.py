@@ -34,7 +34,7 @@ from finetune_core.training.gather import find_cached_nowhere, gather_rows
 from finetune_core.training.job import Job
 from finetune_core.training.networks import InitialNetwork, build_initial_network, check_earlier_run
 from finetune_core.training.parents import read_parents
-from finetune_core.training.placement import bytes_for_rows, place_lookups
+from finetune_core.training.placement import measure_row_budget, place_lookups
 from finetune_core.training.ranks import ALONE, Ranks, check_gpus
 from finetune_core.training.stage_plan import Strategy, cut_index, list_stages, plan_strategy
 from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
@@ -162,7 +162,7 @@ def check_shared(config: RunConfig, ranks: int, *, remote: bool = False) -> None
         )
 
 
-def missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
+def list_missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
     """Return the backbones whose pretrained weights these runs need and this machine lacks."""
     names = dict.fromkeys(
         config.backbone for config in configs if config.initial_weights == PRETRAINED
@@ -239,7 +239,7 @@ def prepare(
 
 
 def _download_weights(config: RunConfig) -> Generator[Event, None, None]:
-    for info in missing_weights([config]):
+    for info in list_missing_weights([config]):
         yield from report_progress("download", download(info))
 
 
@@ -375,7 +375,7 @@ class _Prepared:
     ) -> Job:
         used, device = np.unique(np.concatenate(list(rows.values()))), self.device
         source = source.with_lookups(
-            place_lookups(source.lookups, used, device.torch_device, bytes_for_rows(device))
+            place_lookups(source.lookups, used, device.torch_device, measure_row_budget(device))
         )
         return Job(
             self.config,
@@ -619,7 +619,7 @@ def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, P
     return pixels
 
 
-def finding_rows(dataset: Dataset) -> list[FindingRow]:
+def list_finding_rows(dataset: Dataset) -> list[FindingRow]:
     """Return the findings of a data set as a run records them."""
     return [
         {

@@ -73,7 +73,7 @@ def draw_crop(
     return picture
 
 
-def augmented_versions(
+def make_augmented_versions(
     image: Path,
     sample: str,
     kind: Augmentation,

@@ -223,7 +223,7 @@ def _set_up(task):
         for name, value in task.environment.items():
             patch.setenv(name, value)
         if task.room is not None:
-            patch.setattr(prepare, "bytes_for_rows", lambda device: task.room)
+            patch.setattr(prepare, "measure_row_budget", lambda device: task.room)
         yield
 
 

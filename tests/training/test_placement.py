@@ -19,7 +19,7 @@ from finetune_core.training.batches import sample_keys
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import load_batches
 from finetune_core.training.loop import fit
-from finetune_core.training.placement import bytes_for_rows, place_lookups
+from finetune_core.training.placement import measure_row_budget, place_lookups
 from finetune_core.training.training_images import TrainingImages, validation_feed
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.work import finish
@@ -125,8 +125,8 @@ def test_only_a_gpu_with_memory_of_its_own_is_given_rows_and_half_of_what_is_fre
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (6_000, 16_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3_000)  # 1,000 of them in use
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1_000)
-    assert bytes_for_rows(Device("cuda", "", "fp32")) == 4_000
-    assert bytes_for_rows(Device("mps", "", "fp32")) == bytes_for_rows(CPU) == 0
+    assert measure_row_budget(Device("cuda", "", "fp32")) == 4_000
+    assert measure_row_budget(Device("mps", "", "fp32")) == measure_row_budget(CPU) == 0
 
 
 @pytest.mark.parametrize("version", [None, 1])
@@ -238,7 +238,7 @@ def test_a_run_is_the_same_wherever_its_rows_live(tmp_path, marks, monkeypatch, 
     config = tiny_config(epochs=2, batch_size=8, **settings)
     for folder, device, allowed in (("here", CPU, 0), ("there", GPU, room)):
         monkeypatch.setattr(prepare, "choose_device", lambda *_, device=device: device)
-        monkeypatch.setattr(prepare, "bytes_for_rows", lambda _, allowed=allowed: allowed)
+        monkeypatch.setattr(prepare, "measure_row_budget", lambda _, allowed=allowed: allowed)
         CACHE.clear()
         (tmp_path / folder).mkdir()
         assert isinstance(list(fit(config, tmp_path / folder))[-1], events.RunFinished)

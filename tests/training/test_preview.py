@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from finetune_core.errors import ImageError
 from finetune_core.models.catalogue import backbone_info, backbone_info_for
 from finetune_core.training.prepare import prepare
-from finetune_core.training.preview import augmented_versions, draw_crop, network_input
+from finetune_core.training.preview import draw_crop, make_augmented_versions, network_input
 from finetune_core.work import finish
 from tests.factories import image_folder, tiny_config
 
@@ -32,7 +32,7 @@ INFO = backbone_info(LITE)
 
 
 def versions_of(image, sample, kind, seed, count):
-    return augmented_versions(image, sample, kind, seed, count, INFO, 32)
+    return make_augmented_versions(image, sample, kind, seed, count, INFO, 32)
 
 
 def fed(job, epoch):

@@ -76,12 +76,12 @@ def submit(config: RunConfig, devices: int = 1) -> str:
     return worker().submit(config, owner(), devices)
 
 
-def devices_before(run: Run) -> int:
+def count_previous_devices(run: Run) -> int:
     """Return the number of devices that a run has trained on; 1 if it has not begun."""
     before: int = run.history.started["ranks"] if run.history.started else 1
     return before
 
 
-def devices_again(run: Run) -> int:
+def count_resume_devices(run: Run) -> int:
     """Return the number of devices that a run resumes on: as many as before, or as there are."""
-    return min(devices_before(run), worker().executor.max_devices())
+    return min(count_previous_devices(run), worker().executor.max_devices())
