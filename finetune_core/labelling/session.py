@@ -131,7 +131,7 @@ class Labelling:
         new = sorted(set(labels.classes) - {""})
         return tuple(dict.fromkeys((*self.classes, *new)))
 
-    def labels(self, edits: Sequence[Edit]) -> Labels:
+    def get_labels(self, edits: Sequence[Edit]) -> Labels:
         """Return the labels that the edits give to the pool."""
         table = self.pool[["id"]].assign(split="")
         table["class"] = ""

@@ -86,7 +86,7 @@ class Job:
             self.network.model, self.network.stages, self.strategy, self.low_rank
         )
 
-    def targets(self, rows: np.ndarray) -> torch.Tensor:
+    def get_targets(self, rows: np.ndarray) -> torch.Tensor:
         """Return the labels of the rows, int64 ``[n]``, on the device."""
         return self._device_labels.index_select(
             0, copy_to_device(torch.from_numpy(rows), self._device_labels.device)

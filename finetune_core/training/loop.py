@@ -394,7 +394,7 @@ def _take_step(
     rate = config.learning_rate * set_learning_rate(
         optimizer, learning_rate_factor(config, position, steps)
     )
-    labels, batch = job.targets(rows), np.concatenate(shares)
+    labels, batch = job.get_targets(rows), np.concatenate(shares)
     before = copy_parameters(optimizer) if is_measured(step, steps) else None
     rule = trainer.step_rule
     shared = None
@@ -402,7 +402,7 @@ def _take_step(
         images, mix_seed = [len(share) for share in shares], step_seed(config.seed, position)
         partners = len(rows) - images[job.ranks.rank]
         shared = SharedStep(
-            job.ranks, trainer.gradients, images, job.targets(batch), mix_seed, partners
+            job.ranks, trainer.gradients, images, job.get_targets(batch), mix_seed, partners
         )
     # Dropout's randomness depends on the step and the rank alone.
     with record_saved_storages(job.forward) if before else nullcontext() as storages:
@@ -539,7 +539,7 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
             epoch,
             val_metrics.accuracy,
             loss,
-            EarlyStopping.from_config(job.config).value(val_metrics),
+            EarlyStopping.from_config(job.config).compute_value(val_metrics),
         ):
             if job.ranks.is_main_process:
                 save_predictions(
@@ -558,8 +558,8 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
         seconds=state.elapsed,
         memory_bytes=memory.host,
         device_bytes=memory.device,
-        train_scores=state.metrics.scores(),
-        val_scores=val_metrics.scores(),
+        train_scores=state.metrics.compute_scores(),
+        val_scores=val_metrics.compute_scores(),
         stages=state.stages,
         skipped_steps=state.skipped,
     )

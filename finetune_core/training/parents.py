@@ -84,7 +84,7 @@ class Parent:
         fitted = has_fitted_initial_head(self.config, head_kept=beginning.head_kept)
         return _InitialState(network.weights_hash, head_tensors(network), fitted, frozen)
 
-    def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    def load_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return parameters, buffers and factors of the run's best network, on the processor.
 
         Raises:

@@ -25,7 +25,7 @@ def test_a_click_on_a_cell_of_the_matrix_shows_its_images(server, finished_runs,
     count = int(result.confusion[true, predicted])
     words = rf"(predicted correctly|predicted as .+): {count} images?$"
     page.get_by_text(re.compile(words)).wait_for()
-    sample = result.cell(true, predicted)["id"].iloc[0]
+    sample = result.get_cell(true, predicted)["id"].iloc[0]
     page.get_by_alt_text(f"{sample}: {result.classes[true]}").first.wait_for()
 
 

@@ -146,7 +146,7 @@ def test_most_swapped_labels_are_found_in_a_list_that_is_worth_reading(inspect_d
         # the sample's folders are the right classes
         assert twin.split("/")[0] == finding.to[suspect] or twin in right
         assert f"looks like {finding.to[suspect]}" in finding.notes[suspect]
-    edits = finding.edits(finding.paths)
+    edits = finding.make_edits(finding.paths)
     assert {path: edit.to for edit in edits for path in edit.paths} == finding.to
     assert {edit.action for edit in edits} == {"relabel"}
 

@@ -114,9 +114,9 @@ def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers(ru
 def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(run):
     at = opened()
     result = evaluation(run, "test")
-    wrong = result.confusions(1).iloc[0]
+    wrong = result.list_confusions(1).iloc[0]
     true, predicted = result.classes.index(wrong["true"]), result.classes.index(wrong["predicted"])
-    cell, mistakes = result.cell(true, predicted), len(at.get("image"))
+    cell, mistakes = result.get_cell(true, predicted), len(at.get("image"))
     shown = min(12, len(cell))
     assert at.button(key="all-mistakes").disabled
     at.selectbox(key="true-tested-test").set_value(true).run()

@@ -192,11 +192,11 @@ def test_activations_on_the_device_are_indexed_there(lookup):
 def test_labels_on_the_device_are_indexed_there():
     _, job = drain(prepare.prepare(tiny_config(batch_size=8)))
     rows = job.training_batches(1)[0]
-    assert job.targets(rows).tolist() == job.labels[rows].tolist()
+    assert job.get_targets(rows).tolist() == job.labels[rows].tolist()
     there = replace(job, device=META)
-    there.targets(rows)
+    there.get_targets(rows)
     with Travelled() as travelled:
-        assert there.targets(rows).shape == rows.shape
+        assert there.get_targets(rows).shape == rows.shape
     assert travelled.bytes == [rows.nbytes]
 
 

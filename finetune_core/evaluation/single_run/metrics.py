@@ -112,7 +112,7 @@ class Evaluation:
         """``per_class``, sorted by recall; classes without images come last."""
         return self.per_class.sort_values(["recall", "f1", "class"], ignore_index=True)
 
-    def cell(self, true: int | None, predicted: int | None) -> pd.DataFrame:
+    def get_cell(self, true: int | None, predicted: int | None) -> pd.DataFrame:
         """Return the images of one cell of the confusion matrix, the most confident first.
 
         If one of the labels is None, return the whole row or column, the highest loss first.
@@ -123,7 +123,7 @@ class Evaluation:
         by = "loss" if true is None or predicted is None else "confidence"
         return rows.sort_values([by, "id"], ascending=[False, True], ignore_index=True)
 
-    def confusions(self, count: int) -> pd.DataFrame:
+    def list_confusions(self, count: int) -> pd.DataFrame:
         """Return the most frequent confusions: ``true, predicted, images``."""
         wrong = self.confusion - np.diag(np.diag(self.confusion))
         rows, columns = np.nonzero(wrong)

@@ -313,7 +313,7 @@ def _apply(finding: Finding, paths: Sequence[str]) -> None:
 
     The changes are made on the click, not for each button that is drawn.
     """
-    change_undoably(*finding.edits(paths))
+    change_undoably(*finding.make_edits(paths))
 
 
 def _dismiss(finding: Finding) -> None:

@@ -115,7 +115,7 @@ def _draw_desk(data: str, labelling: Labelling) -> None:
         st.error(escape_markdown(problem), icon=":material/error:")
     try:
         edits = load_edits(data)
-        labels = labelling.labels(edits)
+        labels = labelling.get_labels(edits)
         classes = _list_classes(data, labelling, labels)
         order, of, num_images = _choose_order(classes)
         queue = _get_queue(labelling)
