@@ -70,7 +70,7 @@ def _print_version(asked: bool) -> None:
 
 
 @app.callback()
-def _any(
+def _check_launch(
     context: typer.Context,
     version: Annotated[
         bool,

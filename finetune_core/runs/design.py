@@ -251,8 +251,8 @@ def _sort_by_cost(configs: list[RunConfig]) -> list[RunConfig]:
     }
     backbones = list(dict.fromkeys(config.backbone for config in configs))
 
-    def place(config: RunConfig) -> tuple[int, bool, int]:
+    def sort_key(config: RunConfig) -> tuple[int, bool, int]:
         cut = cuts[arm_key(config)]
         return backbones.index(config.backbone), cut == 0, cut
 
-    return sorted(configs, key=place)
+    return sorted(configs, key=sort_key)
