@@ -23,7 +23,7 @@ from pages.shared.chrome import draw_next_step, escape_markdown, go, start_page
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import PROBES, VIEW, analyze, compare_layers
 from pages.shared.data.changes import draw_changes, draw_last_change, draw_rename_form
-from pages.shared.data.chosen import chosen_data, data_name
+from pages.shared.data.chosen import data_name, get_chosen_data
 from pages.shared.data.datasets import current_dataset, find_report
 from pages.shared.data.findings import list_findings
 from pages.shared.data.galleries import draw_examples, draw_images, draw_map
@@ -226,7 +226,7 @@ with st.container():
     if problem := st.session_state.pop("change_problem", None):
         st.error(escape_markdown(problem), icon=":material/error:")
 try:
-    root = chosen_data()
+    root = get_chosen_data()
 except FinetuneError as error:
     st.error(escape_markdown(str(error)), icon=":material/error:")
     st.stop()

@@ -35,7 +35,7 @@ def is_repository(name: str) -> bool:
     return True
 
 
-def cached_path(repository: str, file: str) -> Path | None:
+def find_cached_path(repository: str, file: str) -> Path | None:
     """Return the path of a file in the Hub's cache, or None if the cache has no copy."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -60,7 +60,7 @@ def find_cached_repositories(file: str, repositories: Iterable[str]) -> set[str]
     return {
         name
         for name in repositories
-        if name.partition("@")[0] in cached_names and cached_path(name, file)
+        if name.partition("@")[0] in cached_names and find_cached_path(name, file)
     }
 
 
@@ -91,7 +91,7 @@ def fetch(repository: str, file: str) -> Work[Path]:
     Raises:
         WeightsError: if the download fails. The message says why, and what to do at the Hub.
     """
-    if found := cached_path(repository, file):
+    if found := find_cached_path(repository, file):
         return found
     download = _Download(repository, file)
     download.start()

@@ -177,7 +177,7 @@ def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, we
     assert (
         hub.find_cached_repositories(file, asked)
         == {REPOSITORY, f"{REPOSITORY}@main"}
-        == {one for one in asked if hub.cached_path(one, file)}
+        == {one for one in asked if hub.find_cached_path(one, file)}
     )
     assert hub.find_cached_repositories("config.json", asked) == {described}
     assert [name for name in list_ready_backbones() if is_timm_name(name)] == [NAME]
@@ -483,7 +483,7 @@ def test_a_download_that_is_given_up_ends_and_is_not_taken_for_whole(server, wei
     server.gate.set()
     downloading.join(60)
     assert not downloading.is_alive()
-    assert hub.cached_path(REPOSITORY, "model.safetensors") is None
+    assert hub.find_cached_path(REPOSITORY, "model.safetensors") is None
 
 
 def test_network_is_trained_at_its_own_size_unless_another_is_named(tmp_path, weights):

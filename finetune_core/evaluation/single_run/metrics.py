@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.intervals import accuracy_interval, wilson
-from finetune_core.evaluation.single_run.scores import AREAS, NOT_DEFINED, score, share_text
+from finetune_core.evaluation.single_run.scores import AREAS, NOT_DEFINED, format_fraction, score
 from finetune_core.formatting import accuracy_name, format_interval, format_percent, pluralize
 from finetune_core.markup import paragraphs, table
 
@@ -89,7 +89,7 @@ class Evaluation:
                     row["class"],
                     *shares,
                     f"{row['images']:,}",
-                    *(share_text(row[area]) for area in AREAS),
+                    *(format_fraction(row[area]) for area in AREAS),
                 ]
             )
         return columns, rows

@@ -23,10 +23,10 @@ from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, ev
 from finetune_core.evaluation.single_run.scores import (
     NAMES,
     Scores,
+    format_fraction,
     format_range,
     format_value,
     is_percent,
-    share_text,
 )
 from finetune_core.evaluation.single_run.shared_classes import SharedClasses, find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
@@ -214,7 +214,7 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
 
 def _format_drop(name: str, drop: float) -> str:
     """Format a drop of a score; shares are given in points."""
-    return format_points(drop) if is_percent(name) else share_text(drop).replace("-", "−")
+    return format_points(drop) if is_percent(name) else format_fraction(drop).replace("-", "−")
 
 
 def get_data(run: Run, result: Evaluation) -> str:

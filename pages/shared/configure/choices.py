@@ -34,7 +34,7 @@ from pages.shared.account import owner
 from pages.shared.chrome import escape_markdown
 from pages.shared.configure import settings
 from pages.shared.configure.cards import Card, choose_card
-from pages.shared.configure.stages import stage_look
+from pages.shared.configure.stages import choose_stage_look
 from pages.shared.configure.weights import count_parameters, format_download_size
 from pages.shared.runs.backend import store
 
@@ -208,7 +208,9 @@ def _make_strategy_card(name: str, config: RunConfig, context: ChoiceContext) ->
         strategy.summary,
         facts=_format_share(strategy.fits, share) + (f" · {costs}" if costs else ""),
         before=_format_best_run(context.best.get(training_key(other))),
-        strip=tuple(stage_look(row, index == len(rows) - 1) for index, row in enumerate(rows)),
+        strip=tuple(
+            choose_stage_look(row, index == len(rows) - 1) for index, row in enumerate(rows)
+        ),
         tip=card.tip,
     )
 

@@ -247,7 +247,7 @@ def draw_passing(config: RunConfig, first: str) -> None:
     _ROW(data={"tiles": tiles, "clickable": False}, key="drawn_stages")
 
 
-def stage_look(stage: Mapping[str, Any], is_head: bool) -> str:
+def choose_stage_look(stage: Mapping[str, Any], is_head: bool) -> str:
     """Return the look of a stage.
 
     Returns:
@@ -272,7 +272,7 @@ def stage_look(stage: Mapping[str, Any], is_head: bool) -> str:
 def _make_tile(
     stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None
 ) -> dict[str, str]:
-    style = stage_look(stage, is_head)
+    style = choose_stage_look(stage, is_head)
     # The parameters of an unused stage are not counted.
     share = stage.get("trained", 0) / (stage["parameters"] or 1)
     words = {

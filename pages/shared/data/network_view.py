@@ -12,7 +12,7 @@ from finetune_core.training.preview import make_augmented_versions, network_inpu
 from pages.shared.chrome import escape_markdown
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import backbone_and_size
-from pages.shared.data.chosen import key_for_data
+from pages.shared.data.chosen import make_data_key
 from pages.shared.images import make_thumbnail
 
 _VERSIONS = 5
@@ -31,7 +31,7 @@ def draw_preprocessing(dataset: Dataset) -> None:
     chosen = st.selectbox(
         "Image",
         samples,
-        key=key_for_data("preprocessed"),
+        key=make_data_key("preprocessed"),
         persist_state="session",
         help="Three images of each class to choose from.",
     )
