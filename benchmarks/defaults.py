@@ -131,7 +131,7 @@ def train_once(key: dict[str, Any], folder: Path, work: Path) -> dict[str, Any]:
     reservation = create_run(config, work / "runs")
     start_time = time.process_time()
     list(execute(reservation))
-    run = RunStore(work / "runs").run(reservation.run_dir.name)
+    run = RunStore(work / "runs").get_run(reservation.run_dir.name)
     end = run.history.end
     assert end is not None, f"{run.run_dir} has not ended"
     epochs = [

@@ -27,7 +27,7 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network
 from finetune_core.training import compute
 from finetune_core.training.compiler_process import CompilerProcess
-from finetune_core.training.compute import place, train_step
+from finetune_core.training.compute import place_network, train_step
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.freezing import apply_strategy
 from finetune_core.training.optimizers import make_optimizer
@@ -123,7 +123,7 @@ def build_tail(
     config = make_config({"data": "none", "backbone": backbone, "strategy": strategy_name})
     network = build_network(backbone, "none", CLASSES, 0)
     strategy = plan_strategy(config, network.stages)
-    place(network, strategy, device)
+    place_network(network, strategy, device)
     inputs = torch.randn(batch, 3, image_size, image_size)
     inputs = inputs.to(device.torch_device, memory_format=torch.channels_last)
     tail: nn.Module = network.model
@@ -168,7 +168,7 @@ def compare_compiled(batch: int) -> Iterator[str]:
         images = torch.randn(batch, 3, 224, 224).contiguous(memory_format=torch.channels_last)
         process = CompilerProcess(part, images, device)
         try:
-            while (package := process.ended()) is None:
+            while (package := process.poll()) is None:
                 time.sleep(0.05)
             if isinstance(package, str):
                 raise SystemExit(f"{backbone} was not compiled: {package}")

@@ -80,12 +80,12 @@ def make_task_config(data: Path, images: int, steps: int, size: int, **changes: 
 def train(config: RunConfig, runs_dir: Path) -> Run:
     """Train a run, or return the finished run with the same settings."""
     store = RunStore(runs_dir)
-    for run in store.runs():
+    for run in store.list_runs():
         if run.status == "finished" and run_key(run.config) == run_key(config):
             return run
     reservation = create_run(config, runs_dir)
     list(execute(reservation))
-    return store.run(reservation.run_dir.name)
+    return store.get_run(reservation.run_dir.name)
 
 
 def profile_task(task: Task, args: argparse.Namespace, runs_dir: Path) -> dict[str, Any]:
@@ -132,7 +132,8 @@ def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
         means = []
         for rate in PROFILE_RATES:
             runs = [
-                train(setup.stages_config([stage], seed, {stage: rate}), runs_dir) for seed in SEEDS
+                train(setup.make_stages_config([stage], seed, {stage: rate}), runs_dir)
+                for seed in SEEDS
             ]
             ends = [run.history.end or {} for run in runs]
             means.append([np.mean([end[f] for end in ends]) for f in ("val_loss", "test_accuracy")])
@@ -142,7 +143,7 @@ def measure_answers(setup: Setup, probe: float, runs_dir: Path) -> list[str]:
 
 def summarise(result: Profile, last_block: Run, store: RunStore) -> dict[str, Any]:
     """Return the answer of a profile, and the cheap predictions for its stages."""
-    full_runs = [store.run(run_id) for run_id in result.full.run_ids[:1]] if result.full else []
+    full_runs = [store.get_run(run_id) for run_id in result.full.run_ids[:1]] if result.full else []
     finish(measure_layers([last_block, *full_runs]))
     layers = load_layers(last_block)
     probes: Sequence[Probe] = layers.probes if layers else ()

@@ -260,9 +260,9 @@ def measure_rows(part: Part, data: Path) -> None:
     with part.time_span("rows_written"):
         write_rows()
     with part.time_span("rows_opened"):
-        table = RowCache(lambda: folder).table("features")
+        table = RowCache(lambda: folder).get_table("features")
     with part.time_span("rows_looked_up"):
-        if table.missing(keys).any():
+        if table.find_missing(keys).any():
             raise RuntimeError("rows are missing")
         lookup = table.lookup(keys)
     with part.time_span("rows_read_at_random"):
@@ -377,7 +377,7 @@ def measure_listing(part: Part, folder: Path) -> None:
     store = RunStore(folder)
     for name in ("list", "list_again"):
         with part.time_span(name):
-            runs, damaged = store.all()
+            runs, damaged = store.list_all()
         if damaged:
             raise RuntimeError(damaged[0].reason)
     part.found["runs"] = len(runs)

@@ -160,7 +160,7 @@ async def watch_training(looks: list[bool]) -> None:
     """Record every second whether a run is training."""
     store = RunStore(paths.runs_dir())
     while True:
-        looks.append(any(run.status == "running" for run in store.runs()))
+        looks.append(any(run.status == "running" for run in store.list_runs()))
         await asyncio.sleep(1)
 
 
@@ -198,7 +198,7 @@ def report_problems(sessions: list[Session], log: str) -> list[str]:
         wrong += [f"{session.name}: {problem}" for problem in session.problems]
         if not session.done:
             wrong.append(f"{session.name}: nothing was done")
-    runs, damaged = RunStore(paths.runs_dir()).all()
+    runs, damaged = RunStore(paths.runs_dir()).list_all()
     print(
         f"runs: {len(runs)}, of which {sum(run.status == 'finished' for run in runs)} have finished"
     )

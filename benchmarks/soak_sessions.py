@@ -110,7 +110,7 @@ class Session:
 
     def list_evaluated(self) -> list[Run]:
         """Return the latest runs that have been evaluated."""
-        return [run for run in self.store.runs() if run.is_evaluable][:LATEST]
+        return [run for run in self.store.list_runs() if run.is_evaluable][:LATEST]
 
     def choose_run(self) -> str:
         """Return the id of a random run that has been evaluated."""
@@ -345,7 +345,7 @@ async def queue_run(session: Session) -> None:
     await session.find_button("Start training").click()
     await session.page.wait_for_url("**/train?run=*")
     session.done["runs queued"] += 1
-    while sum(run.is_active for run in session.store.runs()) >= QUEUED:
+    while sum(run.is_active for run in session.store.list_runs()) >= QUEUED:
         await session.page.wait_for_timeout(500)
 
 

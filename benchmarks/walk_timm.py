@@ -40,7 +40,7 @@ from finetune_core.models.meta import skip_norms_on_meta
 from finetune_core.models.network import build_network, head_paths, network_stages
 from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.stages import Stage, replace_head
-from finetune_core.training.compute import place, train_step
+from finetune_core.training.compute import place_network, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.stage_plan import plan_strategy
 
@@ -232,7 +232,7 @@ def train(name: str, precision: str) -> None:
     info = backbone_info(name)
     network = build_network(name, "none", CLASSES, 0, info.image_size)
     config = make_config({"data": "none", "backbone": name, "strategy": "full"})
-    place(network, plan_strategy(config, network.stages), device)
+    place_network(network, plan_strategy(config, network.stages), device)
     model = network.model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, fused=True)
     images = torch.randn(2, 3, info.image_size, info.image_size)

@@ -70,7 +70,7 @@ def _print_version(asked: bool) -> None:
 
 
 @app.callback()
-def _any(
+def _check_launch(
     context: typer.Context,
     version: Annotated[
         bool,
@@ -779,7 +779,7 @@ def export(
             | ({"measured": made.measured.to_json()} if made.measured else {})
         )
         return
-    for line in made.in_words():
+    for line in made.to_lines():
         out.print(escape(line))
 
 

@@ -218,7 +218,7 @@ def replace_atomically(
     """
     if make_folder:
         path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path)
+    remove_abandoned(path)
     temporary = path.with_name(f"{_PREFIX}{_shorten(path.name)}-{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
@@ -238,7 +238,7 @@ def _shorten(name: str) -> str:
     return name[:50]
 
 
-def sweep(path: Path, older_than: float = _IDLE_SECONDS) -> None:
+def remove_abandoned(path: Path, older_than: float = _IDLE_SECONDS) -> None:
     """Delete files left beside ``path`` by processes killed during ``replace_atomically``.
 
     Args:

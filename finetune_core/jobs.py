@@ -96,7 +96,7 @@ class Jobs:
         job = self._running.get(key)
         return job if job and job.is_running else None
 
-    def all(self) -> list[Job]:
+    def list_running(self) -> list[Job]:
         """Return the running jobs, oldest first."""
         with self._lock:
             return [job for job in self._running.values() if job.is_running]

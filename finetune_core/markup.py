@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterable, Sequence
 
 
-def escape(text: object) -> str:
+def escape_html(text: object) -> str:
     """Escape text for the content of an element or the value of an attribute.
 
     A file name may be invalid Unicode, which HTML does not allow.
@@ -17,9 +17,9 @@ def escape(text: object) -> str:
 
 def table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """Return an HTML table with column titles. Every cell is escaped."""
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{escape_html(column)}</th>" for column in columns)
     body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+        f"<tr>{''.join(f'<td>{escape_html(cell)}</td>' for cell in row)}</tr>" for row in rows
     )
     return (
         "<div "
@@ -29,4 +29,4 @@ def table(columns: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 
 def paragraphs(*lines: object) -> str:
     """Return every non-empty line as an HTML paragraph."""
-    return "".join(f"<p>{escape(line)}</p>" for line in lines if line)
+    return "".join(f"<p>{escape_html(line)}</p>" for line in lines if line)

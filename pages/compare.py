@@ -181,7 +181,7 @@ def draw_comparison(runs: list[Run]) -> None:
         return
     draw_arms(comparison)
     shift = draw_sections(comparison, judged) if len(judged) > 1 else None
-    evidence = collect_evidence(comparison, shift, store().runs())
+    evidence = collect_evidence(comparison, shift, store().list_runs())
     with answer:
         draw_verdict(comparison)
         if compared_now := draw_next(comparison, evidence):
@@ -228,7 +228,7 @@ start_page(
     "pages/compare.py",
     "Compare strategies on the same images, and see which stages were worth training.",
 )
-runs, damaged = store().all()
+runs, damaged = store().list_all()
 if not runs:
     draw_empty_page("No run yet. Start a comparison here, or see a single run on the sample first.")
     draw_damaged_runs(damaged)

@@ -16,7 +16,7 @@ from finetune_core.figures.curves import plot_lr_range_test
 from finetune_core.formatting import format_memory, format_rough_duration, pluralize
 from finetune_core.models.weights import RANDOM
 from finetune_core.training.lr_finder import RateCurve, find_rate
-from finetune_core.training.stage_plan import cut_index, describe_stages, plan_strategy
+from finetune_core.training.stage_plan import cut_index, list_stages, plan_strategy
 from finetune_core.training.strategies import STRATEGIES, count_epochs
 from finetune_core.training.trunk import choose_num_views, why_uncached
 from pages.shared.chrome import draw_next_step, escape_markdown, go, start_page
@@ -225,7 +225,7 @@ def offer_rate_finder(config: RunConfig) -> None:
 
 def describe_augmentation(config: RunConfig) -> None:
     """Say which augmented images the run will see, before the run starts."""
-    cut = cut_index(plan_strategy(config, describe_stages(config)))
+    cut = cut_index(plan_strategy(config, list_stages(config)))
     num_views = choose_num_views(config, cut)
     if num_views == 0:
         st.caption(

@@ -23,7 +23,7 @@ from pages.shared.chrome import PLAIN, draw_next_step, escape_markdown, go, star
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import PROBES, VIEW, analyze, compare_layers, has_outdated_report
 from pages.shared.data.changes import draw_changes, draw_last_change, draw_rename_form
-from pages.shared.data.chosen import chosen_data, data_name
+from pages.shared.data.chosen import data_name, get_chosen_data
 from pages.shared.data.datasets import current_dataset, find_report
 from pages.shared.data.findings import list_findings
 from pages.shared.data.galleries import draw_examples, draw_images, draw_map
@@ -39,7 +39,7 @@ start_page(
 
 def draw_overview(dataset: Dataset) -> None:
     """Draw the data set in one line, its classes, and some of its images."""
-    table, counts = dataset.table, dataset.counts()
+    table, counts = dataset.table, dataset.count_images()
     facts = [
         pluralize(len(table), "image"),
         pluralize(len(dataset.classes), "class", "classes"),
@@ -111,7 +111,7 @@ def draw_next_steps(dataset: Dataset) -> None:
 def draw_classes_and_splits(dataset: Dataset, data: str) -> None:
     """Draw tables of counts and sizes, the form that renames classes, and the split."""
     with st.expander("Counts and image sizes as tables"):
-        st.dataframe(dataset.counts().rename(columns=SPLIT_TITLES))
+        st.dataframe(dataset.count_images().rename(columns=SPLIT_TITLES))
         sizes = (
             dataset.table.groupby(["width", "height"]).size().sort_values(ascending=False).head(50)
         )
@@ -236,7 +236,7 @@ with st.container():
     if problem := st.session_state.pop("change_problem", None):
         st.error(escape_markdown(problem), icon=":material/error:")
 try:
-    root = chosen_data()
+    root = get_chosen_data()
 except FinetuneError as error:
     st.error(escape_markdown(str(error)), icon=":material/error:")
     st.stop()

@@ -96,7 +96,7 @@ def offer_fp32(run: Run) -> None:
     )
 
 
-found, damaged = store().all()
+found, damaged = store().list_all()
 runs = [run for run in found if run.is_evaluable]
 if not runs:
     draw_empty_page(

@@ -186,7 +186,7 @@ def try_out(runs: list[Run]) -> None:
     draw_export_buttons(chosen)
 
 
-found, damaged = store().all()
+found, damaged = store().list_all()
 judged = [run for run in found if run.is_evaluable]
 if st.query_params.get("present") == "1":
     present(judged)

@@ -81,7 +81,7 @@ def describe_accuracy(run: Run) -> str:
     accuracy = run_accuracy(run)
     if not accuracy:
         return ""
-    sentence = reference_points(run, store().runs(), accuracy.split).to_sentence()
+    sentence = reference_points(run, store().list_runs(), accuracy.split).to_sentence()
     return f"{accuracy.name} {format_percent(accuracy.value)}. {sentence}".strip()
 
 
@@ -129,7 +129,7 @@ def delete_confirmed(run_ids: list[str]) -> None:
 
 def draw_panel(was_active: bool) -> None:
     """Draw the search, the table and the queue, refreshed while runs are active."""
-    runs = store().runs()
+    runs = store().list_runs()
     # The fragment has to start or stop refreshing itself.
     if not runs or was_active != any(run.is_active for run in runs):
         st.rerun()
@@ -145,7 +145,7 @@ def draw_panel(was_active: bool) -> None:
     draw_queue_list(runs)
 
 
-runs, damaged = store().all()
+runs, damaged = store().list_all()
 if not runs:
     draw_empty_page("No run yet. Configure one, or see it work on the sample first.")
     draw_damaged_runs(damaged)

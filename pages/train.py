@@ -205,7 +205,7 @@ def draw_panel(run_id: str, status: str, seconds: float | None, others: list[Run
             because each refresh would redraw the box.
     """
     try:
-        run = store().run(run_id)
+        run = store().get_run(run_id)
     except RunError as error:
         # The run was deleted or damaged since the page was drawn.
         st.error(escape_markdown(str(error)), icon=":material/folder_off:")
@@ -264,7 +264,7 @@ def redraw_on_change(run_id: str, status: str) -> None:
     This fragment draws nothing itself, so that a page left open costs next to nothing.
     """
     try:
-        changed = store().run(run_id).status != status
+        changed = store().get_run(run_id).status != status
     except RunError:
         # Another session has deleted the run.
         changed = True
@@ -272,7 +272,7 @@ def redraw_on_change(run_id: str, status: str) -> None:
         st.rerun()
 
 
-runs, damaged = store().all()
+runs, damaged = store().list_all()
 if not runs:
     draw_empty_page("No run yet. Configure one, or see it work on the sample first.")
     draw_damaged_runs(damaged)

@@ -143,7 +143,7 @@ def fake_compiler(monkeypatch):
             Process.started += 1
             Process.module = module
 
-        def ended(self):
+        def poll(self):
             return Process.result
 
         def close(self):

@@ -144,7 +144,7 @@ def train(config, runs_dir: Path):
 
     reservation = create_run(config, runs_dir)
     list(execute(reservation))
-    return RunStore(runs_dir).run(reservation.run_dir.name)
+    return RunStore(runs_dir).get_run(reservation.run_dir.name)
 
 
 def trained_run(config=None, **changes):
@@ -156,7 +156,7 @@ def trained_run(config=None, **changes):
     name = hashlib.sha256(content.encode()).hexdigest()[:12]
     runs = _make_once(f"runs-{name}", lambda target: train(config, target))
     (run_dir,) = (path for path in runs.iterdir() if path.is_dir())
-    return RunStore(runs).run(run_dir.name)
+    return RunStore(runs).get_run(run_dir.name)
 
 
 def copy_run(run_dir: Path, runs_dir: Path) -> Path:

@@ -104,7 +104,7 @@ def test_an_evaluation_is_that_of_the_command_and_escapes_names(runs):
     assert found == ("test", outcome["accuracy"], outcome["calibration"]["ece"])
     assert result.scores.table["value"].tolist()[0] == outcome["scores"]["accuracy"]["value"]
     assert result.mistakes.empty == (result.accuracy == 1)
-    assert result.in_words() in repr(result)
+    assert result.to_text() in repr(result)
     html = result._repr_html_()
     assert TAG not in html
     assert "blue &lt;b&gt;" in html
@@ -159,7 +159,7 @@ def test_an_export_says_where_it_is_and_predicts(runs, images, tmp_path):
     made = thaw.export(runs[1], "safetensors", tmp_path / "out")
     assert made.folder == tmp_path / "out"
     assert str(made.folder) in repr(made)
-    assert made._repr_html_().count("<p>") == len(made.in_words())
+    assert made._repr_html_().count("<p>") == len(made.to_lines())
     image = images / "red" / "000.png"
     expected = thaw.predict(runs[1], image)["p(red)"].tolist()
     assert thaw.predict(made.folder, image)["p(red)"].tolist() == pytest.approx(expected)

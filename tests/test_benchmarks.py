@@ -112,7 +112,7 @@ def test_the_sides_train_the_same():
 
 def test_generated_runs_are_finished_and_have_their_steps(tmp_path):
     scale.write_runs(tmp_path, 3, 16)
-    runs = RunStore(tmp_path).runs()
+    runs = RunStore(tmp_path).list_runs()
     assert [(run.status, run.notices, run.config.seed) for run in runs] == [
         ("finished", (), seed) for seed in (2, 1, 0)
     ]

@@ -130,7 +130,7 @@ def test_the_command_line_names_what_is_damaged(whole, data, other, tmp_path, se
         chance = random.Random(seed)
         change = f"{seed}: {damage(bad, chance)}"
         with in_time(change):
-            found, damaged = RunStore(tmp_path).all()
+            found, damaged = RunStore(tmp_path).list_all()
         assert {one.run_id for one in (*found, *damaged)} == {GOOD, BAD}, change
         (here,) = (summarize_run(run) for run in found if run.run_id == GOOD)
         assert here | {"run_dir": ""} == known, change
@@ -181,7 +181,7 @@ def test_the_pages_name_what_is_damaged(whole, data, monkeypatch):
         bad = shutil.copytree(whole, runs / f"{BAD}-{number:02}")
         changes[bad.name] = damage(bad, chance)
     (runs / f"{BAD}-00" / "config.json").write_text("[]")
-    found, damaged = RunStore(runs).all()
+    found, damaged = RunStore(runs).list_all()
     assert damaged
     of_one_run = ("pages/train.py", "pages/evaluate.py", "pages/predict.py")
     for page in PAGES:

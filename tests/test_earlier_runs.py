@@ -29,7 +29,7 @@ def runs(tmp_path):
         )
     store = RunStore(tmp_path / "runs")
     assert not store.list_damaged()
-    return sorted(store.runs(), key=lambda run: run.run_id)
+    return sorted(store.list_runs(), key=lambda run: run.run_id)
 
 
 def test_they_open_as_they_ended(runs):
@@ -40,7 +40,7 @@ def test_they_open_as_they_ended(runs):
 
 def test_their_network_predicts(runs):
     image = next((KEPT / "images" / "7").iterdir())
-    probabilities = load_predictor(runs[0]).probabilities([image])
+    probabilities = load_predictor(runs[0]).predict_proba([image])
     assert probabilities.shape == (1, 3)
     assert probabilities.argmax() == 2
 

@@ -51,12 +51,12 @@ def test_the_same_work_is_done_once_for_all_who_ask(gate):
     assert jobs.start("a", "Counting", counting(gate)) is first
     other = jobs.start("b", "Counting", counting(gate))
     assert other is not first
-    assert jobs.all() == [first, other]
+    assert jobs.list_running() == [first, other]
     assert jobs.find("a") is first
     gate.set()
     assert first.wait(300)
     assert other.wait(300)
-    assert jobs.all() == []
+    assert jobs.list_running() == []
     assert jobs.find("a") is None
     assert jobs.start("a", "Counting", counting(gate)) is not first
 

@@ -21,7 +21,7 @@ PARTICIPLE = re.compile(
     r"(?!(?:speed|feed|seed|embed|need|exceed|proceed)$)[a-z]+ed|begun|led|kept|made|held|built|found|given|taken|shown|drawn|said|sent|left|known"
 )
 # Properties that name a part of what they belong to, with the field's word.
-EXCEPTIONS = {"described", "started", "elapsed", "ended"}
+EXCEPTIONS = {"described", "started", "elapsed"}
 
 
 def find_definitions(file):

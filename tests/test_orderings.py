@@ -34,7 +34,7 @@ from finetune_core.runs.design import arm_key
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore, summarize_run
-from finetune_core.training.stage_plan import describe_stages, plan_strategy
+from finetune_core.training.stage_plan import list_stages, plan_strategy
 from tests.factories import TINY_BACKBONE, tiny_weights
 
 CLASSES, IMAGES = 3, 400
@@ -52,7 +52,7 @@ SETUPS = [
 
 @pytest.mark.parametrize(("ordering", "setup"), SETUPS)
 def test_every_file_makes_configs_whose_strategies_and_settings_exist(ordering, setup, tmp_path):
-    stages = describe_stages(make_config({"data": "x", "backbone": setup.backbone}))
+    stages = list_stages(make_config({"data": "x", "backbone": setup.backbone}))
     source = tmp_path / "run" if ordering.adaptation else None
     configs = make_arm_configs(
         ordering, setup, tmp_path, [stage.name for stage in stages], 3, source
@@ -306,7 +306,7 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
     tiny = ordering()
     result = run_ordering(tiny, "offline", 2, tmp_path)
     store = RunStore(tmp_path / "runs")
-    runs = store.runs()
+    runs = store.list_runs()
     assert len(runs) == 6
     assert result.why == ""
     accuracies = {}
@@ -321,9 +321,9 @@ def test_a_tiny_ordering_from_end_to_end(tmp_path):
     assert result.judged[1].difference.value == pytest.approx(shifted["wise"] - shifted["full"])
     again = run_ordering(tiny, "offline", 2, tmp_path)
     assert again.to_json() == result.to_json()
-    assert len(store.runs()) == 6
+    assert len(store.list_runs()) == 6
     json.dumps(result.to_json())
-    assert "| full > probe | test images |" in result.in_words()
+    assert "| full > probe | test images |" in result.to_text()
 
 
 @pytest.mark.train
@@ -346,7 +346,7 @@ def test_all_arms_go_on_from_one_run_and_one_that_was_stopped_is_gone_on_with(tm
     )
     found = train_ordering(blocks, blocks.offline, 1, tmp_path)
     source = next(
-        run for run in RunStore(tmp_path / "runs").runs() if run.config.strategy == "full"
+        run for run in RunStore(tmp_path / "runs").list_runs() if run.config.strategy == "full"
     )
     for [run] in found.arms.values():
         assert run.config.from_run == str(source.run_dir)

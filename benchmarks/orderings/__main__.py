@@ -41,7 +41,7 @@ def main(requested: list[str], where: Where, seeds: int | None, base: Path, as_j
         result = run_ordering(ordering, where, seeds or ordering.seeds, base)
         results.append(result)
         if not as_json:
-            print(result.in_words(), flush=True)
+            print(result.to_text(), flush=True)
     if as_json:
         print(json.dumps({"orderings": [result.to_json() for result in results]}, indent=2))
         return

@@ -60,7 +60,7 @@ class Result:
             "arms": [asdict(one) for one in self.standings],
         }
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Return the result as Markdown."""
         ordering, setup = self.ordering, self.ordering.setup(self.where)
         lines = [

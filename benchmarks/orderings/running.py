@@ -27,7 +27,7 @@ from finetune_core.runs.record import create_run, reopen_run
 from finetune_core.runs.store import Run, RunStore, summarize_run
 from finetune_core.training.parents import make_averaged_config
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.strategies import count_epochs
 from finetune_core.work import with_phase
 
@@ -58,7 +58,7 @@ def train_ordering(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> 
     if folders.source:
         source = _find_or_train(make_source_config(ordering, setup, folders.source), store).run_dir
     stages = [
-        stage.name for stage in describe_stages(make_source_config(ordering, setup, folders.data))
+        stage.name for stage in list_stages(make_source_config(ordering, setup, folders.data))
     ]
     configs = make_arm_configs(ordering, setup, folders.data, stages, seeds, source)
     download_weights([config for arm in configs.values() for seed in arm for config in seed])
@@ -122,7 +122,7 @@ def _prepare_folders(ordering: Ordering, setup: Setup, base: Path) -> Folders:
 
 def _find_or_train(config: RunConfig, store: RunStore) -> Run:
     """Return the finished run of a config. If there is none, resume or train one."""
-    existing = [run for run in store.runs() if run.config == config]
+    existing = [run for run in store.list_runs() if run.config == config]
     if finished := [run for run in existing if run.status == "finished"]:
         return finished[0]
     err.print(

@@ -62,7 +62,7 @@ def build_advice(
 def print_advice(advice: Advice) -> None:
     """Print the ranking, the proposal, and what no probe can tell. Failures go to stderr."""
     if advice.candidates:
-        out.print(escape(advice.in_words()))
+        out.print(escape(advice.to_text()))
         print_table(*advice.network_rows(), names=2)
         out.print("Forecast of a run:")
         print_table(*advice.forecast_rows())

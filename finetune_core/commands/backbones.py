@@ -84,7 +84,7 @@ def _build_row(info: BackboneInfo, parameters: int | None) -> dict[str, Any]:
         "image_size": info.image_size,
         "imagenet_top1": info.top1,
         "licence": info.licence,
-        "research_only": info.is_non_commercial,
+        "research_only": info.is_research_only,
         "download_bytes": download_bytes(parameters) if parameters and not info.is_ready else None,
         "ready": info.is_ready,
         "weights": str(info.file) if info.is_ready else info.url,

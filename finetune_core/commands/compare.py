@@ -197,7 +197,7 @@ def advise_next(
     experiment = next_experiment(evidence)
     if experiment is None:
         return None, None, explain_none(evidence)
-    if not (experiment.configs and (timed or book.speed(experiment.configs[0]))):
+    if not (experiment.configs and (timed or book.get_speed(experiment.configs[0]))):
         return experiment, None, ""
     config = experiment.configs[0]
     # An experiment that cannot be timed stands without a forecast.
@@ -239,7 +239,7 @@ def print_shifted(found: ShiftComparison) -> None:
     )
     print_verdict(shifted)
     print_table(*found.to_rows())
-    for line in found.left_out():
+    for line in found.describe_left_out():
         out.print(escape(line))
 
 

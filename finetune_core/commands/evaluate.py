@@ -137,7 +137,9 @@ def _build_json(result: RunEvaluation) -> dict[str, Any]:
 
 def print_evaluation(result: RunEvaluation) -> None:
     """Print an evaluation as text, with slices only where a difference is clear."""
-    for line in filter(None, (result.in_words(), result.beside(), *result.list_caveats())):
+    for line in filter(
+        None, (result.to_text(), result.describe_reference_points(), *result.list_caveats())
+    ):
         out.print(escape(escape_line(line)))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
@@ -151,7 +153,7 @@ def print_evaluation(result: RunEvaluation) -> None:
     for line in result.list_details():
         out.print(escape(escape_line(line)))
     flips = evaluate_flips(result.run)
-    for line in [*(flip_warnings(result.run) if flips else ()), *(one.in_words() for one in flips)]:
+    for line in [*(flip_warnings(result.run) if flips else ()), *(one.to_text() for one in flips)]:
         out.print(escape(escape_line(line)))
     known = result.own if isinstance(result, ShiftedEvaluation) else result
     if known.robustness:

@@ -64,7 +64,7 @@ def _inspect_deeply(dataset: Dataset, backbone: str | None, fit: str) -> "Work[D
 
 def print_inspection(inspection: Inspection) -> None:
     """Print a data set, its findings, and the linear probe by layer."""
-    out.print(inspection.in_words())
+    out.print(inspection.to_text())
     if changes := inspection.describe_edits():
         out.print(escape(changes))
     print_table(*inspection.class_rows())

@@ -104,7 +104,7 @@ def label_queue(
     if answers:
         save_answers(folder, labelling.split_of, answers)
         edits = load_edits(folder)
-    ranking = finish(labelling.rank(labelling.labels(edits), order, of))
+    ranking = finish(labelling.rank(labelling.get_labels(edits), order, of))
     asked = ranking.rows[:most]
     rows = labelling.pool.loc[asked, ["id", "split"]].reset_index(drop=True)
     rows["proposal"], rows["share"] = labelling.propose_labels(ranking.probe, asked)

@@ -99,8 +99,8 @@ def train_profile(
 def print_profile(found: Profile) -> None:
     """Print the answer, the table, the path of the selection, and the notes."""
     out.print(f"[bold]{escape(found.sentence)}[/bold]")
-    out.print(escape(found.in_words()))
-    print_table(*found.rows())
+    out.print(escape(found.to_text()))
+    print_table(*found.to_rows())
     if len(found.path) > 1:
         out.print("Selection, by validation images:")
         print_table(*found.path_rows())

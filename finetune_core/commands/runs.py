@@ -12,7 +12,7 @@ from finetune_core.errors import ConfigError, RunError
 from finetune_core.models.catalogue import check_backbone_name, default_image_size
 from finetune_core.models.weights import PRETRAINED, fetch_description
 from finetune_core.runs.store import Run, read_run, resolve_run_dir
-from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
+from finetune_core.training.prepare import check_config, fetch_weights, list_missing_weights
 from finetune_core.work import with_phase
 
 
@@ -78,7 +78,7 @@ def download_weights(configs: Sequence[RunConfig], *, remote: bool = False) -> N
     """
     for config in configs:
         check_config(config, remote=remote)
-    if missing := missing_weights(configs):
+    if missing := list_missing_weights(configs):
         err.print(
             f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} "
             "first"

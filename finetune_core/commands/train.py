@@ -135,7 +135,7 @@ def train_reserved(reservation: Reservation, executor: Executor | None = None) -
     finally:
         if warning := report_to_mlflow(reservation.run_dir):
             err.print(escape(warning))
-    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+    return RunStore(reservation.run_dir.parent).load_run(reservation.run_dir)
 
 
 def train_and_report(

@@ -70,7 +70,7 @@ def train_all(
     for config in configs:
         check_config(config, remote=executor.remote)
         executor.check(config, _num_devices(config, devices))
-    runs = RunStore(runs_dir).runs() if reuse else []
+    runs = RunStore(runs_dir).list_runs() if reuse else []
     there = {run_key(run.config): run for run in runs if run.status == "finished"}
     if executor.remote:
         return _train_in_parallel(configs, there, runs_dir, executor, devices)
@@ -132,7 +132,7 @@ def _train_in_parallel(
             titles[worker.submit(config, devices=_num_devices(config, devices))] = title
     _watch(worker, store, titles)
     new = iter(titles)
-    ended = [before or store.run(next(new)) for before in earlier]
+    ended = [before or store.get_run(next(new)) for before in earlier]
     failed = [
         _failure(run.run_dir, run.config, (run.history.end or {}).get("message", ""))
         for run in ended
@@ -153,7 +153,7 @@ def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:
         task = bar.add_task("Training", total=len(titles), note="")
         while active or worker.list_queues():
             for run_id in list(active):
-                run = store.run(run_id)
+                run = store.get_run(run_id)
                 _report_places(run, titles[run_id], num_reported)
                 if not run.is_active:
                     active.remove(run_id)
@@ -177,7 +177,7 @@ def _report_places(run: Run, title: str, num_reported: dict[str, int]) -> None:
 def _update_bar(
     bar: Progress, task: TaskID, store: RunStore, active: Sequence[str], runs: int
 ) -> None:
-    shares = [store.run(run_id).history.fraction for run_id in active]
+    shares = [store.get_run(run_id).history.fraction for run_id in active]
     going = sum(share > 0 for share in shares)
     bar.update(
         task, completed=runs - len(active) + sum(shares), note=f"{pluralize(going, 'run')} training"
@@ -186,7 +186,7 @@ def _update_bar(
 
 def _stop_all(worker: Worker, active: Sequence[str]) -> None:
     """Stop waiting runs first, so that none starts when an active run stops."""
-    for run_id in sorted(active, key=lambda one: worker.waiting(one) is None):
+    for run_id in sorted(active, key=lambda one: worker.find_position(one) is None):
         worker.stop(run_id)
 
 

@@ -154,7 +154,7 @@ def setting(
 
 
 @lru_cache(maxsize=8)
-def settings_of(model: type[BaseModel]) -> dict[str, Setting]:
+def collect_settings(model: type[BaseModel]) -> dict[str, Setting]:
     """Return the settings that a config declares, by name, in declaration order."""
     return {name: _build_setting(name, field) for name, field in model.model_fields.items()}
 

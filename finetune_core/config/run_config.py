@@ -28,10 +28,10 @@ from finetune_core.config.metadata import (
     STOPPING,
     TRAINING,
     Setting,
+    collect_settings,
     parse_number,
     parse_numbers,
     setting,
-    settings_of,
 )
 from finetune_core.errors import ConfigError
 
@@ -735,7 +735,7 @@ class RunConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _parse_numbers(cls, value: Any, field: ValidationInfo) -> Any:
-        declaration = settings_of(cls)[str(field.field_name)]
+        declaration = collect_settings(cls)[str(field.field_name)]
         if not isinstance(value, str) or declaration.kind not in ("number", "numbers"):
             return value
         if declaration.optional and not value.strip():
@@ -749,7 +749,7 @@ class RunConfig(BaseModel):
     @field_validator("auto")
     @classmethod
     def _check_auto(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        allowed = [name for name, one in settings_of(cls).items() if one.follows]
+        allowed = [name for name, one in collect_settings(cls).items() if one.follows]
         if unknown := sorted(set(names) - set(allowed)):
             raise PydanticCustomError(
                 "unknown_auto",
@@ -890,7 +890,7 @@ def get_setting(name: str) -> Setting:
 
 def all_settings() -> dict[str, Setting]:
     """Return all settings by name, in declaration order."""
-    return settings_of(RunConfig)
+    return collect_settings(RunConfig)
 
 
 def auto_setting_names() -> tuple[str, ...]:

@@ -74,11 +74,11 @@ class Dataset:
     given_splits: bool
     edits: tuple[Edit, ...] = ()
 
-    def paths(self, rows: pd.DataFrame) -> ImagePaths:
+    def get_paths(self, rows: pd.DataFrame) -> ImagePaths:
         """Return the paths of some rows of the table."""
         return ImagePaths(self.root, rows["id"])
 
-    def counts(self) -> pd.DataFrame:
+    def count_images(self) -> pd.DataFrame:
         """Return the number of images per class (rows) and split (columns, only those in use)."""
         counts = pd.crosstab(self.table["label"], self.table["split"])
         counts = counts.reindex(index=range(len(self.classes)), fill_value=0)

@@ -258,7 +258,7 @@ class Finding:
         sure = not kind.guess and not self.whole_set and self.severity != "info"
         return kind.action is not None and sure
 
-    def edits(self, paths: Sequence[str]) -> tuple[Edit, ...]:
+    def make_edits(self, paths: Sequence[str]) -> tuple[Edit, ...]:
         """Return the finding's action on some of its images, as edits of the data set."""
         action = KINDS[self.kind].action
         if action is None:

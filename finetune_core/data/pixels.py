@@ -28,7 +28,7 @@ class Pixels:
         kept: the cached squares; None if they fit nowhere: then every read decodes again.
         failed: index -> why it could not be read.
         decoded: the number of images that were read, successfully or not.
-        lost: index -> why it can no longer be read; grows while ``readable`` is used.
+        lost: index -> why it can no longer be read; grows while ``load_readable`` is used.
     """
 
     paths: Sequence[Path]
@@ -38,7 +38,7 @@ class Pixels:
     decoded: int
     lost: dict[int, str] = field(default_factory=dict)
 
-    def readable(self, indices: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+    def load_readable(self, indices: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         """Return those indices that can still be read, and their squares as in ``batch``.
 
         Indices that can no longer be read are added to ``lost``.
@@ -82,7 +82,7 @@ class Pixels:
         return self.kept.batch(indices) if self.kept and self.kept.has_rows(indices) else None
 
 
-def cached_side(image_size: int, crop: float = USUAL_CROP) -> int:
+def compute_resize_size(image_size: int, crop: float = USUAL_CROP) -> int:
     """Return the side of the cached square for a network input of ``image_size``.
 
     The input is ``crop`` of the square: torchvision resizes to 256 for 224.
@@ -113,7 +113,7 @@ def decode_pixels(
     # Another version of Pillow may decode or resize differently.
     name = f"pixels-{resize.side}-{_name_suffix(resize)}{PIL.__version__}"
     CACHE.refresh(name)
-    asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
+    asked, wanted = wanted, wanted[CACHE.get_table(name).find_missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):
         batches = _decode_batches(paths, wanted, resize, failed)
@@ -127,9 +127,9 @@ def decode_pixels(
                     failed[int(index)] = square
                 yield Step(done, len(wanted))
             return Pixels(paths, resize, None, failed, len(wanted))
-    table = CACHE.table(name)
+    table = CACHE.get_table(name)
     # On a tight disk new rows may have evicted older ones.
-    if table.missing(keys[np.setdiff1d(asked, list(failed))]).any():
+    if table.find_missing(keys[np.setdiff1d(asked, list(failed))]).any():
         return Pixels(paths, resize, None, failed, len(wanted))
     return Pixels(paths, resize, table.lookup(keys), failed, len(wanted))
 

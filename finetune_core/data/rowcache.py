@@ -66,7 +66,7 @@ class Layout(NamedTuple):
     channels_last: bool
 
     @classmethod
-    def of(cls, rows: torch.Tensor) -> "Layout":
+    def from_rows(cls, rows: torch.Tensor) -> "Layout":
         """Return the layout for rows ``[n, *shape]``.
 
         It is the memory order of the rows, if that is a usual one.
@@ -95,7 +95,7 @@ class Layout(NamedTuple):
         """Convert rows from the order in which they are read to the stored order, contiguous."""
         return (rows.permute(0, 2, 3, 1) if self.channels_last else rows).contiguous()
 
-    def read(self, laid: torch.Tensor) -> torch.Tensor:
+    def from_stored(self, laid: torch.Tensor) -> torch.Tensor:
         """Convert rows from the stored order to the order in which they are read."""
         return laid.permute(0, 3, 1, 2) if self.channels_last else laid
 
@@ -189,7 +189,7 @@ class Table:
         """All blocks of the table."""
         return self._contents.blocks
 
-    def missing(self, keys: np.ndarray) -> np.ndarray:
+    def find_missing(self, keys: np.ndarray) -> np.ndarray:
         """Return which keys have no row yet, boolean ``[n]``."""
         return self.lookup(keys).missing
 
@@ -235,7 +235,7 @@ class Lookup:
         """
         if not self.has_rows(positions):  # -1 would quietly read the last row
             raise KeyError("a row that the cache does not hold")
-        return self.blocks[0].layout.read(self._gather_stored(self.places[positions]))
+        return self.blocks[0].layout.from_stored(self._gather_stored(self.places[positions]))
 
     def count_bytes(self, positions: np.ndarray) -> int:
         """Return the bytes that the rows of some positions take, each row counted once.
@@ -244,7 +244,7 @@ class Lookup:
         """
         return len(self._number_rows(positions)[0]) * self.row_bytes
 
-    def on(self, device: torch.device, positions: np.ndarray) -> "Lookup":
+    def copy_to(self, device: torch.device, positions: np.ndarray) -> "Lookup":
         """Copy the rows of some positions to a device, as one block.
 
         In the copy, other positions have no row. Every given position must have one.
@@ -315,7 +315,7 @@ class RowCache:
         self._alive: WeakSet[Block] = WeakSet()
         self._lock = RLock()
 
-    def table(self, name: str) -> Table:
+    def get_table(self, name: str) -> Table:
         """Return the table of that name, with its valid rows on disk.
 
         The table is then the most recently used one.
@@ -442,13 +442,13 @@ class RowCache:
             raise
         with self._lock:  # the table must not be evicted before the block is added
             self._alive.add(block)
-            self.table(name).add(block)
+            self.get_table(name).add(block)
         return writer.where
 
     def _make_writer(
         self, name: str, count: int, first: torch.Tensor
     ) -> "_MemoryWriter | _DiskWriter | None":
-        layout = Layout.of(first)
+        layout = Layout.from_rows(first)
         where = self.make_room(count * layout.row_bytes, name)
         if where == "memory":
             return _MemoryWriter(count, layout)

@@ -64,7 +64,7 @@ class ReferencePoints:
         }
         return {label: point for label, point in named.items() if point}
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Return ``majority class 10.2 %, linear probe 95.0 %``; empty if nothing is known."""
         return ", ".join(
             f"{label.lower()}{_format_title(label, point)} {format_percent(point.value)}"
@@ -73,7 +73,7 @@ class ReferencePoints:
 
     def to_sentence(self) -> str:
         """Return the reference points as a sentence; empty if nothing is known."""
-        text = self.in_words()
+        text = self.to_text()
         return f"On the same {SPLIT_TITLES[self.split].lower()} images: {text}." if text else ""
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def reference_points(
     """
     known = run_accuracy(run)
     split = split or (known.split if known else "val")
-    others = RunStore(run.run_dir.parent).runs() if runs is None else runs
+    others = RunStore(run.run_dir.parent).list_runs() if runs is None else runs
     alike = [other for other in others if is_on_same_images(other, run)]
     best = best_run(alike)
     return ReferencePoints(

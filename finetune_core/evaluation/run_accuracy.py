@@ -35,7 +35,7 @@ class RunAccuracy:
         """The label: ``Test accuracy`` or ``Validation accuracy``."""
         return accuracy_name(self.split)
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Return text for the middle of a sentence: ``test accuracy 97.8 %``."""
         return f"{self.name.lower()} {format_percent(self.value)}"
 

@@ -101,7 +101,9 @@ def load_run_images(
     all_rows = np.sort(np.concatenate(list(rows.values())))
     keys = table["content"].to_numpy(np.uint64)
     info = backbone_info_for(config)
-    decoding = decode_pixels(dataset.paths(table), keys, all_rows, info.resize(config.image_size))
+    decoding = decode_pixels(
+        dataset.get_paths(table), keys, all_rows, info.get_resize(config.image_size)
+    )
     pixels = yield from with_phase("decode", decoding)
     rows = {
         split: np.setdiff1d(split_rows, list(pixels.failed)) for split, split_rows in rows.items()

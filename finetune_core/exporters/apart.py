@@ -74,7 +74,7 @@ def main(run_dir: str, format: str, *roots: str) -> None:
         with explain_memory_errors():
             from finetune_core.exporters.formats import export_in_steps
 
-        run = RunStore(Path(run_dir).parent).read(Path(run_dir))
+        run = RunStore(Path(run_dir).parent).load_run(Path(run_dir))
         finish(export_in_steps(run, format, roots=[Path(root) for root in roots]), _print_step)
     except FinetuneError as error:
         sys.exit(str(error))

@@ -154,7 +154,7 @@ def _get_title(source: Source) -> str:
 def _format_heading(source: Source) -> str:
     evaluation = source.evaluation
     return (
-        f"# {_escape(_get_title(source))}\n\n"
+        f"# {_escape_markdown(_get_title(source))}\n\n"
         f"Classifies images into {pluralize(len(source.classes), 'class', 'classes')}: "
         f"{accuracy_name(evaluation.split).lower()} {format_percent(evaluation.accuracy)} on "
         f"{pluralize(evaluation.images, 'image')} "
@@ -196,7 +196,7 @@ def _format_data(source: Source) -> str:
     skipped = source.summary["skipped_images"]
     changes = len(source.run.config.edits)
     sentences = [
-        f"{_escape(source.data_name)}: {counts} images (fingerprint "
+        f"{_escape_markdown(source.data_name)}: {counts} images (fingerprint "
         f"`{started.get('fingerprint', '')}`).",
         f"{pluralize(skipped, 'image')} could not be read and "
         f"{'was' if skipped == 1 else 'were'} left out."
@@ -269,7 +269,8 @@ def _format_recipe(source: Source) -> str:
         if name in changed - hidden
     }
     return "## Recipe\n\n| | |\n|---|---|\n" + "\n".join(
-        f"| {_escape(key)} | {_escape(str(value))} |" for key, value in rows.items()
+        f"| {_escape_markdown(key)} | {_escape_markdown(str(value))} |"
+        for key, value in rows.items()
     )
 
 
@@ -317,7 +318,7 @@ def _describe_stages(source: Source) -> str:
 def _describe_measurement(source: Source, measured: Measurement | None) -> str:
     """Return a sentence on the origin of the scores."""
     if measured:
-        return _escape(measured.to_text())
+        return _escape_markdown(measured.to_text())
     precision = evaluation_precision(source.run)
     return (
         "The numbers are those of the run's best "
@@ -329,7 +330,7 @@ def _format_results(source: Source, origin: str) -> str:
     evaluation = source.evaluation
     rows = evaluation.per_class.head(_MAX_CLASSES)
     table = "\n".join(
-        f"| {_escape(str(row['class']))} | {_format_share(row['precision'])} | "
+        f"| {_escape_markdown(str(row['class']))} | {_format_share(row['precision'])} | "
         f"{_format_recall(row)} | {_format_share(row['f1'])} | {format_number(row['images'])} |"
         for row in rows.to_dict(orient="records")
     )
@@ -352,7 +353,7 @@ def _format_results(source: Source, origin: str) -> str:
 
 def _describe_references(source: Source) -> str:
     text = reference_points(source.run, split=source.evaluation.split).to_sentence()
-    return f"\n\n{_escape(text)}" if text else ""
+    return f"\n\n{_escape_markdown(text)}" if text else ""
 
 
 def _format_scores(source: Source) -> str:
@@ -386,7 +387,7 @@ def _format_limits(source: Source) -> str:
         "Its probabilities were not calibrated; the expected calibration error (ECE) above "
         "says how far off they are.",
         "Fewer than ten such images of "
-        f"{', '.join(map(_escape, few[:20]))}{' and others' if len(few) > 20 else ''}: "
+        f"{', '.join(map(_escape_markdown, few[:20]))}{' and others' if len(few) > 20 else ''}: "
         "their metrics are uncertain."
         if few
         else "",
@@ -401,7 +402,7 @@ def _format_licence(source: Source) -> str:
         "**For research only**: the licence of the pretrained weights rules commercial use out.\n\n"
     )
     research = (
-        any(network.info.is_non_commercial for network in source.networks)
+        any(network.info.is_research_only for network in source.networks)
         and source.first_weights == PRETRAINED
     )
     terms = " ".join(
@@ -420,7 +421,7 @@ def _describe_terms(source: Source, info: BackboneInfo) -> str:
         code = "torchvision, BSD-3-Clause." if info.source == "torchvision" else "timm, Apache-2.0."
         return (
             "The network started from random weights, so no one else's weights are in it. The "
-            f"code of {_escape(portable_name(info.name))}: {code}"
+            f"code of {_escape_markdown(portable_name(info.name))}: {code}"
         )
     if source.first_weights != PRETRAINED:
         return (
@@ -434,12 +435,14 @@ def _describe_terms(source: Source, info: BackboneInfo) -> str:
             "research; what follows for weights is not settled."
         )
     if info.source == "timm":
-        stated = f"are under {_escape(info.licence)}" if info.licence else "state no licence"
+        stated = (
+            f"are under {_escape_markdown(info.licence)}" if info.licence else "state no licence"
+        )
         where = f" (<{info.page}>)" if info.page else ""
         return (
             "timm's code is Apache-2.0. The pretrained weights of "
-            f"{_escape(portable_name(info.name))}{where} {stated}; its terms hold for this "
-            "network, too."
+            f"{_escape_markdown(portable_name(info.name))}{where} {stated}; its terms hold for "
+            "this network, too."
         )
     if info.licence:
         return (
@@ -470,6 +473,6 @@ def _format_numbers(values: list[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _escape(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Escape text supplied by a person or a directory, so that Markdown shows it unchanged."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))

@@ -44,7 +44,7 @@ class ExportResult:
     checked: dict[str, Any]
     measured: Measurement | None = None
 
-    def in_words(self) -> list[str]:
+    def to_lines(self) -> list[str]:
         """Return one line each on the files, the check and the scores of the export."""
         lines = [f"{FORMATS[self.format].title} in {self.folder}: {', '.join(self.files)}"]
         if "largest_difference" in self.checked:
@@ -57,10 +57,10 @@ class ExportResult:
         return [*lines, *([self.measured.to_text()] if self.measured else [])]
 
     def __repr__(self) -> str:
-        return f"<Exported: {self.in_words()[0]}>"
+        return f"<Exported: {self.to_lines()[0]}>"
 
     def _repr_html_(self) -> str:
-        return paragraphs(*self.in_words())
+        return paragraphs(*self.to_lines())
 
 
 def export_run(run: Run, format: str, out: Path | None = None) -> ExportResult:

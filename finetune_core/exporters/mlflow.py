@@ -57,7 +57,7 @@ def report_to_mlflow(run_dir: Path) -> str:
             "pip install mlflow"
         )
     try:
-        _report_run(RunStore(run_dir.parent).read(run_dir))
+        _report_run(RunStore(run_dir.parent).load_run(run_dir))
     except Exception as error:  # servers, networks and clients raise nearly anything
         lines = _CREDENTIALS.sub("//", str(error)).strip().splitlines() or [""]
         return (

@@ -304,7 +304,7 @@ def _format_constants(source: Source, facts: set[str]) -> list[str]:
     constants |= {
         "HEADS": list(network.heads),
         "IMAGE_SIZE": config.image_size,
-        "STORED_SIDE": network.info.stored_side(config.image_size),
+        "STORED_SIDE": network.info.compute_resize_size(config.image_size),
     }
     constants["INTERPOLATION"] = network.info.interpolation.upper()
     if "PADDED" in facts:

@@ -83,7 +83,7 @@ def describe_preprocessing(info: BackboneInfo, image_size: int) -> dict[str, Any
         "16-bit gray by its top 8 bits; the first frame of an animation",
         "jpeg_draft": "a JPEG may be decoded at a smaller scale that is at least resize_to: "
         "Pillow's draft('RGB', (resize_to, resize_to))",
-        "resize_to": info.stored_side(image_size),
+        "resize_to": info.compute_resize_size(image_size),
         "resize": _RESIZE_TEXTS[info.fit],
         "interpolation": info.interpolation,
         "fit": info.fit,

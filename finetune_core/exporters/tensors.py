@@ -145,16 +145,16 @@ def _build_network(sidecar: _Sidecar, classes: int, size: int) -> Network:
         sidecar["hashes"]["backbone_weights"],
     )
 
-    def one(name: str, last: str | None, steps: _Preprocessing) -> Network:
+    def build_one(name: str, last: str | None, steps: _Preprocessing) -> Network:
         info = _apply_preprocessing(backbone_info(name), steps)
         model, heads, stages = _create_empty(name, classes, size, last)
         return Network(model, model, stages, heads, backbone_hash, info, size, last)
 
     if "members" not in architecture:
-        return one(architecture["backbone"], architecture.get("features_from"), steps)
+        return build_one(architecture["backbone"], architecture.get("features_from"), steps)
     return build_ensemble(
         [
-            one(
+            build_one(
                 each["backbone"],
                 each.get("features_from"),
                 {**steps, "mean": each["mean"], "std": each["std"]},

@@ -10,7 +10,7 @@ from finetune_core.evaluation.comparison.arms import Arm, sort_by_score
 from finetune_core.evaluation.comparison.costs import Cost, timeline
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.figures.axes import make_count_axis, make_share_axis
-from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS, escape
+from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS, escape_plotly
 from finetune_core.formatting import accuracy_name
 from finetune_core.training.strategies import count_epochs
 
@@ -54,7 +54,7 @@ def plot_accuracies(arms: Sequence[Arm], split: str) -> go.Figure:
             mode="markers",
             marker=_make_marker(index),
             error_x=_make_error_bars(arm.score),
-            hovertemplate=f"{escape(arm.title)}: %{{x}}<extra></extra>",
+            hovertemplate=f"{escape_plotly(arm.title)}: %{{x}}<extra></extra>",
         )
     ticks = {
         "tickmode": "array",
@@ -84,7 +84,7 @@ def plot_learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figu
             figure.add_scatter(
                 x=[row[axis] for row in rows],
                 y=[row[f"val_{kind}"] for row in rows],
-                name=escape(arm.title),
+                name=escape_plotly(arm.title),
                 legendgroup=str(index),
                 showlegend=number == 0,
                 mode="lines+markers",
@@ -178,7 +178,7 @@ def plot_pareto_front(measure: CostName, arms: Sequence[Arm], split: str) -> go.
                 marker=_make_marker(index)
                 | {"symbol": ["circle", f"{_get_symbol(index)}-open"], "size": [0, 13]},
                 hovertemplate="without the cache: %{x:.3~g}<extra>%{fullData.name}</extra>",
-                name=escape(arm.title),
+                name=escape_plotly(arm.title),
                 legendgroup=str(index),
                 showlegend=False,
             )
@@ -188,7 +188,7 @@ def plot_pareto_front(measure: CostName, arms: Sequence[Arm], split: str) -> go.
             mode="markers",
             marker=_make_marker(index),
             error_y=_make_error_bars(arm.accuracy),
-            name=escape(arm.title),
+            name=escape_plotly(arm.title),
             legendgroup=str(index),
             hovertemplate="%{y} for %{x:.3~g}<extra>%{fullData.name}</extra>",
         )
@@ -229,12 +229,12 @@ def plot_shift(arms: Sequence[Arm], shifted: Sequence[Interval], title: str) -> 
             marker=_make_marker(index),
             error_x=_make_error_bars(arm.score),
             error_y=_make_error_bars(other),
-            name=escape(arm.title),
+            name=escape_plotly(arm.title),
             hovertemplate="%{x} in-distribution, %{y} shifted<extra>%{fullData.name}</extra>",
         )
     axis = make_share_axis(ends) if measure.share else {"hoverformat": ".3f"}
     figure.update_xaxes(title_text=f"{measure.title}, in-distribution", **axis)
-    figure.update_yaxes(title_text=f"{measure.title}, {escape(title)}", **axis)
+    figure.update_yaxes(title_text=f"{measure.title}, {escape_plotly(title)}", **axis)
     figure.update_layout(height=460, margin=MARGIN, legend=LEGEND)
     return figure
 
@@ -302,7 +302,9 @@ def plot_depth(arms: Sequence[Arm], split: str) -> go.Figure | None:
     )
     names = {arm.depth.trained_stages: arm.depth.first_stage for arm in comparable}
     one = len({arm.config.backbone for arm in comparable}) == 1  # backbones differ in their stages
-    labels = [f"{escape(names[count])}<br>({count})" if one else str(count) for count in depths]
+    labels = [
+        f"{escape_plotly(names[count])}<br>({count})" if one else str(count) for count in depths
+    ]
     figure.update_xaxes(
         title_text="First stage that trains (how many train)" if one else "Stages that train",
         tickmode="array",
@@ -377,7 +379,7 @@ def _plot_lines(
                 "size": 13,
                 "opacity": 1,
             },
-            text=[escape(arm.title) for arm in line],
+            text=[escape_plotly(arm.title) for arm in line],
             hovertemplate="%{text}: %{y}<extra></extra>",
         )
     figure.update_yaxes(
@@ -440,4 +442,4 @@ def _make_marker(index: int) -> dict[str, Any]:
 
 
 def _wrap_title(title: str) -> str:
-    return "<br>".join(escape(part) for part in title.split(" · "))
+    return "<br>".join(escape_plotly(part) for part in title.split(" · "))

@@ -19,7 +19,7 @@ from finetune_core.figures.style import (
     OTHER_COLOR,
     SYMBOLS,
     WARM,
-    escape,
+    escape_plotly,
     format_label,
 )
 from finetune_core.formatting import format_percent
@@ -126,7 +126,7 @@ def _add_cells(
     figure: go.Figure, counts: np.ndarray, order: Sequence[int], classes: Sequence[str]
 ) -> None:
     rows, columns = (axis.ravel() for axis in np.indices(counts.shape))
-    names = [escape(classes[one]) for one in order]
+    names = [escape_plotly(classes[one]) for one in order]
     figure.add_scatter(
         x=columns,
         y=rows,

@@ -12,7 +12,14 @@ import plotly.graph_objects as go
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers
 from finetune_core.figures.axes import PERCENT, choose_percent_format, make_share_axis
 from finetune_core.figures.comparison import RUN_SYMBOLS
-from finetune_core.figures.style import BEST_COLOR, LEGEND, MARGIN, RUN_COLORS, escape, format_label
+from finetune_core.figures.style import (
+    BEST_COLOR,
+    LEGEND,
+    MARGIN,
+    RUN_COLORS,
+    escape_plotly,
+    format_label,
+)
 from finetune_core.inspection.learned import Probe
 
 
@@ -102,7 +109,7 @@ def plot_by_stage(
         figure.add_scatter(
             x=[index for index, _, _ in points],
             y=[value for _, value, _ in points],
-            name=escape(title),
+            name=escape_plotly(title),
             mode="lines+markers",
             line={"color": RUN_COLORS[places[title] % len(RUN_COLORS)], "width": 2},
             marker={

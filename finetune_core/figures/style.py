@@ -35,10 +35,10 @@ MARGIN = {"l": 10, "r": 24, "t": 10, "b": 10}  # right: space for half of the la
 
 def format_label(name: str, letters: int = 18) -> str:
     """Escape a name and cut it to ``letters`` characters."""
-    return escape(name if len(name) <= letters else f"{name[: letters - 1]}…")
+    return escape_plotly(name if len(name) <= letters else f"{name[: letters - 1]}…")
 
 
-def escape(name: str) -> str:
+def escape_plotly(name: str) -> str:
     """Escape a name for Plotly.
 
     Plotly reads tags in labels as markup, and does not decode ``&quot;``.

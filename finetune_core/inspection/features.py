@@ -26,7 +26,7 @@ from finetune_core.training.batches import split_batches
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import run_on_idle_device
-from finetune_core.training.feeding import compute_outputs, forward_batch, load_batches
+from finetune_core.training.feeding import forward_batch_size, load_batches, stream_outputs
 from finetune_core.training.training_images import validation_feed
 from finetune_core.training.trunk import TrunkTables, split_network
 from finetune_core.work import Work, with_phase
@@ -95,28 +95,28 @@ def _compute_features(
     keys = dataset.table["content"].to_numpy(np.uint64)
     name = _table_name(network, device, image_size)
     unique_rows = np.unique(keys, return_index=True)[1]
-    needed = unique_rows[CACHE.table(name).missing(keys[unique_rows])]
-    paths = dataset.paths(dataset.table)
-    decoding = decode_pixels(paths, keys, needed, network.info.resize(image_size))
+    needed = unique_rows[CACHE.get_table(name).find_missing(keys[unique_rows])]
+    paths = dataset.get_paths(dataset.table)
+    decoding = decode_pixels(paths, keys, needed, network.info.get_resize(image_size))
     pixels = yield from with_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))
-    with Compiler(device, len(needed), forward_batch(device)) as compiler:
+    with Compiler(device, len(needed), forward_batch_size(device)) as compiler:
         feed = validation_feed(pixels, network.info, image_size, device)
         forward = compiler.forward(Part(pooled, f"{backbone} pooled", lambda: network.weights_hash))
         for start in range(0, len(needed), _KEPT_AT_ONCE):
             batch = needed[start : start + _KEPT_AT_ONCE]
-            batches = compute_outputs(lambda images: forward(images).float(), device, batch, feed)
+            batches = stream_outputs(lambda images: forward(images).float(), device, batch, feed)
             filling = CACHE.fill(name, keys[batch], batches)
             if (yield from with_phase("features", filling, start, len(needed))) is None:
                 break
-    table = CACHE.table(name)
+    table = CACHE.get_table(name)
     # Also checked at the end, because later blocks may have evicted earlier ones.
-    if table.missing(keys[np.setdiff1d(unique_rows, list(pixels.failed))]).any():
+    if table.find_missing(keys[np.setdiff1d(unique_rows, list(pixels.failed))]).any():
         raise DataError(
             "There is no room for the features of these images. Make room on the disk, or let "
             "THAW_CACHE_DISK_GB allow more."
         )
-    rows = np.flatnonzero(~table.missing(keys))
+    rows = np.flatnonzero(~table.find_missing(keys))
     if not len(rows):
         raise DataError("None of the images could be decoded.")
     values = table.lookup(keys).batch(rows).numpy()
@@ -207,5 +207,5 @@ def iterate_inputs(
 
 def _table_name(network: Network, device: Device, image_size: int) -> str:
     """Return the name of the cache's table for these weights, this size and this arithmetic."""
-    trunk = TrunkTables(network, device, image_size).name(len(network.stages), "vectors")
+    trunk = TrunkTables(network, device, image_size).get_name(len(network.stages), "vectors")
     return f"features-{hashlib.sha256(trunk.encode()).hexdigest()[:16]}"

@@ -24,7 +24,7 @@ class Inspection:
     findings: tuple[Finding, ...]
     deep: "DeepReport | None"
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Describe the number and sizes of the images, and the origin of the split."""
         dataset, widths, heights = (
             self.dataset,
@@ -44,7 +44,7 @@ class Inspection:
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per class: its images by split."""
-        counts = self.dataset.counts()
+        counts = self.dataset.count_images()
         return ["Class", *counts.columns], [
             [str(name), *(f"{count:,}" for count in row)] for name, row in counts.iterrows()
         ]
@@ -83,7 +83,7 @@ class Inspection:
         ]
 
     def __repr__(self) -> str:
-        return f"<Inspection: {self.in_words()} {pluralize(len(self.findings), 'finding')}>"
+        return f"<Inspection: {self.to_text()} {pluralize(len(self.findings), 'finding')}>"
 
     def _repr_html_(self) -> str:
         findings = (
@@ -92,7 +92,7 @@ class Inspection:
             else paragraphs("Nothing looks wrong.")
         )
         parts = [
-            paragraphs(self.in_words(), self.describe_edits()),
+            paragraphs(self.to_text(), self.describe_edits()),
             table(*self.class_rows()),
             findings,
         ]
@@ -111,7 +111,7 @@ class Inspection:
             "data": str(dataset.root),
             "images": len(dataset.table),
             "classes": list(dataset.classes),
-            "counts": {name: row.to_dict() for name, row in dataset.counts().iterrows()},
+            "counts": {name: row.to_dict() for name, row in dataset.count_images().iterrows()},
             "splits": dataset.split_counts,
             "given_splits": dataset.given_splits,
             "width": [int(widths.min()), int(widths.max())],

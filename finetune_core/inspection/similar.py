@@ -32,7 +32,7 @@ class Embeddings:
         position: pd.Index = pd.Index(self.ids)
         return position
 
-    def nearest(self, sample: str, count: int) -> list[tuple[str, float]]:
+    def find_nearest(self, sample: str, count: int) -> list[tuple[str, float]]:
         """Return (id, cosine distance) of the images nearest to one of them, the nearest first.
 
         The image itself is left out. Cosine distances are 0…2.

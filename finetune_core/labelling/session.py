@@ -131,7 +131,7 @@ class Labelling:
         new = sorted(set(labels.classes) - {""})
         return tuple(dict.fromkeys((*self.classes, *new)))
 
-    def labels(self, edits: Sequence[Edit]) -> Labels:
+    def get_labels(self, edits: Sequence[Edit]) -> Labels:
         """Return the labels that the edits give to the pool."""
         table = self.pool[["id"]].assign(split="")
         table["class"] = ""
@@ -164,7 +164,7 @@ class Labelling:
                 None,
             )
         features = torch.from_numpy(values)
-        scale = Scale.of(features)
+        scale = Scale.fit(features)
         fit = fit_logistic(
             scale.transform(features),
             torch.from_numpy(targets),

@@ -17,7 +17,7 @@ from torch import nn
 
 from finetune_core.config import RunConfig
 from finetune_core.data.decode import BILINEAR, CROP, PAD, Resize
-from finetune_core.data.pixels import USUAL_CROP, cached_side
+from finetune_core.data.pixels import USUAL_CROP, compute_resize_size
 from finetune_core.errors import ConfigError
 from finetune_core.models import hub, timm_networks
 from finetune_core.models.licences import is_research_only
@@ -102,13 +102,13 @@ class BackboneInfo:
     interpolation: str = BILINEAR
     fit: str = CROP
 
-    def stored_side(self, image_size: int) -> int:
+    def compute_resize_size(self, image_size: int) -> int:
         """Return the side of the resized square for an input of ``image_size``, in pixels."""
-        return cached_side(image_size, self.crop)
+        return compute_resize_size(image_size, self.crop)
 
-    def resize(self, image_size: int) -> Resize:
+    def get_resize(self, image_size: int) -> Resize:
         """Return how images become squares for a network input of ``image_size`` pixels."""
-        return Resize(self.stored_side(image_size), self.interpolation, self.fit)
+        return Resize(self.compute_resize_size(image_size), self.interpolation, self.fit)
 
     @property
     def is_ready(self) -> bool:
@@ -124,7 +124,7 @@ class BackboneInfo:
         return known_parameter_count(self.name)
 
     @property
-    def is_non_commercial(self) -> bool:
+    def is_research_only(self) -> bool:
         """True if the licence of the weights rules out commercial use."""
         return is_research_only(self.licence)
 
@@ -155,7 +155,7 @@ def find_backbones(word: str) -> list[str]:
 def list_ready_backbones() -> list[str]:
     """Return the backbones whose weights are on this machine."""
     published = timm_networks.list_published()
-    here = hub.repositories_with(timm_networks.WEIGHTS, published.values())
+    here = hub.find_cached_repositories(timm_networks.WEIGHTS, published.values())
     return [
         name
         for name in backbone_names()

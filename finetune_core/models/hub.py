@@ -35,7 +35,7 @@ def is_repository(name: str) -> bool:
     return True
 
 
-def cached_path(repository: str, file: str) -> Path | None:
+def find_cached_path(repository: str, file: str) -> Path | None:
     """Return the path of a file in the Hub's cache, or None if the cache has no copy."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -44,7 +44,7 @@ def cached_path(repository: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def repositories_with(file: str, repositories: Iterable[str]) -> set[str]:
+def find_cached_repositories(file: str, repositories: Iterable[str]) -> set[str]:
     """Return the repositories whose ``file`` is in the Hub's cache.
 
     The cache folder is listed once, however many repositories are asked for.
@@ -60,16 +60,16 @@ def repositories_with(file: str, repositories: Iterable[str]) -> set[str]:
     return {
         name
         for name in repositories
-        if name.partition("@")[0] in cached_names and cached_path(name, file)
+        if name.partition("@")[0] in cached_names and find_cached_path(name, file)
     }
 
 
-def page(repository: str) -> str:
+def build_page_url(repository: str) -> str:
     """Return the address of a repository's page, where its licence is accepted."""
     return f"https://huggingface.co/{repository.partition('@')[0]}"
 
 
-def address(repository: str, file: str) -> str:
+def build_file_url(repository: str, file: str) -> str:
     """Return the download address of a file."""
     from huggingface_hub import hf_hub_url
 
@@ -91,7 +91,7 @@ def fetch(repository: str, file: str) -> Work[Path]:
     Raises:
         WeightsError: if the download fails. The message says why, and what to do at the Hub.
     """
-    if found := cached_path(repository, file):
+    if found := find_cached_path(repository, file):
         return found
     download = _Download(repository, file)
     download.start()
@@ -164,7 +164,7 @@ def _explain(error: Exception, repository: str, file: str) -> Exception:
     """Return a WeightsError that explains an error of the Hub, or an unexpected error as it is."""
     from huggingface_hub import errors
 
-    where = page(repository)
+    where = build_page_url(repository)
     if isinstance(error, errors.GatedRepoError):
         return WeightsError(
             f"{repository} is gated: accept its licence at {where}, then sign in on this machine "

@@ -444,7 +444,7 @@ def _assign_loose_tensors(
     sizes = {n: p.numel() for n, p in model.named_parameters() if n not in owned}
     buffers = [n for n, _ in model.named_buffers() if n not in owned]
 
-    def stage_of(name: str) -> int:
+    def find_stage(name: str) -> int:
         return next(
             (
                 owner
@@ -455,16 +455,16 @@ def _assign_loose_tensors(
         )
 
     for name, size in reversed(sizes.items()):
-        old = stages[stage_of(name)]
-        stages[stage_of(name)] = replace(
+        old = stages[find_stage(name)]
+        stages[find_stage(name)] = replace(
             old,
             parameters=(name, *old.parameters),
             parameter_count=old.parameter_count + size,
             sizes={name: size, **old.sizes},
         )
     for name in reversed(buffers):
-        stages[stage_of(name)] = replace(
-            stages[stage_of(name)], buffers=(name, *stages[stage_of(name)].buffers)
+        stages[find_stage(name)] = replace(
+            stages[find_stage(name)], buffers=(name, *stages[find_stage(name)].buffers)
         )
     return tuple(stages)
 

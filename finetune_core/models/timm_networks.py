@@ -126,12 +126,12 @@ class TimmNetwork:
     @property
     def page(self) -> str | None:
         """The address of the repository's page, or None without a repository."""
-        return hub.page(self.repository) if self.repository else None
+        return hub.build_page_url(self.repository) if self.repository else None
 
     @property
     def url(self) -> str | None:
         """The download address of the weights, or None without a repository."""
-        return hub.address(self.repository, WEIGHTS) if self.repository else None
+        return hub.build_file_url(self.repository, WEIGHTS) if self.repository else None
 
 
 def is_timm_name(name: str) -> bool:
@@ -167,7 +167,8 @@ def portable_name(name: str) -> str:
 def has_description(name: str) -> bool:
     """Return whether the description of a network is on this machine, or not needed."""
     return (
-        not name.startswith(HUB) or hub.cached_path(name.removeprefix(HUB), DESCRIPTION) is not None
+        not name.startswith(HUB)
+        or hub.find_cached_path(name.removeprefix(HUB), DESCRIPTION) is not None
     )
 
 
@@ -202,21 +203,21 @@ def find(name: str) -> TimmNetwork:
     if name.startswith(TIMM):
         architecture, config = _look_up(name)
         repository = config.get("hf_hub_id")
-        file = hub.cached_path(repository, WEIGHTS) if repository else None
+        file = hub.find_cached_path(repository, WEIGHTS) if repository else None
         return TimmNetwork(name, architecture, config, {}, repository, file)
     if name.startswith(HUB):
         repository = name.removeprefix(HUB)
-        description = hub.cached_path(repository, DESCRIPTION)
+        description = hub.find_cached_path(repository, DESCRIPTION)
         if description is None:
             raise WeightsError(
                 f"The description of {name} is not on this machine yet: it is on "
-                f"{hub.page(repository)}, and fetched when a run starts."
+                f"{hub.build_page_url(repository)}, and fetched when a run starts."
             )
         return TimmNetwork(
             name,
             *_load_description(description),
             repository,
-            hub.cached_path(repository, WEIGHTS),
+            hub.find_cached_path(repository, WEIGHTS),
             str(description),
         )
     description = _find_description(name.removeprefix(FOLDER))

@@ -248,16 +248,16 @@ def _check_same_network(
     file: Path,
     info: BackboneInfo,
 ) -> None:
-    def without_head(names: set[str]) -> list[str]:
+    def drop_head(names: set[str]) -> list[str]:
         return sorted(
             name
             for name in names
             if not is_head_tensor(name, heads) and not name.endswith("num_batches_tracked")
         )
 
-    missing = without_head(expected.keys() - state.keys())
-    unknown = without_head(state.keys() - expected.keys())
-    mismatched = without_head(
+    missing = drop_head(expected.keys() - state.keys())
+    unknown = drop_head(state.keys() - expected.keys())
+    mismatched = drop_head(
         {
             name
             for name in expected.keys() & state.keys()

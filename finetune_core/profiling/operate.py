@@ -42,7 +42,7 @@ from finetune_core.training.forecast import forecast_run
 from finetune_core.training.networks import build_initial_network
 from finetune_core.training.predictions import load_predictions, predictions_mtime
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Work, with_subject
 
@@ -107,7 +107,7 @@ def profile(asked: ProfileRequest, store: RunStore, train: Train, book: SpeedBoo
 def load_current_profile(asked: ProfileRequest, store: RunStore) -> Profile | None:
     """Return the profile from the runs that have finished; None before the probe."""
     known = FinishedRuns(store, asked.dataset)
-    if not any(run_key(config) in known for config in asked.setup.probes()):
+    if not any(run_key(config) in known for config in asked.setup.make_probe_configs()):
         return None
     return summarise(asked, store, advance(asked.setup, known), {})
 
@@ -153,7 +153,7 @@ class FinishedRuns(Mapping[str, Outcome]):
         self._dataset = dataset
         self.runs = {
             run_key(run.config): run
-            for run in reversed(store.runs())
+            for run in reversed(store.list_runs())
             if run.status == "finished" and run.started["fingerprint"] == dataset.fingerprint
         }
         self._read: dict[str, Outcome] = {}
@@ -219,7 +219,7 @@ def summarise(
     """
     setup, known = asked.setup, FinishedRuns(store, asked.dataset)
     groups = _group_runs(setup, progress, known)
-    probes = [run_key(config) for config in setup.probes() if run_key(config) in known]
+    probes = [run_key(config) for config in setup.make_probe_configs() if run_key(config) in known]
     reference = load_predictions(known.runs[probes[0]].run_dir).sort_values("id")
     split = TEST if (reference["split"] == TEST).any() else VAL
     reported = reference[reference["split"] == split]
@@ -301,14 +301,16 @@ def _group_runs(setup: Setup, progress: Progress, known: FinishedRuns) -> list[_
     for stage in setup.stages:
         if (rate := progress.rates.get(stage)) is None:
             continue
-        alone = (setup.stages_config([stage], seed, progress.rates) for seed in seeds)
+        alone = (setup.make_stages_config([stage], seed, progress.rates) for seed in seeds)
         long = make_group("stage", (stage,), alone)
-        short = make_group("short", (stage,), [setup.short(stage, rate)])
+        short = make_group("short", (stage,), [setup.make_short_config(stage, rate)])
         groups.append(long if stage in progress.going_on and long.keys else short)
     for stages in progress.sets:
-        trained = (setup.stages_config(stages, seed, progress.rates) for seed in seeds)
+        trained = (setup.make_stages_config(stages, seed, progress.rates) for seed in seeds)
         groups.append(make_group("stages", _sort_stages(setup, stages), trained))
-    groups.append(make_group("full", setup.stages, (setup.whole(seed) for seed in seeds)))
+    groups.append(
+        make_group("full", setup.stages, (setup.make_full_config(seed) for seed in seeds))
+    )
     return [group for group in groups if group.keys]
 
 
@@ -367,7 +369,7 @@ def _relative_gradients(run: Run) -> dict[str, float]:
         return {}
     try:
         beginning = build_initial_network(run.config, run.started["classes"], run.run_dir)
-        stages = describe_stages(run.config, len(run.started["classes"]))
+        stages = list_stages(run.config, len(run.started["classes"]))
     except FinetuneError:  # the initial weights are missing
         return {}
     weights = dict(beginning.network.model.named_parameters())

@@ -252,42 +252,46 @@ class _Replay:
 
     def _decide(self) -> None:
         setup = self._setup
-        self._require_runs("probe", setup.probes())
-        if not any(map(self._get_outcome, setup.probes())):
+        self._require_runs("probe", setup.make_probe_configs())
+        if not any(map(self._get_outcome, setup.make_probe_configs())):
             raise ConfigError({"data": "the linear probe failed, so there is nothing to compare"})
         first, *others = setup.seeds
         self._halve()
         self._require_runs(
             "full_length",
-            [config for stage in self._going_on for config in self._arm_configs([stage])],
+            [config for stage in self._going_on for config in self._make_arm_configs([stage])],
         )
         self._going_on = [
-            stage for stage in self._going_on if self._find_outcomes(self._arm_configs([stage]))
+            stage
+            for stage in self._going_on
+            if self._find_outcomes(self._make_arm_configs([stage]))
         ]
         if not self._going_on:
             raise ConfigError({"stages": "the runs of all stages failed"})
         best = self._find_better_half(
-            {stage: self._stages_config([stage], first) for stage in self._going_on}
+            {stage: self._make_stages_config([stage], first) for stage in self._going_on}
         )
         self._seeded = {frozenset([stage]) for stage in best}
         self._require_runs(
-            "seeds", [config for stage in best for config in self._arm_configs([stage])]
+            "seeds", [config for stage in best for config in self._make_arm_configs([stage])]
         )
         self._select(best)
-        self._require_runs("full", [setup.whole(first)])
+        self._require_runs("full", [setup.make_full_config(first)])
         candidate = self._is_full_candidate()
         if candidate:
-            self._require_runs("full", self._filter_part("full_seeds", map(setup.whole, others)))
+            self._require_runs(
+                "full", self._filter_part("full_seeds", map(setup.make_full_config, others))
+            )
         if (seed := setup.extra_seed) is not None:
             third = [
-                self._stages_config(self._chosen, seed),
-                *([setup.whole(seed)] if candidate else []),
+                self._make_stages_config(self._chosen, seed),
+                *([setup.make_full_config(seed)] if candidate else []),
             ]
             self._require_runs("third_seeds", self._filter_part("third_seeds", third))
 
     def _halve(self) -> None:
         """Choose each stage's rate, and stop the stages with the higher log loss."""
-        short = self._setup.short
+        short = self._setup.make_short_config
         tried = {
             (stage, rate): short(stage, rate)
             for stage in self._setup.stages
@@ -323,7 +327,7 @@ class _Replay:
         self._path.append(SelectionStep(best, self._mean_score([best])[0], None, True))
         while rest := [stage for stage in self._going_on if stage not in self._chosen]:
             self._round = "selection"
-            runs = {name: self._stages_config((*self._chosen, name), first) for name in rest}
+            runs = {name: self._make_stages_config((*self._chosen, name), first) for name in rest}
             usable = self._filter_part("selection", runs.values())
             if len(usable) < len(runs):
                 return
@@ -336,7 +340,7 @@ class _Replay:
             larger = (*self._chosen, added)
             if self._first_accuracy(larger) > self._first_accuracy(self._chosen):
                 self._seeded.add(frozenset(larger))
-                self._require_runs("selection", self._arm_configs(larger))
+                self._require_runs("selection", self._make_arm_configs(larger))
             before, after = self._mean_score(self._chosen)[0], self._mean_score(larger)[0]
             kept = frozenset(larger) in self._seeded and self._is_better(larger, self._chosen)
             self._path.append(SelectionStep(added, after, after - before, kept))
@@ -344,22 +348,22 @@ class _Replay:
                 return
             self._chosen = larger
 
-    def _arm_configs(self, stages: Collection[str]) -> list[RunConfig]:
+    def _make_arm_configs(self, stages: Collection[str]) -> list[RunConfig]:
         first, *others = self._setup.seeds
         seeds = others if frozenset(stages) in self._seeded else []
-        more = (self._stages_config(stages, seed) for seed in seeds)
-        return [self._stages_config(stages, first), *self._filter_part("second_seeds", more)]
+        more = (self._make_stages_config(stages, seed) for seed in seeds)
+        return [self._make_stages_config(stages, first), *self._filter_part("second_seeds", more)]
 
-    def _stages_config(self, stages: Collection[str], seed: int) -> RunConfig:
-        return self._setup.stages_config(stages, seed, self._rates)
+    def _make_stages_config(self, stages: Collection[str], seed: int) -> RunConfig:
+        return self._setup.make_stages_config(stages, seed, self._rates)
 
     def _first_accuracy(self, stages: Collection[str]) -> float:
         """Return the validation accuracy of the first finished run of an arm."""
-        return float(self._find_outcomes(self._arm_configs(stages))[0].val_correct.mean())
+        return float(self._find_outcomes(self._make_arm_configs(stages))[0].val_correct.mean())
 
     def _is_full_candidate(self) -> bool:
         """Return whether full fine-tuning is as accurate on validation images as the selection."""
-        whole = self._get_outcome(self._setup.whole(self._setup.seeds[0]))
+        whole = self._get_outcome(self._setup.make_full_config(self._setup.seeds[0]))
         return whole is not None and whole.val_correct.mean() >= self._mean_score(self._chosen)[0]
 
     def _require_runs(self, current: Round, configs: Iterable[RunConfig]) -> None:
@@ -388,14 +392,17 @@ class _Replay:
 
     def _mean_score(self, stages: Collection[str]) -> tuple[float, float]:
         """Return the mean validation accuracy of an arm, and its negative log loss."""
-        outcomes = self._find_outcomes(self._arm_configs(stages))
+        outcomes = self._find_outcomes(self._make_arm_configs(stages))
         accuracy = np.mean([outcome.val_correct.mean() for outcome in outcomes])
         return float(accuracy), -float(np.mean([outcome.val_loss for outcome in outcomes]))
 
     def _collect_validation_answers(self, stages: Collection[str]) -> ArmPredictions:
         return summarize_accuracy(
             np.stack(
-                [outcome.val_correct for outcome in self._find_outcomes(self._arm_configs(stages))]
+                [
+                    outcome.val_correct
+                    for outcome in self._find_outcomes(self._make_arm_configs(stages))
+                ]
             )
         )
 

@@ -43,19 +43,19 @@ def train_in_queue(
             done = len(run_ids) - len(active)
             yield Step(done, len(run_ids), "", ROUNDS[progress.round])
             time.sleep(_LOOK)
-            active = [run_id for run_id in active if store.run(run_id).is_active]
+            active = [run_id for run_id in active if store.get_run(run_id).is_active]
     except GeneratorExit:
         # Stop waiting runs first, so that none of them starts when the training one stops.
-        for run_id in sorted(active, key=lambda one: worker.waiting(one) is None):
+        for run_id in sorted(active, key=lambda one: worker.find_position(one) is None):
             worker.stop(run_id)
         raise
-    if _is_any_stopped([store.run(run_id) for run_id in run_ids]):
+    if _is_any_stopped([store.get_run(run_id) for run_id in run_ids]):
         raise TrainingError(STOPPED)
 
 
 def _queue(config: RunConfig, worker: Worker, store: RunStore, owner: str, devices: int) -> str:
     """Queue a run, or resume an equal one that was interrupted or stopped, and return its id."""
-    same = [run for run in store.runs() if run_key(run.config) == run_key(config)]
+    same = [run for run in store.list_runs() if run_key(run.config) == run_key(config)]
     for run in same:
         if run.is_active:
             return run.run_id

@@ -308,7 +308,7 @@ class Profile:
             found.append("With one seed each, the intervals leave out what other seeds change.")
         return tuple(found)
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Describe the images that the gains were measured on."""
         kind = "test" if self.split == TEST else "validation"
         copies = (
@@ -322,7 +322,7 @@ class Profile:
             f"{copies} The 95 % intervals hold for all rows together, for new images and new seeds."
         )
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
+    def to_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per arm."""
         return _COLUMNS, [self._format_row(index, arm) for index, arm in enumerate(self.arms)]
 
@@ -374,9 +374,9 @@ class Profile:
     def _repr_html_(self) -> str:
         return (
             paragraphs(self.sentence, *self.notes)
-            + table(*self.rows())
+            + table(*self.to_rows())
             + table(*self.path_rows())
-            + paragraphs(self.in_words())
+            + paragraphs(self.to_text())
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from finetune_core.config import RunConfig, make_config
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import has_linear_head
 from finetune_core.runs.design import depends_on_seed, design_runs
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.strategies import BASELINE
 
 SEEDS = (0, 1)
@@ -48,25 +48,25 @@ class Setup:
         """The seed of the last round; None if each arm has one seed only."""
         return max(self.seeds) + 1 if len(self.seeds) > 1 else None
 
-    def probes(self) -> list[RunConfig]:
+    def make_probe_configs(self) -> list[RunConfig]:
         """Return the probes: one seed, unless the training images depend on the seed."""
         seeds = self.seeds if depends_on_seed(self.probe) else self.seeds[:1]
         return [_replace(self.probe, seed=seed) for seed in seeds]
 
-    def stages_config(self, stages: Collection[str], seed: int, rates: Rates) -> RunConfig:
+    def make_stages_config(self, stages: Collection[str], seed: int, rates: Rates) -> RunConfig:
         """Return the run that trains these stages and the head."""
         trained = {name: rates[name] for name in self.sizes if name in stages} | {HEAD: 1.0}
         custom = self.stage.strategy_changes("custom") | {"stage_rates": trained}
         return _replace(self.stage, **custom, seed=seed)
 
-    def short(self, stage: str, rate: float) -> RunConfig:
+    def make_short_config(self, stage: str, rate: float) -> RunConfig:
         """Return the stage's run of the short round: a complete one, its schedule included."""
-        whole = self.stages_config([stage], self.seeds[0], {stage: rate})
+        whole = self.make_stages_config([stage], self.seeds[0], {stage: rate})
         epochs = max(1, round(whole.epochs / SHORT))
         warmup = min(whole.warmup_epochs / SHORT, epochs / 2)
         return _replace(whole, epochs=epochs, warmup_epochs=round(warmup, 2))
 
-    def whole(self, seed: int) -> RunConfig:
+    def make_full_config(self, seed: int) -> RunConfig:
         """Return the run of full fine-tuning."""
         return _replace(self.full, seed=seed)
 
@@ -98,7 +98,7 @@ def set_up(
         # Fix what the recipe has chosen, because the recipe of *custom* differs.
         can_probe = has_linear_head(config.backbone, config.image_size)
         ready[strategy] = _replace(config, initial_head="probe" if can_probe else "random", auto=())
-    whole = describe_stages(ready["full"])
+    whole = list_stages(ready["full"])
     own = {stage.name: stage.parameter_count for stage in whole[:-1] if stage.parameter_count}
     if unknown := [name for name in stages if name not in own]:
         known = f"the stages of {base.backbone} are {', '.join(own)}"

@@ -15,7 +15,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.training.forecast import forecast_run
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import cut_index, describe_stages, plan_strategy
+from finetune_core.training.stage_plan import cut_index, list_stages, plan_strategy
 from finetune_core.training.strategies import BASELINE, count_epochs
 
 FROM = "from:"  # prefix of a strategy in which everything from a stage on trains
@@ -246,13 +246,13 @@ def _sort_by_cost(configs: list[RunConfig]) -> list[RunConfig]:
     come last.
     """
     cuts = {
-        arm: cut_index(plan_strategy(some[0], describe_stages(some[0])))
+        arm: cut_index(plan_strategy(some[0], list_stages(some[0])))
         for arm, some in group_by_arm(configs).items()
     }
     backbones = list(dict.fromkeys(config.backbone for config in configs))
 
-    def place(config: RunConfig) -> tuple[int, bool, int]:
+    def sort_key(config: RunConfig) -> tuple[int, bool, int]:
         cut = cuts[arm_key(config)]
         return backbones.index(config.backbone), cut == 0, cut
 
-    return sorted(configs, key=place)
+    return sorted(configs, key=sort_key)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.formatting import format_duration, format_percent
-from finetune_core.markup import escape, paragraphs, table
+from finetune_core.markup import escape_html, paragraphs, table
 
 _EPOCH_COLUMNS = (
     "Epoch",
@@ -47,7 +47,7 @@ def render_run(
         )
         for row in epochs
     ]
-    head = f"<p><b>{escape(run_id)}</b>: {escape(describe_run(result))}</p>"
+    head = f"<p><b>{escape_html(run_id)}</b>: {escape_html(describe_run(result))}</p>"
     return (
         head
         + (table(_EPOCH_COLUMNS, rows) if rows else "")

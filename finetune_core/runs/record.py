@@ -24,7 +24,7 @@ from filelock import FileLock
 from finetune_core.config import CONFIG_FILE, RunConfig, config_bytes, make_config, read_config
 from finetune_core.data.listing import escape_undecodable
 from finetune_core.errors import FinetuneError, RunError, TrainingError
-from finetune_core.files import is_link, open_regular, path_exists, sweep, write_bytes
+from finetune_core.files import is_link, open_regular, path_exists, remove_abandoned, write_bytes
 from finetune_core.runs.about import About, write_about
 from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, write_error
 from finetune_core.runs.ownership import RunTakenOver
@@ -231,7 +231,9 @@ def execute(
             *(checkpoint_path(run_dir, name) for name in (START, HEAD, LAST, BEST)),
             *(run_dir / name for name in _SAVED),
         ):
-            sweep(path, older_than=0)  # the lock is held, so their writer has been killed
+            remove_abandoned(
+                path, older_than=0
+            )  # the lock is held, so their writer has been killed
         with _open_events(run_dir) as file:
             ranks.all_gather(
                 _Task(str(run_dir.resolve()), reservation.resume, tuple(map(str, roots)))

@@ -174,7 +174,7 @@ def read_run(folder: Path) -> Run:
         whole = Path(os.path.realpath(whole.parent), whole.name)
     except ValueError:
         raise RunError(f"{str(folder)!r} cannot be the name of a folder.") from None
-    return RunStore(whole.parent).read(whole)
+    return RunStore(whole.parent).load_run(whole)
 
 
 def find_best_epoch(run: Run) -> Row:
@@ -260,7 +260,7 @@ class RunStore:
         self._ended: dict[Path, tuple[_Version, Run]] = {}
         self._lock = Lock()
 
-    def all(self) -> tuple[list[Run], list[DamagedRun]]:
+    def list_all(self) -> tuple[list[Run], list[DamagedRun]]:
         """Return every run, and every damaged one, the newest first."""
         folders = self._list_folders()
         self._forget(set(folders))
@@ -269,23 +269,23 @@ class RunStore:
             one for one in found if isinstance(one, DamagedRun)
         ]
 
-    def runs(self) -> list[Run]:
+    def list_runs(self) -> list[Run]:
         """Return every readable run, the newest first."""
-        return self.all()[0]
+        return self.list_all()[0]
 
     def list_damaged(self) -> list[DamagedRun]:
         """Return the run directories that cannot be read."""
-        return self.all()[1]
+        return self.list_all()[1]
 
-    def run(self, run_id: str) -> Run:
+    def get_run(self, run_id: str) -> Run:
         """Return a run by its id.
 
         Raises:
             RunError: if there is none of that id, or it cannot be read.
         """
-        return self.read(self._find_folder(run_id))
+        return self.load_run(self._find_folder(run_id))
 
-    def read(self, run_dir: Path) -> Run:
+    def load_run(self, run_dir: Path) -> Run:
         """Return the run in a directory.
 
         Raises:
@@ -346,7 +346,7 @@ class RunStore:
         Raises:
             RunError: if they are too long, or cannot be written.
         """
-        run = self.run(run_id)
+        run = self.get_run(run_id)
         about = replace(run.about, name=name.strip(), note=note.strip(), tags=clean_tags(tags))
         try:
             write_about(run.run_dir, about)

@@ -54,7 +54,7 @@ def execute_on_devices(
             f"{run_dir.name}-{secrets.token_hex(4)}",
         )
         with RankProcesses(run, task, reservation.devices) as processes:
-            found = yield from follow_events(lines, lambda: processes.outcome(LOOK))
+            found = yield from follow_events(lines, lambda: processes.wait(LOOK))
         # No rank has claimed the run, so none has written the failure.
         if "problem" in found and reservation.lock.is_held():
             append_event(run_dir, RunFailed(found["problem"], ""))
@@ -91,7 +91,7 @@ class RankProcesses:
             start_new_session=True,  # Ctrl-C is for this process, which asks the run to stop
         )
 
-    def outcome(self, patience: float) -> Row | None:
+    def wait(self, patience: float) -> Row | None:
         """Return the result of ``remote.train_and_report`` once the processes have ended.
 
         Returns:

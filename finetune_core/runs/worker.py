@@ -17,7 +17,7 @@ from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.record import Reservation, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training.events import Event
-from finetune_core.training.prepare import missing_weights
+from finetune_core.training.prepare import list_missing_weights
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Worker:
             ConfigError: if the run cannot work, or its pretrained weights are not on this machine:
                 it would wait for its turn, then fail. Then nothing is queued.
         """
-        for info in missing_weights([config]):
+        for info in list_missing_weights([config]):
             raise ConfigError(
                 {
                     "backbone": f"the weights of {info.name} are not on this machine: "
@@ -80,7 +80,7 @@ class Worker:
                 (
                     one
                     for queue in self._queues.values()
-                    for one in queue.all()
+                    for one in queue.list_queued()
                     if one.config == config and _is_owned_by(one, owner)
                 ),
                 None,
@@ -109,7 +109,7 @@ class Worker:
             reservation = reopen_run(run_dir, remote=self.executor.remote, devices=devices)
             self._enqueue(reservation, make_config(read_config(run_dir / CONFIG_FILE)))
 
-    def waiting(self, run_id: str) -> tuple[int, int] | None:
+    def find_position(self, run_id: str) -> tuple[int, int] | None:
         """Return the position of a run in its queue, from 1, and the number of waiting runs.
 
         None stands for a run that does not wait.
@@ -127,7 +127,7 @@ class Worker:
         Runs that train come first, then those that wait, in order.
         """
         with self._changed:
-            found = [[one.run_id for one in queue.all()] for queue in self._queues.values()]
+            found = [[one.run_id for one in queue.list_queued()] for queue in self._queues.values()]
         return [ids for ids in found if ids]
 
     def move_in_queue(self, run_id: str, places: int) -> None:
@@ -216,7 +216,7 @@ class Worker:
         If the executor can get more slots, one more thread waits for them.
         """
         wanted = self.executor.slots(name) + self.executor.remote
-        while queue.threads < min(wanted, len(queue.all())):
+        while queue.threads < min(wanted, len(queue.list_queued())):
             queue.threads += 1
             Thread(
                 target=self._train_queue,
@@ -293,5 +293,5 @@ class _Queue:
     training: list[_Queued] = field(default_factory=list)
     threads: int = 0
 
-    def all(self) -> list[_Queued]:
+    def list_queued(self) -> list[_Queued]:
         return [*self.training, *self.waiting]

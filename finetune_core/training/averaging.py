@@ -95,7 +95,7 @@ def average_weights(
     parents = read_matching_parents(averaged)
     check_unchanged(job.dataset, [one.folder.name for one in parents], parents)
     trials = _Trials(job, lost)
-    states = [parent.tensors(list(trials.copy_tensors())) for parent in parents]
+    states = [parent.load_tensors(list(trials.copy_tensors())) for parent in parents]
     match averaged.how:
         case "soup":
             averages = yield from _make_soup(trials, states)

@@ -11,7 +11,7 @@ from finetune_core.training.events import Event, Progress
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.out_of_memory import explain_out_of_memory
-from finetune_core.training.stage_plan import frozen_tensors
+from finetune_core.training.stage_plan import list_frozen_tensors
 
 _Norm = nn.modules.batchnorm._BatchNorm
 
@@ -19,7 +19,7 @@ _Norm = nn.modules.batchnorm._BatchNorm
 def find_moving_norms(job: Job) -> list[_Norm]:
     """Return the BatchNorm layers whose statistics the job's strategy does not freeze."""
     pairs = zip(job.network.stages, job.strategy, strict=True)
-    frozen = {name for stage, plan in pairs for name in frozen_tensors(plan, stage)}
+    frozen = {name for stage, plan in pairs for name in list_frozen_tensors(plan, stage)}
     return [
         module
         for path, module in job.network.model.named_modules()

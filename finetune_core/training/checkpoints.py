@@ -24,7 +24,12 @@ from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import Count, Lineage, Name
 from finetune_core.training.lora import NONE, LowRank, make_low_rank
-from finetune_core.training.stage_plan import Strategy, cut_index, factored_matrices, frozen_tensors
+from finetune_core.training.stage_plan import (
+    Strategy,
+    cut_index,
+    factored_matrices,
+    list_frozen_tensors,
+)
 
 LAST, BEST = "last", "best"
 HEAD = "head"  # the head fitted before a run's first step
@@ -100,7 +105,7 @@ def changing_tensors(
     tensors = dict(low_rank.tensors)
     for stage, plan in list(zip(stages, strategy, strict=True))[cut_index(strategy) :]:
         excluded = (
-            {*frozen_tensors(plan, stage), *factored_matrices(plan, stage)} if low_rank else ()
+            {*list_frozen_tensors(plan, stage), *factored_matrices(plan, stage)} if low_rank else ()
         )
         names = [
             name
@@ -217,7 +222,7 @@ def check_frozen(
     names = [
         key
         for stage, plan in zip(network.stages, strategy, strict=True)
-        for key in frozen_tensors(plan, stage)
+        for key in list_frozen_tensors(plan, stage)
     ]
     if changed := [
         key for key in names if key in tensors and not torch.equal(tensors[key], before[key])

@@ -56,12 +56,12 @@ def main(folder: Path) -> None:
             package_path=str(folder / "compiled.pt2"),
             inductor_configs={"freezing": True, "cpp.threads": request["threads"]},
         )
-    if problem := difference(part, aoti_load_package(file), example, device):
+    if problem := find_difference(part, aoti_load_package(file), example, device):
         sys.exit(problem)
     os.replace(file, folder / "package.pt2")
 
 
-def difference(
+def find_difference(
     part: "nn.Module",
     compiled: "Callable[[torch.Tensor], torch.Tensor]",
     example: "torch.Tensor",

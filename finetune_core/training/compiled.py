@@ -191,7 +191,7 @@ class _Pass:
         if self._device.kind != "cpu" or self._reason:
             return
         if (
-            self._book.compilation(self._measurement_key).saved > 0
+            self._book.get_compilation(self._measurement_key).saved > 0
             and (package := read_package(self._package_name)) is not None
         ):
             self._load(package)
@@ -200,7 +200,7 @@ class _Pass:
 
     def _decide(self, inputs: torch.Tensor, num_left: int) -> None:
         self._eager = statistics.median(self._seconds[1:])
-        self._expected = self._book.compilation(self._measurement_key)
+        self._expected = self._book.get_compilation(self._measurement_key)
         if not is_worthwhile(num_left, self._eager, self._expected):
             return
         try:
@@ -211,7 +211,7 @@ class _Pass:
 
     def _take_package(self) -> None:
         """Take the package, once it is ready."""
-        if not self._child or not self._expected or (ended := self._child.ended()) is None:
+        if not self._child or not self._expected or (ended := self._child.poll()) is None:
             return
         elapsed = self._child.elapsed
         self._child.close()

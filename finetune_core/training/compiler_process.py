@@ -65,7 +65,7 @@ class CompilerProcess:
         """Seconds since the process was started."""
         return time.monotonic() - self._start_time
 
-    def ended(self) -> bytes | str | None:
+    def poll(self) -> bytes | str | None:
         """Return the package, or the reason why there is none, or None while the process runs."""
         if (status := self._process.poll()) is None:
             return None

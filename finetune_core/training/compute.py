@@ -22,7 +22,7 @@ from finetune_core.training.stage_plan import Strategy
 from finetune_core.training.weight_gradients import slice_trained, use_products
 
 
-def place(network: Network, strategy: Strategy, device: Device) -> None:
+def place_network(network: Network, strategy: Strategy, device: Device) -> None:
     """Move a network to its device, in the memory layout that is fastest there.
 
     Layers with a faster or safer way to compute get that, too.

@@ -72,7 +72,7 @@ class Device:
         """Move a network here, in the layout of its images unless another one is given."""
         return module.to(self.torch_device, memory_format=layout or self.layout)  # type: ignore[call-overload, no-any-return]  # torch does not declare memory_format
 
-    def take(self, inputs: torch.Tensor) -> torch.Tensor:
+    def move_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """Move inputs of a network or a part of one here: images or activations."""
         if self.kind == "mps":
             return inputs.to(self.torch_device, memory_format=torch.contiguous_format)

@@ -26,7 +26,7 @@ class EarlyStopping:
         """Return the rule that a config sets."""
         return cls(config.early_stopping, config.patience)
 
-    def value(self, validation: RunningMetrics) -> float:
+    def compute_value(self, validation: RunningMetrics) -> float:
         """Return the metric of an epoch. More is better."""
         if self.metric in ("off", "val_loss"):
             return -validation.loss

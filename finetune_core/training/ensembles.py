@@ -43,18 +43,18 @@ from finetune_core.training.events import (
 from finetune_core.training.networks import describe_ancestor, load_best_network, member_folders
 from finetune_core.training.parents import Parent, check_unchanged, read_members
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
-from finetune_core.training.prepare import check_config, finding_rows, report_progress
+from finetune_core.training.prepare import check_config, list_finding_rows, report_progress
 from finetune_core.training.stage_plan import (
+    count_parameters,
+    count_trainable_parameters,
     describe_strategy,
     plan_strategy,
-    total_parameters,
-    trainable_parameters,
 )
 
 _NO_CACHE = "no image goes through a network"
 
 
-def build_ensemble(
+def create_ensemble_run(
     config: RunConfig, run_dir: Path, roots: Sequence[Path] = ()
 ) -> Generator[Event, None, None]:
     """Make an ensemble of the copies of its runs in its folder. If stopped, it starts again.
@@ -174,18 +174,18 @@ class _Members:
             strategy=config.strategy,
             stages=describe_strategy(strategies[0], first_network.stages),
             trainable_parameters=sum(
-                trainable_parameters(strategy, network.stages)
+                count_trainable_parameters(strategy, network.stages)
                 for strategy, network in zip(strategies, self.networks, strict=True)
             ),
             total_parameters=sum(
-                total_parameters(strategy, network.stages)
+                count_parameters(strategy, network.stages)
                 for strategy, network in zip(strategies, self.networks, strict=True)
             ),
             classes=list(dataset.classes),
             counts=self._count_images(dataset),
             class_counts=self._count_classes(dataset),
             fingerprint=dataset.fingerprint,
-            findings=finding_rows(dataset),
+            findings=list_finding_rows(dataset),
             epochs=0,
             steps_per_epoch=0,
             device=device.kind,

@@ -69,7 +69,7 @@ def compute_logits_in_parts(
         The logits, still on the device, and how many images fitted.
     """
     with device.autocast():
-        return run_in_parts(lambda images: model(device.take(images)).float(), inputs, size)
+        return run_in_parts(lambda images: model(device.move_inputs(images)).float(), inputs, size)
 
 
 def predict_splits(

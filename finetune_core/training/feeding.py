@@ -34,7 +34,7 @@ class Feed:
     finish: Callable[[torch.Tensor, np.ndarray], torch.Tensor] = lambda loaded, rows: loaded
 
 
-def forward_batch(device: Device) -> int:
+def forward_batch_size(device: Device) -> int:
     """Return how many images go through a network at a time where nothing trains."""
     return _BATCH_ON_CUDA if device.kind == "cuda" else _BATCH
 
@@ -84,7 +84,7 @@ def pad_batch(inputs: torch.Tensor, size: int) -> torch.Tensor:
     return padded
 
 
-def compute_outputs(
+def stream_outputs(
     forward: Forward, device: Device, rows: np.ndarray, feed: Feed, *, pad: bool = False
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Compute the network's output for rows, batch by batch.
@@ -105,7 +105,7 @@ def compute_outputs(
 def _compute_batches(
     forward: Forward, device: Device, rows: np.ndarray, feed: Feed, pad: bool
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    position, size = 0, forward_batch(device)
+    position, size = 0, forward_batch_size(device)
     for batch, loaded in load_batches(
         lambda batch_rows: (batch_rows, feed.load(batch_rows)), split_batches(rows, size), device
     ):
@@ -114,7 +114,7 @@ def _compute_batches(
             numbers: torch.Tensor, batch: np.ndarray = batch, loaded: torch.Tensor = loaded
         ) -> torch.Tensor:
             first, last = int(numbers[0]), int(numbers[-1]) + 1
-            inputs = device.take(feed.finish(loaded[first:last], batch[first:last]))
+            inputs = device.move_inputs(feed.finish(loaded[first:last], batch[first:last]))
             with device.autocast():
                 return forward(pad_batch(inputs, len(numbers)))
 

@@ -118,7 +118,7 @@ def _compute_features(
         rows, features = yield from predict_splits(job, [TRAIN], "features", lost, pad=True)
     if features.shape[1:] != (head.in_features,):
         raise _make_head_error(job)
-    return rows, torch.from_numpy(features).to(job.device.torch_device), job.targets(rows)
+    return rows, torch.from_numpy(features).to(job.device.torch_device), job.get_targets(rows)
 
 
 def _fit_by_strategy(

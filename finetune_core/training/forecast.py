@@ -9,17 +9,17 @@ from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.training.device import device_for_run
-from finetune_core.training.feeding import forward_batch
-from finetune_core.training.placement import bytes_when_idle
+from finetune_core.training.feeding import forward_batch_size
+from finetune_core.training.placement import get_idle_row_budget
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import (
     Strategy,
     count_factored,
+    count_trainable_parameters,
     cut_index,
-    describe_stages,
+    list_stages,
     plan_strategy,
-    trainable_parameters,
 )
 from finetune_core.training.strategies import (
     BASELINE,
@@ -71,7 +71,7 @@ def compute_forecast(
         found: How many of the activations are cached already.
         fit_seconds: Time to fit an initial head to the features of one image.
     """
-    stages = describe_stages(config, len(dataset.classes))
+    stages = list_stages(config, len(dataset.classes))
     strategy = plan_strategy(config, stages)
     train, val, test = (dataset.split_counts.get(split, 0) for split in (TRAIN, VAL, TEST))
     train = max(1, round(train * config.train_fraction))
@@ -99,10 +99,12 @@ def compute_forecast(
     num_decoded = 0 if cached and not num_missing else train + val + test
     once_seconds = num_decoded * decode_seconds + num_missing * speed.trunk + final_seconds
     once_seconds += train * (speed.forward + trunk_again + fit_seconds) if fits else 0.0
-    trainable = trainable_parameters(strategy, stages)
+    trainable = count_trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (
-        (train + val + test) * 3 * backbone_info_for(config).stored_side(config.image_size) ** 2
+        (train + val + test)
+        * 3
+        * backbone_info_for(config).compute_resize_size(config.image_size) ** 2
     )
     weights = 4 * sum(stage.parameter_count for stage in stages)
     factored = 4 * count_factored(strategy, stages)
@@ -141,8 +143,8 @@ def _estimate_memory(
     if not device.is_gpu:
         return network + speed.step_bytes + pixels + cache_bytes, None
     rows = cache_bytes or pixels
-    rows = rows if rows <= bytes_when_idle(device) else 0
-    passing = max(speed.step_bytes, forward_batch(device) * speed.forward_bytes)
+    rows = rows if rows <= get_idle_row_budget(device) else 0
+    passing = max(speed.step_bytes, forward_batch_size(device) * speed.forward_bytes)
     # The program's memory holds the network as published.
     return (weights + pixels + cache_bytes - rows, network + passing + rows)
 
@@ -165,10 +167,10 @@ def forecast_run(
     """
     if config.averaged:
         return None
-    speed, reading = book.speed(config), book.decode_seconds(dataset, config.image_size)
+    speed, reading = book.get_speed(config), book.get_decode_seconds(dataset, config.image_size)
     if speed is None or not speed.step_bytes or reading is None:
         return None
-    probe = book.speed(config.model_copy(update=config.strategy_changes(BASELINE)))
+    probe = book.get_speed(config.model_copy(update=config.strategy_changes(BASELINE)))
     return compute_forecast(config, dataset, speed, reading, found, probe.step if probe else 0.0)
 
 
@@ -192,6 +194,6 @@ def list_comparable_configs(config: RunConfig, num_images: int = 0) -> list[RunC
                 other = fill_auto(other, num_images)
             # It may need more epochs than there are.
             with suppress(ConfigError):
-                plan_strategy(other, describe_stages(other))
+                plan_strategy(other, list_stages(other))
                 configs.append(other)
     return configs

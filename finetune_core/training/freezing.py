@@ -9,7 +9,7 @@ from finetune_core.training.stage_plan import (
     BatchNormMode,
     Strategy,
     factored_matrices,
-    trained_parameters,
+    list_trained_parameters,
 )
 
 
@@ -38,7 +38,9 @@ def apply_strategy(
         trains = plan.trains_in(epoch)
         batchnorm: BatchNormMode = plan.batchnorm if trains or plan.frozen else "frozen"
         trained = (
-            {*trained_parameters(plan, stage), *factored_matrices(plan, stage)} if trains else set()
+            {*list_trained_parameters(plan, stage), *factored_matrices(plan, stage)}
+            if trains
+            else set()
         )
         for name in stage.parameters:
             parameters[name].requires_grad_(name in trained)

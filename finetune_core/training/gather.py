@@ -59,7 +59,7 @@ def gather_rows(ranks: Ranks, name: str, keys: np.ndarray) -> Work[bool]:
     if not ranks.spans_machines:
         return True
     CACHE.refresh(name)
-    table = CACHE.table(name)
+    table = CACHE.get_table(name)
     # One lookup for everything: another thread may add rows to the table meanwhile.
     lookup = table.lookup(keys)
     layout = lookup.blocks[0].layout if lookup.blocks else None
@@ -171,7 +171,10 @@ class _Exchange:
                 sent,
                 {rank: place for rank, place in zip(numbers, parts, strict=True) if len(place)},
             )
-            yield np.concatenate([np.empty(0, int), *numbers.values()]), self._layout.read(received)
+            yield (
+                np.concatenate([np.empty(0, int), *numbers.values()]),
+                self._layout.from_stored(received),
+            )
 
     def _pack_rows(self, given: np.ndarray) -> dict[int, torch.Tensor]:
         """Return the rows, of those given, that each other machine lacks, by machine."""

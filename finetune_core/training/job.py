@@ -23,11 +23,11 @@ from finetune_core.training.checkpoints import changing_tensors
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport, Lineage
-from finetune_core.training.feeding import forward_batch, load_batches
+from finetune_core.training.feeding import forward_batch_size, load_batches
 from finetune_core.training.lora import LowRank, make_low_rank
 from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.ranks import ALONE, Ranks
-from finetune_core.training.stage_plan import Strategy, trained_parameters
+from finetune_core.training.stage_plan import Strategy, list_trained_parameters
 from finetune_core.training.strategies import count_epochs
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
@@ -86,7 +86,7 @@ class Job:
             self.network.model, self.network.stages, self.strategy, self.low_rank
         )
 
-    def targets(self, rows: np.ndarray) -> torch.Tensor:
+    def get_targets(self, rows: np.ndarray) -> torch.Tensor:
         """Return the labels of the rows, int64 ``[n]``, on the device."""
         return self._device_labels.index_select(
             0, copy_to_device(torch.from_numpy(rows), self._device_labels.device)
@@ -134,7 +134,7 @@ class Job:
         if not (len(own) and self.num_partners(batch)):
             return own, loaded
         for previous in np.roll(batch, -share.start)[::-1]:
-            partner, image = self.source.readable(previous[None], version)
+            partner, image = self.source.load_readable(previous[None], version)
             if len(partner):
                 break
         return np.concatenate([own, partner]), torch.cat([loaded, image])
@@ -146,7 +146,7 @@ class Job:
 
         A single image that is left of several is dropped: BatchNorm cannot train on it.
         """
-        left, loaded = self.source.readable(rows, version)
+        left, loaded = self.source.load_readable(rows, version)
         if len(left) == 1 < len(rows):
             return left[:0], loaded[:0]
         return left, loaded
@@ -163,7 +163,7 @@ class Job:
         batches = split_batches(self.rows[split], self.evaluation_batch)
         return self._on_device(
             batches[self.ranks.rank :: self.ranks.world_size],
-            lambda rows: self.source.readable(rows, None),
+            lambda rows: self.source.load_readable(rows, None),
             None,
         )
 
@@ -179,8 +179,8 @@ class Job:
     def evaluation_batch(self) -> int:
         """Number of images that are evaluated at a time."""
         if self.config.micro_batch or not count_epochs(self.config):
-            return self.config.micro_batch or forward_batch(self.device)
-        return max(forward_batch(self.device), self.config.batch_size)
+            return self.config.micro_batch or forward_batch_size(self.device)
+        return max(forward_batch_size(self.device), self.config.batch_size)
 
     @property
     def lost(self) -> dict[int, str]:
@@ -195,7 +195,7 @@ class Job:
     ) -> Inputs:
         for rows, loaded in load_batches(load, batches, self.device):
             with explain_out_of_memory(TOO_LARGE_A_BATCH):
-                inputs = self.device.take(self.source.finish(loaded, rows, version))
+                inputs = self.device.move_inputs(self.source.finish(loaded, rows, version))
             yield rows, inputs
 
 
@@ -212,7 +212,7 @@ def make_step_rule(job: Job) -> StepRule:
         parameters, start = dict(network.model.named_parameters()), network.pretrained.state_dict()
         # The head is usually new: it has no pretrained weights to be pulled to.
         for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):
-            for name in trained_parameters(plan, stage):
+            for name in list_trained_parameters(plan, stage):
                 parameters_and_starts.append(
                     (parameters[name], start[name].to(job.device.torch_device))
                 )

@@ -102,7 +102,7 @@ class Scale:
     std: torch.Tensor
 
     @classmethod
-    def of(cls, features: torch.Tensor) -> "Scale":
+    def fit(cls, features: torch.Tensor) -> "Scale":
         """Fit the scaling to features ``[n, features]``."""
         variance, mean = torch.var_mean(features, dim=0, correction=0)
         std = variance.mean().sqrt()
@@ -153,7 +153,7 @@ def linear_probe(
         Steps of the phases ``choose``, which counts fits, and ``fit``.
     """
     choice = yield from _choose_penalty(features, labels, sets, classes, seed)
-    scale = Scale.of(features)
+    scale = Scale.fit(features)
     head = yield from _refit(scale.transform(features), labels, classes, choice)
     return scale.fold_into(head), choice
 
@@ -232,7 +232,7 @@ class _Fold:
         cls, features: torch.Tensor, labels: torch.Tensor, fit: np.ndarray, out: np.ndarray
     ) -> "_Fold":
         inside, outside = (torch.from_numpy(rows).to(labels.device) for rows in (fit, out))
-        scale = Scale.of(features[inside])
+        scale = Scale.fit(features[inside])
         return cls(
             scale.transform(features[inside]),
             labels[inside],

@@ -31,7 +31,7 @@ from finetune_core.training.compute import SharedStep, StepRule, train_step
 from finetune_core.training.device import read_numerics
 from finetune_core.training.device_memory import peak_memory_bytes
 from finetune_core.training.early_stopping import EarlyStopping
-from finetune_core.training.ensembles import build_ensemble
+from finetune_core.training.ensembles import create_ensemble_run
 from finetune_core.training.evaluation import (
     FinalEvaluation,
     evaluate_best,
@@ -78,16 +78,16 @@ from finetune_core.training.pending import (
 )
 from finetune_core.training.prediction_history import add_predictions
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
-from finetune_core.training.prepare import finding_rows, prepare
+from finetune_core.training.prepare import list_finding_rows, prepare
 from finetune_core.training.ranks import ALONE, GradientSum, Ranks
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import (
+    count_parameters,
+    count_trainable_parameters,
     describe_strategy,
-    frozen_tensors,
-    total_parameters,
-    trainable_parameters,
+    list_frozen_tensors,
 )
 from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
 from finetune_core.training.training_state import (
@@ -145,7 +145,7 @@ def fit(
     early_stopping = EarlyStopping.from_config(config)
     try:
         if config.is_ensemble:
-            yield from build_ensemble(config, run_dir, roots)
+            yield from create_ensemble_run(config, run_dir, roots)
             return
         job = yield from prepare(config, roots, run_dir, ranks)
         if not count_epochs(config):
@@ -313,7 +313,7 @@ def audit_frozen(job: Job) -> int:
     names = [
         name
         for stage, plan in zip(job.network.stages, job.strategy, strict=True)
-        for name in frozen_tensors(plan, stage)
+        for name in list_frozen_tensors(plan, stage)
         if name in current
     ]
     if moved := [name for name in names if not torch.equal(current[name].cpu(), initial[name])]:
@@ -394,7 +394,7 @@ def _take_step(
     rate = config.learning_rate * set_learning_rate(
         optimizer, learning_rate_factor(config, position, steps)
     )
-    labels, batch = job.targets(rows), np.concatenate(shares)
+    labels, batch = job.get_targets(rows), np.concatenate(shares)
     before = copy_parameters(optimizer) if is_measured(step, steps) else None
     rule = trainer.step_rule
     shared = None
@@ -402,7 +402,7 @@ def _take_step(
         images, mix_seed = [len(share) for share in shares], step_seed(config.seed, position)
         partners = len(rows) - images[job.ranks.rank]
         shared = SharedStep(
-            job.ranks, trainer.gradients, images, job.targets(batch), mix_seed, partners
+            job.ranks, trainer.gradients, images, job.get_targets(batch), mix_seed, partners
         )
     # Dropout's randomness depends on the step and the rank alone.
     with record_saved_storages(job.forward) if before else nullcontext() as storages:
@@ -539,7 +539,7 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
             epoch,
             val_metrics.accuracy,
             loss,
-            EarlyStopping.from_config(job.config).value(val_metrics),
+            EarlyStopping.from_config(job.config).compute_value(val_metrics),
         ):
             if job.ranks.is_main_process:
                 save_predictions(
@@ -558,8 +558,8 @@ def _validate(trainer: _Trainer, state: TrainingState) -> Generator[Event, None,
         seconds=state.elapsed,
         memory_bytes=memory.host,
         device_bytes=memory.device,
-        train_scores=state.metrics.scores(),
-        val_scores=val_metrics.scores(),
+        train_scores=state.metrics.compute_scores(),
+        val_scores=val_metrics.compute_scores(),
         stages=state.stages,
         skipped_steps=state.skipped,
     )
@@ -607,13 +607,13 @@ def _make_run_started(job: Job) -> RunStarted:
         weights_hash=job.network.weights_hash,
         strategy=config.strategy,
         stages=describe_strategy(job.strategy, stages),
-        trainable_parameters=trainable_parameters(job.strategy, stages),
-        total_parameters=total_parameters(job.strategy, stages),
+        trainable_parameters=count_trainable_parameters(job.strategy, stages),
+        total_parameters=count_parameters(job.strategy, stages),
         classes=list(dataset.classes),
         counts=_count_images(job),
         class_counts=_count_classes(job),
         fingerprint=dataset.fingerprint,
-        findings=finding_rows(dataset),
+        findings=list_finding_rows(dataset),
         epochs=count_epochs(config),
         steps_per_epoch=len(job.training_batches(1)) if count_epochs(config) else 0,
         device=job.device.kind,

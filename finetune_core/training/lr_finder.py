@@ -128,7 +128,7 @@ def _raise_rate(job: Job) -> Work[tuple[list[float], list[float]]]:
         rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["base_lr"] / config.learning_rate
-        labels = job.targets(rows)
+        labels = job.get_targets(rows)
         result = train_step(job.forward, inputs, labels, optimizer, job.device, step, rule, scale)
         loss = result.loss.item()
         if not math.isfinite(loss) or (result.skipped.item() and not scale):

@@ -7,7 +7,7 @@ from torch import nn
 
 from finetune_core.models.stages import Stage
 from finetune_core.training.lora import NONE, LowRank
-from finetune_core.training.stage_plan import Strategy, factored_matrices, trained_parameters
+from finetune_core.training.stage_plan import Strategy, factored_matrices, list_trained_parameters
 
 
 def parameter_groups(
@@ -25,7 +25,7 @@ def parameter_groups(
     parameters = dict(model.named_parameters())
     groups = []
     for stage, plan in zip(stages, strategy, strict=True):
-        training = [parameters[name] for name in trained_parameters(plan, stage)]
+        training = [parameters[name] for name in list_trained_parameters(plan, stage)]
         training += low_rank.parameters(factored_matrices(plan, stage))
         for decay in (weight_decay, 0.0) if weight_decay else (0.0,):
             chosen = [one for one in training if not weight_decay or (one.ndim > 1) == bool(decay)]

@@ -35,7 +35,7 @@ from finetune_core.training.predictions import (
     load_predictions,
     predictions_precision,
 )
-from finetune_core.training.stage_plan import frozen_tensors, plan_strategy
+from finetune_core.training.stage_plan import list_frozen_tensors, plan_strategy
 from finetune_core.training.strategies import STRATEGIES, has_fitted_initial_head
 
 Problems = dict[Path, str]  # a run's folder -> why it cannot be averaged
@@ -79,12 +79,12 @@ class Parent:
             for stage, each in zip(
                 network.stages, plan_strategy(self.config, network.stages), strict=True
             )
-            for name in frozen_tensors(each, stage)
+            for name in list_frozen_tensors(each, stage)
         )
         fitted = has_fitted_initial_head(self.config, head_kept=beginning.head_kept)
         return _InitialState(network.weights_hash, head_tensors(network), fitted, frozen)
 
-    def tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    def load_tensors(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Return parameters, buffers and factors of the run's best network, on the processor.
 
         Raises:
@@ -374,7 +374,7 @@ def _get_framing(parent: Parent) -> dict[str, int | str]:
     config, info = parent.config, backbone_info_for(parent.config)
     return {
         "image size": config.image_size,
-        "centre crop": info.stored_side(config.image_size),
+        "centre crop": info.compute_resize_size(config.image_size),
         "interpolation": info.interpolation,
         "image fit": info.fit,
     }

@@ -19,7 +19,7 @@ from finetune_core.training.device import Device
 _SHARE = 0.5
 
 
-def bytes_for_rows(device: Device) -> int:
+def measure_row_budget(device: Device) -> int:
     """Return how many bytes of a device's own memory rows may take.
 
     It is 0 on a processor and on Apple's GPU, for which rows are in the right memory already.
@@ -30,7 +30,7 @@ def bytes_for_rows(device: Device) -> int:
     return int(_SHARE * (free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()))
 
 
-def bytes_when_idle(device: Device) -> int:
+def get_idle_row_budget(device: Device) -> int:
     """Return how many bytes rows may take on a device that nothing uses yet."""
     if device.kind != "cuda":
         return 0
@@ -64,7 +64,7 @@ def place_lookups(
 
 def _move_lookup(lookup: Lookup, device: torch.device, known_rows: np.ndarray) -> Lookup:
     try:
-        return lookup.on(device, known_rows)
+        return lookup.copy_to(device, known_rows)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -25,18 +25,18 @@ from finetune_core.models.network import Network, check_image_size, has_linear_h
 from finetune_core.models.partition import Segments, SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM, download
 from finetune_core.training.batches import sample_keys, take_subset
-from finetune_core.training.compute import place
+from finetune_core.training.compute import place_network
 from finetune_core.training.device import Device, choose_device, device_for_run
 from finetune_core.training.device_memory import reset_peak_memory
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
-from finetune_core.training.feeding import forward_batch
+from finetune_core.training.feeding import forward_batch_size
 from finetune_core.training.gather import find_cached_nowhere, gather_rows
 from finetune_core.training.job import Job
 from finetune_core.training.networks import InitialNetwork, build_initial_network, check_earlier_run
 from finetune_core.training.parents import read_parents
-from finetune_core.training.placement import bytes_for_rows, place_lookups
+from finetune_core.training.placement import measure_row_budget, place_lookups
 from finetune_core.training.ranks import ALONE, Ranks, check_gpus
-from finetune_core.training.stage_plan import Strategy, cut_index, describe_stages, plan_strategy
+from finetune_core.training.stage_plan import Strategy, cut_index, list_stages, plan_strategy
 from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import (
@@ -86,7 +86,7 @@ def check_config(config: RunConfig, run_dir: Path | None = None, *, remote: bool
         check_field("device", choose_device, config.device, config.precision)
     check_field("backbone", backbone_info, config.backbone)
     if "backbone" not in problems:
-        check_field("strategy", lambda: plan_strategy(config, describe_stages(config)))
+        check_field("strategy", lambda: plan_strategy(config, list_stages(config)))
         check_field("image_size", check_image_size, config.backbone, config.image_size)
     if not {"backbone", "image_size"} & problems.keys():
         check_field("initial_head", _check_initial_head, config)
@@ -162,7 +162,7 @@ def check_shared(config: RunConfig, ranks: int, *, remote: bool = False) -> None
         )
 
 
-def missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
+def list_missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
     """Return the backbones whose pretrained weights these runs need and this machine lacks."""
     names = dict.fromkeys(
         config.backbone for config in configs if config.initial_weights == PRETRAINED
@@ -227,7 +227,7 @@ def prepare(
     prepared = _Prepared(
         config, dataset, beginning, plan_strategy(config, network.stages), device, ranks
     )
-    place(network, prepared.strategy, device)
+    place_network(network, prepared.strategy, device)
     reset_peak_memory(device)
     reason = why_uncached(config, cut_index(prepared.strategy))
     if not reason:
@@ -239,7 +239,7 @@ def prepare(
 
 
 def _download_weights(config: RunConfig) -> Generator[Event, None, None]:
-    for info in missing_weights([config]):
+    for info in list_missing_weights([config]):
         yield from report_progress("download", download(info))
 
 
@@ -375,7 +375,7 @@ class _Prepared:
     ) -> Job:
         used, device = np.unique(np.concatenate(list(rows.values()))), self.device
         source = source.with_lookups(
-            place_lookups(source.lookups, used, device.torch_device, bytes_for_rows(device))
+            place_lookups(source.lookups, used, device.torch_device, measure_row_budget(device))
         )
         return Job(
             self.config,
@@ -510,7 +510,7 @@ def _compute_trunk(
             if ranks.is_distributed and all(ranks.all_gather(lookup is not None)):
                 start_time = time.monotonic()
                 has_space = yield from report_progress(
-                    "gather", gather_rows(ranks, tables.name(cut, one.view), one.keys[one.rows])
+                    "gather", gather_rows(ranks, tables.get_name(cut, one.view), one.keys[one.rows])
                 )
                 elapsed += time.monotonic() - start_time
                 lookup = (yield from fill(one))[0] if has_space else None
@@ -544,9 +544,15 @@ def _find_rows_to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -
     These are its share of the rows that no machine has cached.
     """
     cut, ranks = cut_index(prepared.strategy), prepared.ranks
-    new = one.rows[find_cached_nowhere(ranks, tables.missing(cut, one.keys[one.rows], one.view))]
+    new = one.rows[
+        find_cached_nowhere(ranks, tables.find_missing(cut, one.keys[one.rows], one.view))
+    ]
     return find_uncached(
-        tables, cut, one.keys, ranks.machine_rows(new, forward_batch(prepared.device)), one.view
+        tables,
+        cut,
+        one.keys,
+        ranks.machine_rows(new, forward_batch_size(prepared.device)),
+        one.view,
     )
 
 
@@ -555,9 +561,9 @@ def _share_pass(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_
 
     Rows that another rank computes, or that come from another machine, are left out.
     """
-    missing = tables.missing(cut_index(prepared.strategy), one.keys[one.rows], one.view)
+    missing = tables.find_missing(cut_index(prepared.strategy), one.keys[one.rows], one.view)
     new = one.rows[find_cached_nowhere(prepared.ranks, missing)]
-    own_rows = prepared.ranks.rank_rows(new, forward_batch(prepared.device))
+    own_rows = prepared.ranks.rank_rows(new, forward_batch_size(prepared.device))
     return replace(one, rows=one.rows[~missing | np.isin(one.rows, own_rows)]), len(one.rows) - len(
         new
     )
@@ -585,19 +591,19 @@ def _plan_passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass
 
 
 def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
-    resize = prepared.network.info.resize(prepared.config.image_size)
+    resize = prepared.network.info.get_resize(prepared.config.image_size)
     ranks = prepared.ranks
 
     def decode_rows(rows: np.ndarray) -> Generator[Event, None, Pixels]:
         work = decode_pixels(
-            prepared.dataset.paths(prepared.dataset.table),
+            prepared.dataset.get_paths(prepared.dataset.table),
             prepared.content,
             rows,
             resize,
         )
         return (yield from report_progress("decode", work))
 
-    pixels = yield from decode_rows(ranks.local_rows(wanted, forward_batch(prepared.device)))
+    pixels = yield from decode_rows(ranks.local_rows(wanted, forward_batch_size(prepared.device)))
     if ranks.is_distributed:
         gathered = ranks.all_gather((pixels.failed, pixels.decoded, pixels.kept is not None))
         failed = {row: reason for each, _, _ in gathered for row, reason in each.items()}
@@ -613,7 +619,7 @@ def _decode(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, P
     return pixels
 
 
-def finding_rows(dataset: Dataset) -> list[FindingRow]:
+def list_finding_rows(dataset: Dataset) -> list[FindingRow]:
     """Return the findings of a data set as a run records them."""
     return [
         {

@@ -42,7 +42,7 @@ def network_input(image: Path | bytes, info: BackboneInfo, image_size: int) -> N
     Raises:
         ImageError: If it cannot be read.
     """
-    decoded = read_square(image, info.resize(image_size))
+    decoded = read_square(image, info.get_resize(image_size))
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     tensor = normalize(center_crop(square, image_size), info.mean, info.std)[0]
     mean, std = torch.tensor(info.mean)[:, None, None], torch.tensor(info.std)[:, None, None]
@@ -60,7 +60,7 @@ def draw_crop(
     """
     picture = read_scaled(image, longer_side)
     whole = max(picture.size) if info.fit == PAD else min(picture.size)
-    side = whole * image_size / info.stored_side(image_size)
+    side = whole * image_size / info.compute_resize_size(image_size)
     left, top = (max(0.0, (length - side) / 2) for length in picture.size)
     right, bottom = (
         round(length - edge) - 1 for length, edge in zip(picture.size, (left, top), strict=True)
@@ -73,7 +73,7 @@ def draw_crop(
     return picture
 
 
-def augmented_versions(
+def make_augmented_versions(
     image: Path,
     sample: str,
     kind: Augmentation,
@@ -99,7 +99,7 @@ def augmented_versions(
     Raises:
         ImageError: If the image cannot be read.
     """
-    decoded = read_square(image, info.resize(image_size))
+    decoded = read_square(image, info.get_resize(image_size))
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     keys = sample_keys([sample])
     versions = [

@@ -93,6 +93,6 @@ class RunningMetrics:
             )
         )
 
-    def scores(self) -> EpochScores:
+    def compute_scores(self) -> EpochScores:
         """Return ``balanced_accuracy`` and ``macro_f1``."""
         return {"balanced_accuracy": self.balanced_accuracy, "macro_f1": self.macro_f1}

@@ -153,7 +153,7 @@ def _decode_sample(
     rows = rows.sample(min(MOST_IMAGES, len(rows)), random_state=0)
     info, size = job.network.info, job.config.image_size
     paths, keys = ImagePaths(listed.listing.root, rows["id"]), rows["content"].to_numpy(np.uint64)
-    decoding = decode_pixels(paths, keys, np.arange(len(rows)), info.resize(size))
+    decoding = decode_pixels(paths, keys, np.arange(len(rows)), info.get_resize(size))
     pixels = yield from report_progress("decode", decoding)
     readable = np.setdiff1d(np.arange(len(rows)), list(pixels.failed))
     if not len(readable):
@@ -161,7 +161,9 @@ def _decode_sample(
     trunk = _get_trunk(job)
 
     def answer(images: torch.Tensor) -> np.ndarray:
-        return trunk(job.device.take(images)).float().cpu().numpy() if trunk else images.numpy()
+        return (
+            trunk(job.device.move_inputs(images)).float().cpu().numpy() if trunk else images.numpy()
+        )
 
     with torch.no_grad():
         inputs = yield from report_progress(

@@ -72,7 +72,7 @@ class SpeedBook:
     def __init__(self, file: Path | None = None) -> None:
         self._file = file or paths.home() / "speeds.json"
 
-    def speed(self, config: RunConfig) -> Speed | None:
+    def get_speed(self, config: RunConfig) -> Speed | None:
         """Return the speed of a config.
 
         It is None where it was not measured, or this machine lacks the device or the precision.
@@ -85,7 +85,7 @@ class SpeedBook:
             return None
         return speed if speed and all(map(_is_measured, asdict(speed).values())) else None
 
-    def decode_seconds(self, dataset: Dataset, image_size: int) -> float | None:
+    def get_decode_seconds(self, dataset: Dataset, image_size: int) -> float | None:
         """Return the time to read one of the data set's images.
 
         It is None where the time was not measured.
@@ -95,11 +95,11 @@ class SpeedBook:
 
     def has_all_speeds(self, config: RunConfig, dataset: Dataset) -> bool:
         """Return whether all numbers of a forecast were measured."""
-        speed = self.speed(config)
+        speed = self.get_speed(config)
         return (
             speed is not None
             and speed.step_bytes > 0
-            and self.decode_seconds(dataset, config.image_size) is not None
+            and self.get_decode_seconds(dataset, config.image_size) is not None
         )
 
     def learn(self, config: RunConfig, speed: Speed) -> None:
@@ -110,7 +110,7 @@ class SpeedBook:
         """Store the seconds that reading one image of a data set takes at this size."""
         self._add("decode", f"{fingerprint}-{image_size}", seconds)
 
-    def compilation(self, key: str) -> Compilation:
+    def get_compilation(self, key: str) -> Compilation:
         """Return the cost and gain of compiling a part.
 
         Where it was never compiled, these are the medians of the parts that gained, or usual ones.
@@ -193,7 +193,7 @@ def learn_from_run(
         finished: The run's RunFinished row.
     """
     cache, counts = started["cache"], started["counts"]
-    known = book.speed(config)
+    known = book.get_speed(config)
     last_thaw_epoch = max(stage["thaw_epoch"] for stage in started["stages"])
     fit_times = [row["seconds"] for row in epochs if row.get("event") == "HeadFitted"]
     step_times = fit_times or [

@@ -72,7 +72,7 @@ def find_last_stage(config: RunConfig) -> str | None:
     return config.features_from
 
 
-def describe_stages(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
+def list_stages(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
     """Return the stages of a config's network without building its weights.
 
     Raises:
@@ -130,7 +130,7 @@ def _choose_batchnorm_mode(config: RunConfig, rule: Rule) -> BatchNormMode:
     return "train" if rule.part in ("norms", "lora_norms") else _MODES[config.batchnorm]
 
 
-def trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
+def list_trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
     """Return the names of a stage's parameters that train themselves, at the latest at the end."""
     if plan.frozen or plan.part == "lora":
         return ()
@@ -147,14 +147,14 @@ def factored_matrices(plan: StagePlan, stage: Stage) -> Mapping[str, tuple[int, 
     return stage.matrices if plan.rank and not plan.frozen else {}
 
 
-def frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
+def list_frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
     """Return the names of a stage's parameters and buffers that nothing may change.
 
     An audit compares these.
     """
     if plan.frozen and plan.batchnorm != "frozen":
         return ()
-    trained = {*trained_parameters(plan, stage), *factored_matrices(plan, stage)}
+    trained = {*list_trained_parameters(plan, stage), *factored_matrices(plan, stage)}
     buffers = stage.buffers if plan.batchnorm == "frozen" else ()
     return tuple(name for name in (*stage.parameters, *buffers) if name not in trained)
 
@@ -171,7 +171,7 @@ def cut_index(strategy: Strategy) -> int:
     )
 
 
-def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
+def count_trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     """Return how many numbers the data decide: trained by the end of the run, or fitted.
 
     A linear probe and prototypes fit the head's weight and bias. k-NN has no parameters: it stores
@@ -180,7 +180,7 @@ def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     return sum(_count_trained(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
 
 
-def total_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
+def count_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     """Return how many parameters the run's network has."""
     return sum(_count_parameters(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
 
@@ -204,7 +204,7 @@ def _count_trained(plan: StagePlan, stage: Stage) -> int:
     factors = sum(
         min(plan.rank, *shape) * sum(shape) for shape in factored_matrices(plan, stage).values()
     )
-    return factors + sum(stage.sizes[name] for name in trained_parameters(plan, stage))
+    return factors + sum(stage.sizes[name] for name in list_trained_parameters(plan, stage))
 
 
 def describe_strategy(strategy: Strategy, stages: Sequence[Stage]) -> list[StageRow]:

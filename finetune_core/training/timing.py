@@ -12,7 +12,7 @@ import torch
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import Resize, read_square
-from finetune_core.data.pixels import cached_side
+from finetune_core.data.pixels import compute_resize_size
 from finetune_core.data.splits import TRAIN
 from finetune_core.data.threads import map_in_threads
 from finetune_core.errors import ImageError
@@ -20,7 +20,7 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network
 from finetune_core.models.partition import SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.training.compute import StepRule, place, train_step
+from finetune_core.training.compute import StepRule, place_network, train_step
 from finetune_core.training.device import Device, device_for_run
 from finetune_core.training.device_memory import measure_peak_bytes
 from finetune_core.training.device_turn import run_in_turn
@@ -33,8 +33,8 @@ from finetune_core.training.speed_book import Speed, SpeedBook, conditions
 from finetune_core.training.stage_plan import (
     Strategy,
     cut_index,
-    describe_stages,
     find_last_stage,
+    list_stages,
     plan_strategy,
 )
 from finetune_core.training.strategies import count_epochs
@@ -73,7 +73,7 @@ def calibrate(
         step = Step(done, len(configs))
         yield step
         side = config.image_size
-        if side not in known_sides and (again or book.decode_seconds(dataset, side) is None):
+        if side not in known_sides and (again or book.get_decode_seconds(dataset, side) is None):
             book.learn_decoding(dataset.fingerprint, side, _time_decoding(dataset, side))
         known_sides.add(side)
         if again or not book.has_all_speeds(config, dataset):
@@ -92,7 +92,7 @@ def _make_work_key(config: RunConfig) -> tuple[Any, ...]:
 
     Their learning rates may differ.
     """
-    strategy = plan_strategy(config, describe_stages(config))
+    strategy = plan_strategy(config, list_stages(config))
     passes = tuple((stage.frozen, stage.part, stage.batchnorm, stage.rank) for stage in strategy)
     return (*conditions(config), count_epochs(config) > 0, config.features_from, passes)
 
@@ -113,7 +113,7 @@ def _measure(config: RunConfig, classes: int) -> Speed:
         config.backbone, weights, classes, config.seed, config.image_size, find_last_stage(config)
     )
     strategy = plan_strategy(config, network.stages)
-    place(network, strategy, device)
+    place_network(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)
     # A separate generator: a run in another thread may be using torch's.
     images = torch.randn(
@@ -224,11 +224,11 @@ def _time_per_image(run: Callable[[], object], batch: int) -> float:
 
 def _time_decoding(dataset: Dataset, image_size: int) -> float:
     table = dataset.table[dataset.table["split"] == TRAIN]
-    sample = dataset.paths(table.sample(min(_DECODED, len(table)), random_state=0))
+    sample = dataset.get_paths(table.sample(min(_DECODED, len(table)), random_state=0))
 
     def read(path: Path) -> None:
         try:
-            read_square(path, Resize(cached_side(image_size)))
+            read_square(path, Resize(compute_resize_size(image_size)))
         except ImageError:
             # The data set's page names the image.
             return

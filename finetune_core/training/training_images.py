@@ -63,9 +63,11 @@ class TrainingImages:
             lambda squares, rows: self.finish(squares, rows, version),
         )
 
-    def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
+    def load_readable(
+        self, rows: np.ndarray, version: int | None
+    ) -> tuple[np.ndarray, torch.Tensor]:
         """Return the rows whose file can still be read, and what is sent to the device for them."""
-        left, squares = self.pixels.readable(rows)
+        left, squares = self.pixels.load_readable(rows)
         return left, self._load(left, squares, version)
 
     def finish(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:

@@ -21,7 +21,7 @@ from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
-from finetune_core.training.feeding import Feed, compute_outputs, forward_batch
+from finetune_core.training.feeding import Feed, forward_batch_size, stream_outputs
 from finetune_core.training.strategies import count_epochs
 from finetune_core.work import Work, with_subject
 
@@ -48,7 +48,9 @@ class CachedTrunk:
         """The activations that are held."""
         return self.plain, *self.views
 
-    def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
+    def load_readable(
+        self, rows: np.ndarray, version: int | None
+    ) -> tuple[np.ndarray, torch.Tensor]:
         """Return all of the rows and their activations.
 
         They are those of the unaugmented images where ``version`` is None or there are no views.
@@ -105,7 +107,7 @@ class TrunkTables:
     device: Device
     image_size: int
 
-    def name(self, cut: int, view: str = "") -> str:
+    def get_name(self, cut: int, view: str = "") -> str:
         """Return the name of the table with the output at a cut.
 
         Args:
@@ -134,18 +136,18 @@ class TrunkTables:
         ).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
-    def missing(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
+    def find_missing(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
         """Return which keys have no row in the cache now, boolean ``[n]``."""
-        name = self.name(cut, view)
+        name = self.get_name(cut, view)
         CACHE.refresh(name)
-        return CACHE.table(name).missing(keys)
+        return CACHE.get_table(name).find_missing(keys)
 
     def seconds_per_row(self, cut: int) -> float | None:
         """Return the time of one image from pixels to this cut.
 
         It is None where the time was not measured.
         """
-        return CACHE.table(self.name(cut)).seconds_per_row
+        return CACHE.get_table(self.get_name(cut)).seconds_per_row
 
 
 def _make_resize_key(info: BackboneInfo) -> tuple[float | str, ...]:
@@ -183,14 +185,14 @@ def make_trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
         images: Number of images that will go through the trunk.
         why_not: Why nothing is to be compiled, as text. Empty where compiling is allowed.
     """
-    return Compiler(device, images, forward_batch(device), why_not)
+    return Compiler(device, images, forward_batch_size(device), why_not)
 
 
 def find_missing(
     tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = ""
 ) -> np.ndarray:
     """Return the wanted images whose output is not cached."""
-    rows: np.ndarray = wanted[tables.missing(cut, keys[wanted], view)]
+    rows: np.ndarray = wanted[tables.find_missing(cut, keys[wanted], view)]
     return rows
 
 
@@ -225,13 +227,13 @@ def fill_trunk(
         The rows by index, or None where there is no space; and the seconds spent on those that were
         not cached before.
     """
-    name, elapsed = tables.name(cut, view), 0.0
+    name, elapsed = tables.get_name(cut, view), 0.0
     missing = find_missing(tables, cut, keys, wanted, view)
     for start, rows, shallower in _find_sources(tables, cut, keys, missing, view):
         start_time = time.monotonic()
         label = f"{tables.network.info.name} {start or 0}-{cut}"
         part = Part(segments.part(start, cut).eval(), label, lambda: tables.network.weights_hash)
-        batches = compute_outputs(
+        batches = stream_outputs(
             compiler.forward(part),
             tables.device,
             rows,
@@ -248,10 +250,10 @@ def fill_trunk(
             return None, elapsed
         # With few images, starting takes most of the time.
         if start is None and 2 * len(rows) >= len(wanted):
-            CACHE.table(name).seconds_per_row = seconds / len(rows)
-    table = CACHE.table(name)
+            CACHE.get_table(name).seconds_per_row = seconds / len(rows)
+    table = CACHE.get_table(name)
     # On a full disk the new rows may have displaced earlier ones.
-    if table.missing(keys[wanted]).any():
+    if table.find_missing(keys[wanted]).any():
         return None, elapsed
     return table.lookup(keys), elapsed
 
@@ -285,7 +287,7 @@ def _find_sources(
     """
     sources: list[tuple[int | None, np.ndarray, Lookup | None]] = []
     for shallower in range(cut - 1, 0, -1):
-        table = CACHE.table(tables.name(shallower, view))
+        table = CACHE.get_table(tables.get_name(shallower, view))
         lookup = table.lookup(keys)
         is_missing = lookup.missing[missing]
         if not is_missing.all():

@@ -21,7 +21,7 @@ from pages.shared.runs.labels import run_title
 
 def draw_home() -> None:
     """Draw everything below the page's title."""
-    runs, damaged = store().all()
+    runs, damaged = store().list_all()
     with st.container(border=True):
         offers_data = draw_first_comparison(runs)
     if offers_data:
@@ -72,8 +72,8 @@ def _describe_result(run: Run, runs: Sequence[Run]) -> str:
     """Return the run's accuracy with its reference points; empty before the first epoch."""
     if not (accuracy := run_accuracy(run)):
         return ""
-    beside = reference_points(run, runs).in_words()
-    return f" · **{accuracy.in_words()}**" + (
+    beside = reference_points(run, runs).to_text()
+    return f" · **{accuracy.to_text()}**" + (
         f" :gray[· {escape_markdown(beside)}]" if beside else ""
     )
 

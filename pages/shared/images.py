@@ -17,7 +17,7 @@ from finetune_core.evaluation.run_images import resolve_image
 from finetune_core.formatting import format_number
 from finetune_core.runs.store import Run
 from pages.shared.chrome import escape_markdown
-from pages.shared.data.chosen import key_for_data, readable_roots
+from pages.shared.data.chosen import make_data_key, readable_roots
 
 _SIDE = 160
 _OPENED_SIDE = 640  # pixels of an image in the dialog
@@ -248,7 +248,7 @@ def unselect(key: str, ids: Iterable[str]) -> None:
 
 
 def _get_selection(key: str) -> set[str]:
-    chosen: set[str] = st.session_state.setdefault(key_for_data(f"chosen-{key}"), set())
+    chosen: set[str] = st.session_state.setdefault(make_data_key(f"chosen-{key}"), set())
     return chosen
 
 

@@ -97,12 +97,12 @@ def draw_labeller(
     """
     state = st.session_state.setdefault(f"{key}-state", {})
 
-    def arrived() -> None:
+    def keep_answers() -> None:
         # its page has just been left: the browser keeps its answers
         if key in st.session_state:
             _take(st.session_state[key].answers, state, keep)
 
-    def asked() -> None:
+    def ask_for_like() -> None:
         if key in st.session_state and isinstance(st.session_state[key].like, str):
             like(st.session_state[key].like)
 
@@ -113,8 +113,8 @@ def draw_labeller(
     _LABELLER(
         key=key,
         data=queue | known,
-        on_answers_change=arrived,
-        on_like_change=asked,
+        on_answers_change=keep_answers,
+        on_like_change=ask_for_like,
         on_more_change=lambda: None,
     )
 

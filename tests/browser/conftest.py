@@ -84,7 +84,7 @@ def _shared_server(processes, tmp_path_factory):
 def server(browser, _shared_server):
     """Return a shared server for tests that name their own runs and data."""
     yield _shared_server
-    for run in _shared_server.store.runs():
+    for run in _shared_server.store.list_runs():
         if run.is_active:
             request_stop(run.run_dir)
 

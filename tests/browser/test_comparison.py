@@ -25,7 +25,7 @@ def test_strategies_and_seeds_lead_to_a_verdict_that_can_be_sent(
     start.click()
     page.wait_for_url(re.compile(r"/compare\?.*runs=.+&runs=.+&runs=.+&runs="))
     runs = parse_qs(urlsplit(page.url).query)["runs"]
-    wait_until(lambda: not any(server.store.run(run_id).is_active for run_id in runs))
+    wait_until(lambda: not any(server.store.get_run(run_id).is_active for run_id in runs))
     page.locator(SETTLED).wait_for()
     page.get_by_text(re.compile(r"\d of 4 runs done")).wait_for(state="detached")
     heading = page.get_by_role("heading", name=re.compile(r"on \d+ images"))

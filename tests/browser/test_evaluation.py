@@ -9,7 +9,7 @@ from tests.deadline import wait_until
 
 
 def test_a_click_on_a_cell_of_the_matrix_shows_its_images(server, finished_runs, page):
-    run = server.store.run(finished_runs[0])
+    run = server.store.get_run(finished_runs[0])
     result = evaluation(run)
     true, predicted = (int(one) for one in np.argwhere(result.confusion)[-1])
     page.goto(f"{server.url}/evaluate?run={run.run_id}")
@@ -25,12 +25,12 @@ def test_a_click_on_a_cell_of_the_matrix_shows_its_images(server, finished_runs,
     count = int(result.confusion[true, predicted])
     words = rf"(predicted correctly|predicted as .+): {count} images?$"
     page.get_by_text(re.compile(words)).wait_for()
-    sample = result.cell(true, predicted)["id"].iloc[0]
+    sample = result.get_cell(true, predicted)["id"].iloc[0]
     page.get_by_alt_text(f"{sample}: {result.classes[true]}").first.wait_for()
 
 
 def test_on_a_phone_a_click_on_a_cell_brings_its_images_into_view(server, finished_runs, tab):
-    result = evaluation(server.store.run(finished_runs[0]))
+    result = evaluation(server.store.get_run(finished_runs[0]))
     page = tab(width=390, height=844)
     page.goto(f"{server.url}/evaluate?run={finished_runs[0]}")
     area = page.locator(".js-plotly-plot .nsewdrag").first

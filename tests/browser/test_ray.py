@@ -32,8 +32,8 @@ def test_a_comparison_from_the_page_trains_on_two_nodes_to_a_verdict(
         page.get_by_role(
             "heading", name=re.compile(r"on \d+ (test )?images|Not trained long enough")
         ).wait_for()
-        wait_until(lambda: not any(one.is_active for one in server.store.runs()))
-        runs = server.store.runs()
+        wait_until(lambda: not any(one.is_active for one in server.store.list_runs()))
+        runs = server.store.list_runs()
         assert [run.status for run in runs] == ["finished"] * 4
         (place,) = runs[0].history.places
         page.goto(f"{server.url}/train?run={runs[0].run_id}")

@@ -31,7 +31,7 @@ def server(start, tmp_path, monkeypatch):
 
 @pytest.fixture
 def ids(server):
-    return [run.run_id for run in server.store.runs()]
+    return [run.run_id for run in server.store.list_runs()]
 
 
 def tick(page, place):
@@ -111,7 +111,7 @@ def test_a_table_that_refreshes_itself_keeps_order_selection_and_an_open_questio
     question.click()
     wait_for_selection(page, 0, 2)
     question.wait_for(state="detached")
-    assert {run.run_id for run in server.store.runs()} == {ids[0], waiting.run_dir.name}
+    assert {run.run_id for run in server.store.list_runs()} == {ids[0], waiting.run_dir.name}
     waiting.lock.release()
 
 

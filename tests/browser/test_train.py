@@ -88,7 +88,7 @@ def test_buttons_stay_in_place_and_no_press_is_lost_while_the_page_is_drawn(
 ):
     def wait_for_status(status):
         wait_until(
-            lambda: server.store.run(stopped_run).status == status, f"not {status}: click lost"
+            lambda: server.store.get_run(stopped_run).status == status, f"not {status}: click lost"
         )
 
     page.goto(f"{server.url}/train?run={stopped_run}")

@@ -107,7 +107,7 @@ def test_the_report_holds_the_verdict_and_the_images_the_networks_disagree_about
     assert result["pairs"][0]["networks"]["verdict"] in page
     assert "Layer diagnostics" in page
     assert "blue <b>" not in page
-    firsts = [RunStore(runs).run(run["run_id"]) for run in result["runs"] if run["seed"] == 0]
+    firsts = [RunStore(runs).get_run(run["run_id"]) for run in result["runs"] if run["seed"] == 0]
     found = find_disagreements(*firsts)
     apart = min(6, len(found.only_a) + len(found.only_b))
     assert page.count("data:image/jpeg;base64,") == 3 * apart

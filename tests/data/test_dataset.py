@@ -48,7 +48,7 @@ LAYOUTS = {
 def test_splits_are_those_of_the_folders_or_drawn(layout, counts, given):
     dataset = load_dataset(shared_images(**layout), val_fraction=0.2, test_fraction=0.1)
     assert dataset.classes == ("blue", "red")
-    assert dataset.counts().loc["red"].to_dict() == counts
+    assert dataset.count_images().loc["red"].to_dict() == counts
     assert dataset.given_splits == given
     for row in dataset.table.itertuples():
         *split, name, _ = row.id.split("/")
@@ -70,11 +70,11 @@ def test_the_table_says_what_the_headers_say(tmp_path):
 def test_paths_of_rows_are_the_files():
     folder = shared_images(red=4, blue=4)
     dataset = load_dataset(folder)
-    paths = dataset.paths(dataset.table)
+    paths = dataset.get_paths(dataset.table)
     assert [path.is_file() for path in paths] == [True] * 8
     assert [path.name for path in paths[3:5]] == ["003.png", "000.png"]
     assert paths[np.int64(-1)].parts[-2:] == ("red", "003.png")
-    assert list(dataset.paths(dataset.table.head(1))) == [folder.resolve() / "blue" / "000.png"]
+    assert list(dataset.get_paths(dataset.table.head(1))) == [folder.resolve() / "blue" / "000.png"]
 
 
 def test_indexing_tells_its_progress(tmp_path):
@@ -467,7 +467,7 @@ def test_a_manifest_with_some_splits_leaves_the_others_to_thaw(tmp_path):
     (tmp_path / "m.csv").write_text("\n".join(["path,label,split", *lines]))
     dataset = load_dataset(tmp_path / "m.csv", val_fraction=0.2, test_fraction=0.2)
     assert not dataset.given_splits
-    assert dataset.counts().loc["red"].to_dict() == {"train": 12, "val": 3, "test": 5}
+    assert dataset.count_images().loc["red"].to_dict() == {"train": 12, "val": 3, "test": 5}
     assert {name for name in names if int(name[-6:-4]) < 5} == set(
         dataset.table.loc[dataset.table["split"] == "test", "id"]
     )

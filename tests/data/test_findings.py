@@ -191,7 +191,7 @@ def test_planted_defect_is_found_said_and_removed_by_its_action(
     if kind in MEASURED:
         assert finding.allows_bulk_action
 
-    edits = finding.edits(finding.paths)
+    edits = finding.make_edits(finding.paths)
     assert bool(edits) == bool(KINDS[kind].action)
     if edits:
         assert {edit.kind for edit in edits} == {kind}
@@ -203,12 +203,12 @@ def test_planted_defect_is_found_said_and_removed_by_its_action(
 def test_some_of_the_images_of_a_finding_can_be_edited():
     to = {"a": "cat", "b": "dog", "c": "cat"}
     finding = Finding("label_errors", "warning", "Wrong.", 3, ("a", "b", "c"), to=to)
-    assert finding.edits(["c", "b"]) == (
+    assert finding.make_edits(["c", "b"]) == (
         Edit(action="relabel", paths=("c",), to="cat", kind="label_errors"),
         Edit(action="relabel", paths=("b",), to="dog", kind="label_errors"),
     )
-    assert finding.edits([]) == ()
-    assert Finding("dark", "warning", "Dark.", 2, ("a", "b")).edits(["b"]) == (
+    assert finding.make_edits([]) == ()
+    assert Finding("dark", "warning", "Dark.", 2, ("a", "b")).make_edits(["b"]) == (
         Edit(action="exclude", paths=("b",), kind="dark"),
     )
 
@@ -326,7 +326,7 @@ def test_the_actions_on_all_copies_leave_no_leak_and_no_conflict(cells, near_of)
             edit
             for kind in kinds
             if kind in offered
-            for edit in offered[kind].edits(offered[kind].paths)
+            for edit in offered[kind].make_edits(offered[kind].paths)
         ]
         after = find_copies(apply_edits(table, edits))
         assert not set(kinds) & set(after)

@@ -33,7 +33,7 @@ def test_different_parts_are_no_near_duplicates(tmp_path, line):
     assert not {one.kind for one in dataset.findings} & {"near_duplicates", "near_leakage"}
     # each by itself: the split is the one that was asked for
     assert dataset.table["near"].nunique() == 70
-    assert dataset.counts().sum().tolist() == [50, 10, 10]
+    assert dataset.count_images().sum().tolist() == [50, 10, 10]
 
 
 @pytest.mark.train

@@ -4,7 +4,7 @@ import torch
 
 from finetune_core.data.decode import Resize, read_square
 from finetune_core.data.image_stats import measure_image
-from finetune_core.data.pixels import cached_side, decode_pixels
+from finetune_core.data.pixels import compute_resize_size, decode_pixels
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import ImageError
 from finetune_core.work import Step
@@ -63,7 +63,7 @@ def test_no_images_are_no_error(paths, place):
     _, pixels = decode(paths)
     nothing = np.empty(0, int)
     assert pixels.batch(nothing).shape == (0, 3, 16, 16)
-    left, squares = pixels.readable(nothing)
+    left, squares = pixels.load_readable(nothing)
     assert (len(left), squares.shape) == (0, (0, 3, 16, 16))
     steps, pixels = decode([])
     assert (steps, pixels.failed) == ([], {})
@@ -100,9 +100,9 @@ def test_images_decoded_before_are_not_decoded_again_and_changed_ones_are(paths)
     assert steps[-1] == Step(5, 5)
 
 
-def test_the_stored_side_leaves_room_for_the_centre_crop():
-    assert cached_side(224) == 256
-    assert all(cached_side(size) > size for size in range(32, 1025))
+def test_the_resize_size_leaves_room_for_the_centre_crop():
+    assert compute_resize_size(224) == 256
+    assert all(compute_resize_size(size) > size for size in range(32, 1025))
 
 
 def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(tmp_path, monkeypatch):

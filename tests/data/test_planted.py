@@ -183,12 +183,12 @@ def test_every_copy_is_found_and_no_other(planted):
 
 
 def test_actions_that_are_offered_clean_the_set(planted):
-    edits = [edit for one in planted.dataset.findings for edit in one.edits(one.paths)]
+    edits = [edit for one in planted.dataset.findings for edit in one.make_edits(one.paths)]
     after = load_dataset(planted.folder, edits=edits)
     kept = {"damaged", "empty_file", "unreadable", "wrong_extension", "odd_mode", "no_test_split"}
     left = {one.kind for one in after.findings} - kept
     assert left <= {"near_duplicates"}  # of what moved to training
-    edits += [edit for one in after.findings for edit in one.edits(one.paths)]
+    edits += [edit for one in after.findings for edit in one.make_edits(one.paths)]
     again = load_dataset(planted.folder, edits=edits)
     for kind in ("near_duplicates", "leakage", "near_leakage"):
         assert find_finding(again, kind) is None

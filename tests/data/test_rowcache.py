@@ -56,7 +56,7 @@ def test_rows_come_back_as_they_were(cache, rows, where, monkeypatch):
     if where == "disk":
         monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     assert fill_table(cache, rows=rows) == where
-    found = cache.table("t").lookup(KEYS[::-1].copy())
+    found = cache.get_table("t").lookup(KEYS[::-1].copy())
     assert found.where == where
     chosen = found.batch(np.array([0, 5, 3]))
     assert torch.equal(chosen, rows[[19, 14, 16]])
@@ -67,10 +67,10 @@ def test_rows_come_back_as_they_were(cache, rows, where, monkeypatch):
 
 def test_rows_of_several_blocks_mix(cache):
     fill_table(cache, keys=KEYS[:12], rows=ROWS[:12])
-    assert cache.table("t").missing(KEYS).tolist() == [False] * 12 + [True] * 8
+    assert cache.get_table("t").find_missing(KEYS).tolist() == [False] * 12 + [True] * 8
     fill_table(cache, keys=KEYS[12:], rows=ROWS[12:])
     order = np.array([15, 2, 11, 12])
-    assert torch.equal(cache.table("t").lookup(KEYS).batch(order), ROWS[order])
+    assert torch.equal(cache.get_table("t").lookup(KEYS).batch(order), ROWS[order])
 
 
 def test_an_abandoned_fill_leaves_nothing(cache, folder, disk_only):
@@ -78,12 +78,12 @@ def test_an_abandoned_fill_leaves_nothing(cache, folder, disk_only):
     next(stream)
     stream.close()
     assert set(os.listdir(folder)) <= {MARKER}
-    assert cache.table("t").missing(KEYS).all()
+    assert cache.get_table("t").find_missing(KEYS).all()
 
 
 def test_another_process_finds_rows_on_disk(cache, folder, disk_only):
     fill_table(cache)
-    again = RowCache(lambda: folder).table("t")
+    again = RowCache(lambda: folder).get_table("t")
     assert torch.equal(again.lookup(KEYS).batch(np.arange(20)), ROWS)
 
 
@@ -91,26 +91,26 @@ def test_keys_are_distinguished_to_the_last_bit(cache, folder, disk_only):
     keys = np.array([2**63 + 1, 2**64 - 1, 0, 2**63], dtype=np.uint64)
     fill_table(cache, keys=keys, rows=ROWS[:4])
     for one in (cache, RowCache(lambda: folder)):
-        table = one.table("t")
+        table = one.get_table("t")
         assert torch.equal(table.lookup(keys).batch(np.arange(4)), ROWS[:4])
-        assert table.missing(keys ^ np.uint64(2)).all()
+        assert table.find_missing(keys ^ np.uint64(2)).all()
 
 
 def test_of_two_rows_of_a_key_the_newest_counts(cache):
     fill_table(cache)
     fill_table(cache, keys=KEYS[5:8], rows=ROWS[10:13])
     assert torch.equal(
-        cache.table("t").lookup(KEYS).batch(np.arange(4, 9)), ROWS[[4, 10, 11, 12, 8]]
+        cache.get_table("t").lookup(KEYS).batch(np.arange(4, 9)), ROWS[[4, 10, 11, 12, 8]]
     )
 
 
 def test_rows_on_a_device_are_those_of_all_blocks_each_once(cache):
     fill_table(cache, keys=KEYS[:12], rows=ROWS[:12])
     fill_table(cache, keys=KEYS[12:], rows=ROWS[12:])
-    lookup = cache.table("t").lookup(np.concatenate([KEYS, KEYS]))
+    lookup = cache.get_table("t").lookup(np.concatenate([KEYS, KEYS]))
     positions = np.array([25, 3, 17, 5, 13])  # the first is a second time the fourth
     assert lookup.count_bytes(positions) == 4 * lookup.row_bytes
-    there = lookup.on(torch.device("cpu"), positions)
+    there = lookup.copy_to(torch.device("cpu"), positions)
     assert torch.equal(there.batch(positions), ROWS[[5, 3, 17, 5, 13]])
     assert sorted(there.blocks[0].keys) == sorted(KEYS[[3, 5, 13, 17]])
     assert not there.has_rows(np.array([0]))
@@ -169,11 +169,11 @@ def test_damaged_or_foreign_file_is_dropped_and_filled_again(cache, folder, disk
     fill_table(cache)
     DAMAGES[damage](next(folder.glob("*.rows")))
     again = RowCache(lambda: folder)
-    assert again.table("t").missing(KEYS).all()
+    assert again.get_table("t").find_missing(KEYS).all()
     if damage in ("flipped bit", "cut short", "no description", "fewer keys"):
         assert os.listdir(folder) == [MARKER]
     assert fill_table(again) == "disk"
-    assert torch.equal(again.table("t").lookup(KEYS).batch(np.arange(20)), ROWS)
+    assert torch.equal(again.get_table("t").lookup(KEYS).batch(np.arange(20)), ROWS)
 
 
 def test_a_full_disk_means_nowhere_and_leaves_nothing(cache, folder, disk_only, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_full_disk_means_nowhere_and_leaves_nothing(cache, folder, disk_only, 
     monkeypatch.setattr("os.fsync", full)
     assert fill_table(cache) is None
     assert set(os.listdir(folder)) <= {MARKER}
-    assert cache.table("t").missing(KEYS).all()
+    assert cache.get_table("t").find_missing(KEYS).all()
 
 
 def test_without_room_anywhere_nothing_is_computed(cache, disk_only, monkeypatch):
@@ -196,10 +196,10 @@ def test_the_least_recently_used_table_makes_room_in_memory(cache, monkeypatch):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", str(2.5 * size / 1e9))
     fill_table(cache, "old")
     fill_table(cache, "used")
-    kept = cache.table("old").lookup(KEYS)
+    kept = cache.get_table("old").lookup(KEYS)
     fill_table(cache, "new")
-    assert cache.table("used").missing(KEYS).all()
-    assert not cache.table("old").missing(KEYS).any()
+    assert cache.get_table("used").find_missing(KEYS).all()
+    assert not cache.get_table("old").find_missing(KEYS).any()
     assert cache.memory_bytes() <= 2.5 * size
     assert torch.equal(kept.batch(np.arange(20)), ROWS)
 
@@ -212,14 +212,14 @@ def test_oldest_files_make_room_on_disk_and_are_forgotten(cache, folder, disk_on
     (file,) = folder.glob("*.rows")
     assert file.name.split("-")[1] == "new"
     assert file.stat().st_size == size
-    assert cache.table("old").missing(KEYS).all()
+    assert cache.get_table("old").find_missing(KEYS).all()
 
 
 def test_rows_that_a_run_still_reads_count_towards_the_budget(cache, monkeypatch):
     size = ROWS.numel() * 4
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", str(1.5 * size / 1e9))
     fill_table(cache, "first")
-    reading = cache.table("first").lookup(KEYS)
+    reading = cache.get_table("first").lookup(KEYS)
     assert fill_table(cache, "second") == "disk"
     assert torch.equal(reading.batch(np.arange(20)), ROWS)
 
@@ -230,14 +230,14 @@ def test_a_table_that_grows_stays_within_the_budget(cache, monkeypatch):
     fill_table(cache)
     assert fill_table(cache, keys=KEYS + np.uint64(100)) == "disk"
     assert cache.memory_bytes() == size
-    both = cache.table("t").lookup(np.concatenate([KEYS[:2], KEYS[:2] + np.uint64(100)]))
+    both = cache.get_table("t").lookup(np.concatenate([KEYS[:2], KEYS[:2] + np.uint64(100)]))
     assert torch.equal(both.batch(np.arange(4)), ROWS[[0, 1, 0, 1]])
 
 
 def test_a_row_that_is_not_there_is_not_read_from_another(cache):
     fill_table(cache)
     with pytest.raises(KeyError):
-        cache.table("t").lookup(np.array([10, 999], dtype=np.uint64)).batch(np.array([0, 1]))
+        cache.get_table("t").lookup(np.array([10, 999], dtype=np.uint64)).batch(np.array([0, 1]))
 
 
 def test_old_leftovers_of_killed_processes_are_cleared_away(cache, folder, disk_only):
@@ -331,12 +331,12 @@ def test_threads_that_fill_one_table_never_read_each_others_rows(cache, where, m
     keys = np.random.default_rng(0).permutation(threads * fills * images).astype(np.uint64)
 
     def fill_and_read(portion):
-        table = cache.table("t")
+        table = cache.get_table("t")
         own = keys[np.arange(len(keys)) % threads == portion]
         for end in range(images, len(own) + 1, images):
             some, known = own[end - images : end], own[:end]
             assert finish(cache.fill("t", some, batches(make_rows_of_keys(some)))) == where
-            assert not table.missing(known).any()
+            assert not table.find_missing(known).any()
             read = table.lookup(known).batch(np.arange(len(known)))
             assert torch.equal(read, make_rows_of_keys(known))
             found = table.lookup(keys)
@@ -355,8 +355,8 @@ def test_threads_that_fill_one_table_never_read_each_others_rows(cache, where, m
 def test_no_positions_have_no_rows(cache):
     fill_table(cache)
     nothing = np.empty(0, int)
-    lookup = cache.table("t").lookup(KEYS)
-    for held in (lookup, lookup.on(torch.device("cpu"), nothing)):
+    lookup = cache.get_table("t").lookup(KEYS)
+    for held in (lookup, lookup.copy_to(torch.device("cpu"), nothing)):
         assert held.batch(nothing).shape == (0, 3, 4, 4)
         assert held.count_bytes(nothing) == 0
         assert held.row_bytes == 3 * 4 * 4 * 4

@@ -88,7 +88,7 @@ def test_the_best_run_is_chosen_on_validation_and_reported_on_test_images(finish
 def test_a_best_run_that_is_the_linear_probe_stands_once(finished):
     run, probe = finished(0.7, 0.7), finished(0.8, 0.8, strategy="linear_probe")
     known = reference_points(run, [run, probe])
-    assert known.in_words() == "majority class 20.0 %, linear probe 80.0 %"
+    assert known.to_text() == "majority class 20.0 %, linear probe 80.0 %"
     assert known.to_json()["best_run"] == {"accuracy": 0.8, "run_id": probe.run_id}
 
 
@@ -102,9 +102,9 @@ def test_words_name_the_images_and_how_the_best_was_trained(finished):
 
 
 def test_a_run_is_known_by_its_test_accuracy_where_it_has_one(finished):
-    assert run_accuracy(finished(0.7, 0.9)).in_words() == "test accuracy 70.0 %"
+    assert run_accuracy(finished(0.7, 0.9)).to_text() == "test accuracy 70.0 %"
     untested = finished(None, 0.9)
-    assert run_accuracy(untested).in_words() == "validation accuracy 90.0 %"
+    assert run_accuracy(untested).to_text() == "validation accuracy 90.0 %"
     assert reference_points(untested, []).split == "val"
 
 
@@ -113,7 +113,7 @@ def test_a_trained_run_records_what_the_majority_class_follows_from(tmp_path, ca
     folder = shared_images(red=30, blue=10)
     tuned, probe = tiny_config(folder), tiny_config(folder, strategy="linear_probe")
     run_dir, probe_dir = (copy_run(trained_run(one).run_dir, tmp_path) for one in (tuned, probe))
-    run = RunStore(tmp_path).read(run_dir)
+    run = RunStore(tmp_path).load_run(run_dir)
     table = load_dataset(folder).table
     share = (table.loc[table["split"] == "test", "class"] == "red").mean()
     known = reference_points(run)
@@ -126,7 +126,7 @@ def test_a_trained_run_records_what_the_majority_class_follows_from(tmp_path, ca
     print_evaluation(result)
     printed = " ".join(capsys.readouterr().out.split())
     assert known.to_sentence() in printed
-    stores = [RunStore(tmp_path).read(folder) for folder in (run_dir, probe_dir)]
+    stores = [RunStore(tmp_path).load_run(folder) for folder in (run_dir, probe_dir)]
     compared = compare_runs(stores)
     assert compared.to_json()["majority_class"] == pytest.approx(share)
     footnote = f"Always predicting the most frequent class: {format_percent(share)}."

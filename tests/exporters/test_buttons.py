@@ -28,7 +28,7 @@ def page(run_dir):
     from finetune_core.runs.store import RunStore
     from pages.shared.evaluation.export import draw_export_buttons
 
-    draw_export_buttons(RunStore(Path(run_dir).parent).read(Path(run_dir)))
+    draw_export_buttons(RunStore(Path(run_dir).parent).load_run(Path(run_dir)))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def click(run):
 
     def click_and_wait(format):
         at.button(key=f"export-{run.run_id}-{format}").click().run()
-        for job in jobs().all():
+        for job in jobs().list_running():
             job.wait()
         at.run()
         assert not at.exception
@@ -111,7 +111,7 @@ from finetune_core.exporters.apart import export_in_subprocess
 from finetune_core.runs.store import RunStore
 
 run = Path(sys.argv[1])
-for step in export_in_subprocess(RunStore(run.parent).read(run), "onnx"):
+for step in export_in_subprocess(RunStore(run.parent).load_run(run), "onnx"):
     print(step, flush=True)
     sys.stdin.read()
 """

@@ -32,8 +32,8 @@ def test_weights_come_back_with_them_in_thaw_and_in_the_program_beside_them(othe
     steps = described["preprocessing"]
     wanted = {name: list(one) if name != "interpolation" else one for name, one in INPUT.items()}
     assert steps == steps | wanted | {"resize_to": 64, "centre_crop_to": 32}
-    expected = load_predictor(other_input).probabilities(images)
-    np.testing.assert_allclose(load_export(folder).probabilities(images), expected, atol=1e-6)
+    expected = load_predictor(other_input).predict_proba(images)
+    np.testing.assert_allclose(load_export(folder).predict_proba(images), expected, atol=1e-6)
     program = runpy.run_path(str(folder / "predict.py"))
     pixels = np.stack([program["preprocess"](image, steps) for image in images])
     answers = np.exp(program["load"](described)(pixels))
@@ -72,8 +72,8 @@ def test_padded_images_are_padded_in_exports_too(padded_run, repeat, tmp_path):
     images = sorted((Path(padded_run.config.data) / "dark").iterdir())[:3]
     folder = export_run(padded_run, "safetensors", tmp_path / "export").folder
     described = json.loads((folder / "model.json").read_text())
-    expected = load_predictor(padded_run).probabilities(images)
-    np.testing.assert_allclose(load_export(folder).probabilities(images), expected, atol=1e-6)
+    expected = load_predictor(padded_run).predict_proba(images)
+    np.testing.assert_allclose(load_export(folder).predict_proba(images), expected, atol=1e-6)
     program = runpy.run_path(str(folder / "predict.py"))
     pixels = np.stack(
         [program["preprocess"](image, described["preprocessing"]) for image in images]

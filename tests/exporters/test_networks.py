@@ -205,7 +205,7 @@ def test_safetensors_come_back_into_thaw_bit_for_bit(export_once, bf16_run, pict
         assert torch.equal(tensor, state[name])
     assert (after.classes, after.image_size) == (before.classes, 32)
     assert after.network.stages == before.network.stages
-    np.testing.assert_array_equal(after.probabilities(pictures), before.probabilities(pictures))
+    np.testing.assert_array_equal(after.predict_proba(pictures), before.predict_proba(pictures))
 
 
 @pytest.mark.processes
@@ -220,7 +220,7 @@ def test_the_example_names_images_as_thaw_does_without_thaw(
     *lines, used = run_without_thaw("-c", ALONE, script, *pictures).splitlines()
     assert used == str(libraries)
     predictor = load_predictor(bf16_run)
-    expected = predictor.probabilities(pictures)
+    expected = predictor.predict_proba(pictures)
     result = [json.loads(line) for line in lines]
     assert [row["class"] for row in result] == [predictor.classes[row.argmax()] for row in expected]
     np.testing.assert_allclose([row["probability"] for row in result], expected.max(1), atol=1e-4)
@@ -246,7 +246,7 @@ def test_the_table_of_predictions_holds_what_predict_answers(bf16_run, inputs):
     table, _ = inputs
     logits = np.stack(table["logits"]).astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    answered = load_predictor(bf16_run).probabilities([colours() / name for name in table["id"]])
+    answered = load_predictor(bf16_run).predict_proba([colours() / name for name in table["id"]])
     np.testing.assert_allclose(answered, expected, atol=1e-4)
 
 

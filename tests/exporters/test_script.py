@@ -132,7 +132,7 @@ def test_images_that_have_changed_are_refused(run, tmp_path):
 @pytest.mark.train
 def test_a_run_that_has_lost_its_fitted_head_has_no_script(tmp_path):
     original = train_shared(initial_head="probe", epochs=1)
-    lost = RunStore(tmp_path).read(copy_run(original.run_dir, tmp_path))
+    lost = RunStore(tmp_path).load_run(copy_run(original.run_dir, tmp_path))
     (lost.run_dir / "head.safetensors").unlink()
     with pytest.raises(RunError, match=r"lacks head\.safetensors"):
         export_run(lost, "script", tmp_path / "script")

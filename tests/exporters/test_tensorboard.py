@@ -103,11 +103,11 @@ def test_a_run_that_goes_on_can_be_looked_at_and_is_out_of_date_after_its_next_e
     reservation = create_run(run.config, tmp_path / "runs")
     store = RunStore(tmp_path / "runs")
     with pytest.raises(ExportError, match="has not begun"):
-        export_run(store.run(reservation.run_dir.name), "tensorboard")
+        export_run(store.get_run(reservation.run_dir.name), "tensorboard")
     lines = (run.run_dir / "events.jsonl").read_bytes().splitlines(keepends=True)
     first = next(number for number, line in enumerate(lines) if b'"EpochEnded"' in line) + 1
     (reservation.run_dir / "events.jsonl").write_bytes(b"".join(lines[:first]))
-    going_on = store.run(reservation.run_dir.name)
+    going_on = store.get_run(reservation.run_dir.name)
     assert going_on.status == "running"
     made = export_run(going_on, "tensorboard")
     assert len(read(made.folder / "validation").Scalars("epoch/loss")) == 1

@@ -101,7 +101,9 @@ def test_clean_digits_have_few_suspects_no_strays_and_like_neighbours(inspect_di
     assert find_finding(report, "outliers") is None
     embeddings = report.embeddings
     some = embeddings.ids[::60]
-    same = [sample[0] == other[0] for sample in some for other, _ in embeddings.nearest(sample, 5)]
+    same = [
+        sample[0] == other[0] for sample in some for other, _ in embeddings.find_nearest(sample, 5)
+    ]
     assert len(same) == 5 * len(some)
     assert np.mean(same) > 0.7
 
@@ -144,7 +146,7 @@ def test_most_swapped_labels_are_found_in_a_list_that_is_worth_reading(inspect_d
         # the sample's folders are the right classes
         assert twin.split("/")[0] == finding.to[suspect] or twin in right
         assert f"looks like {finding.to[suspect]}" in finding.notes[suspect]
-    edits = finding.edits(finding.paths)
+    edits = finding.make_edits(finding.paths)
     assert {path: edit.to for edit in edits for path in edit.paths} == finding.to
     assert {edit.action for edit in edits} == {"relabel"}
 

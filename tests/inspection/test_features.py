@@ -95,7 +95,7 @@ def test_features_are_the_means_of_what_each_stage_yields(folder):
     images = torch.stack(
         [
             network_input(path, backbone_info(LITE), 64).tensor
-            for path in dataset.paths(dataset.table)
+            for path in dataset.get_paths(dataset.table)
         ]
     )
     wanted = hook_features(build_network(LITE, "pretrained", 3, seed=0), images)

@@ -46,7 +46,9 @@ def mean_colours(monkeypatch):
 
     def compute(dataset, backbone, image_size, fit):
         yield Step(0, 1, "features")
-        squares = [read_square(path, Resize(8, fit=fit)) for path in dataset.paths(dataset.table)]
+        squares = [
+            read_square(path, Resize(8, fit=fit)) for path in dataset.get_paths(dataset.table)
+        ]
         values = np.stack(squares).reshape(len(squares), -1, 3).mean(axis=1) / 255
         return Features(np.arange(len(values)), ("stem",), (values.astype(np.float32),))
 
@@ -76,7 +78,7 @@ def test_added_images_wait_and_a_label_makes_them_training_images(data, loose):
     assert set(added["split"]) == {"train"}
     kept = after.by_id.loc[before.table["id"], "split"]
     assert kept.tolist() == before.table["split"].tolist()
-    labels = prepare(data).labels(load_edits(data))
+    labels = prepare(data).get_labels(load_edits(data))
     assert labels.count == 8
     assert labels.waiting.sum() == 8
     assert (loose / "deeper" / "blue0.png").exists()
@@ -87,9 +89,9 @@ def test_a_label_is_undone_and_its_image_waits_again(data, loose):
     labelling = prepare(data)
     edit = make_edit(labelling.pool["id"][0], "red")
     add_edits(data, [edit])
-    assert not labelling.labels(load_edits(data)).waiting[0]
+    assert not labelling.get_labels(load_edits(data)).waiting[0]
     remove_edits(data, [edit])
-    assert labelling.labels(load_edits(data)).waiting[0]
+    assert labelling.get_labels(load_edits(data)).waiting[0]
     assert len(load_dataset(data, edits=load_edits(data)).table) == 24
 
 
@@ -105,7 +107,7 @@ def test_skipped_images_and_those_of_no_class_do_not_wait_and_are_no_data(data, 
             Edit(action="exclude", paths=(third,)),
         ],
     )
-    labels = labelling.labels(load_edits(data))
+    labels = labelling.get_labels(load_edits(data))
     assert (labels.waiting.sum(), labels.skipped, labels.none, labels.count) == (13, 1, 1, 0)
     assert len(load_dataset(data, edits=load_edits(data)).table) == 24
 
@@ -129,7 +131,7 @@ def test_a_random_tenth_is_asked_for_first_and_tests(data, tmp_path):
     labelling = prepare(data)
     aside = (labelling.pool["split"] == "test").to_numpy()
     assert 8 <= aside.sum() <= 34
-    labels = labelling.labels(())
+    labels = labelling.get_labels(())
     probe = labelling.fit(labels)
     order = labelling.order(labels, probe)
     assert set(order[: aside.sum()]) == set(np.flatnonzero(aside))
@@ -140,7 +142,7 @@ def test_a_random_tenth_is_asked_for_first_and_tests(data, tmp_path):
     add_edits(data, [make_edit(path, "red", "label_test")])
     assert load_dataset(data, edits=load_edits(data)).by_id.at[path, "split"] == "test"
     own = labelling.own
-    assert labelling.fit(labelling.labels(load_edits(data))).linear is not None
+    assert labelling.fit(labelling.get_labels(load_edits(data))).linear is not None
     assert len(own) == 24
 
 
@@ -154,7 +156,7 @@ def test_copies_of_the_data_sets_own_images_do_not_wait(data, loose):
 def test_the_orders_find_what_is_asked_for(data, loose):
     add_folder(data, str(loose))
     labelling = prepare(data)
-    labels = labelling.labels(())
+    labels = labelling.get_labels(())
     probe = labelling.fit(labels)
     assert probe.classes == ("green", "red")
     assert probe.accuracy == 1

@@ -41,7 +41,7 @@ def test_every_network_of_torchvision_has_an_entry():
         assert info.url.startswith("https://")
         assert info.file.name == info.url.rsplit("/", 1)[1]
         assert 50 < info.top1 < 100
-        assert info.is_non_commercial == ("SWAG" in (info.licence or ""))
+        assert info.is_research_only == ("SWAG" in (info.licence or ""))
 
 
 def test_every_network_that_timm_publishes_has_an_entry():
@@ -63,12 +63,12 @@ def test_an_accuracy_is_given_only_where_the_source_states_it():
 
 
 def test_licences_are_those_that_the_source_states():
-    assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").is_non_commercial
+    assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").is_research_only
     assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").licence == "cc-by-nc-4.0"
     assert backbone_info("timm/vit_small_patch16_dinov3.lvd1689m").licence == "dinov3-license"
-    assert not backbone_info("timm/resnet18.a1_in1k").is_non_commercial
+    assert not backbone_info("timm/resnet18.a1_in1k").is_research_only
     assert backbone_info("resnet18").licence is None
-    assert backbone_info("vit_h_14").is_non_commercial
+    assert backbone_info("vit_h_14").is_research_only
     assert [licence_name(backbone_info(name).licence) for name in ("vit_h_14", "resnet18")] == [
         "cc-by-nc-4.0",
         "not stated",
@@ -82,8 +82,12 @@ def test_weights_that_are_published_as_pickles_only_are_not_offered():
 
 def test_images_are_cut_and_resized_as_the_network_was_pretrained():
     dino, usual = backbone_info("timm/vit_small_patch16_dinov3"), backbone_info("resnet18")
-    assert (dino.crop, dino.interpolation, dino.stored_side(256)) == (1.0, "bicubic", 256)
-    assert (usual.crop, usual.interpolation, usual.stored_side(224)) == (0.875, "bilinear", 256)
+    assert (dino.crop, dino.interpolation, dino.compute_resize_size(256)) == (1.0, "bicubic", 256)
+    assert (usual.crop, usual.interpolation, usual.compute_resize_size(224)) == (
+        0.875,
+        "bilinear",
+        256,
+    )
     assert all(0.8 < info.crop <= 1 for info in map(backbone_info, backbone_names()))
 
 

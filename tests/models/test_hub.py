@@ -167,7 +167,7 @@ def test_a_network_of_timm_is_downloaded_into_the_hubs_cache_and_loaded(server, 
 
 def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, weights, tmp_path):
     file, described, missing = "model.safetensors", "somebody/described", "somebody/missing"
-    assert hub.repositories_with(file, [REPOSITORY]) == set()
+    assert hub.find_cached_repositories(file, [REPOSITORY]) == set()
     assert NAME not in list_ready_backbones()
     server.files |= {f"{REPOSITORY}/{file}": weights, f"{described}/config.json": description()}
     finish(hub.fetch(REPOSITORY, file))
@@ -175,11 +175,11 @@ def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, we
     (tmp_path / "hub" / "version.txt").write_text("1")
     asked = [REPOSITORY, f"{REPOSITORY}@main", f"{REPOSITORY}@v1", described, missing]
     assert (
-        hub.repositories_with(file, asked)
+        hub.find_cached_repositories(file, asked)
         == {REPOSITORY, f"{REPOSITORY}@main"}
-        == {one for one in asked if hub.cached_path(one, file)}
+        == {one for one in asked if hub.find_cached_path(one, file)}
     )
-    assert hub.repositories_with("config.json", asked) == {described}
+    assert hub.find_cached_repositories("config.json", asked) == {described}
     assert [name for name in list_ready_backbones() if is_timm_name(name)] == [NAME]
 
 
@@ -252,7 +252,7 @@ def test_a_network_by_its_repository_is_built_as_its_description_says(server, pu
     info = backbone_info(name)
     assert (info.crop, info.interpolation) == (0.9, "bilinear")
     assert (info.mean, info.image_size, info.licence) == ((0.1, 0.2, 0.3), 160, "cc-by-nc-4.0")
-    assert info.is_non_commercial
+    assert info.is_research_only
     assert info.page == "https://huggingface.co/somebody/mine"
     finish(download(info))
     assert same_but_head(build_network(name, PRETRAINED, 3, 0).model, published)
@@ -483,7 +483,7 @@ def test_a_download_that_is_given_up_ends_and_is_not_taken_for_whole(server, wei
     server.gate.set()
     downloading.join(60)
     assert not downloading.is_alive()
-    assert hub.cached_path(REPOSITORY, "model.safetensors") is None
+    assert hub.find_cached_path(REPOSITORY, "model.safetensors") is None
 
 
 def test_network_is_trained_at_its_own_size_unless_another_is_named(tmp_path, weights):

@@ -63,7 +63,7 @@ def fresh_process_state(cached_component_manifests, strict_harness, monkeypatch)
     st.cache_data.clear()
     yield
     _end_runs()
-    for job in jobs().all():
+    for job in jobs().list_running():
         job.stop()
         job.wait()
     st.cache_resource.clear()
@@ -111,7 +111,7 @@ def wait_until_finished():
     """Draw a page again once all that it has started has ended: ``wait_until_finished(at)``."""
 
     def wait(at):
-        for job in jobs().all():
+        for job in jobs().list_running():
             job.wait()
         return at.run()
 

@@ -175,7 +175,7 @@ def test_a_run_carries_its_owner_and_only_that_one_may_change_it(run):
 @pytest.mark.train
 def test_a_run_that_is_started_after_sign_in_belongs_to_who_started_it(device_is_taken):
     press(open_page("home", user=ANN), "Try it now")
-    runs = RunStore(paths.runs_dir()).runs()
+    runs = RunStore(paths.runs_dir()).list_runs()
     assert [run.owner for run in runs] == ["ann@example.org"] * 2
     assert "Try it now" in button_labels(open_page("home", user=BEN)), "these runs are another's"
 

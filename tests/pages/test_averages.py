@@ -33,9 +33,9 @@ def compared(runs):
 def wait_for_new():
     """Return the averaged run once it has finished."""
     store = RunStore(paths.runs_dir())
-    [made] = [run for run in store.runs() if run.config.averaged]
-    wait_until(lambda: not store.run(made.run_id).is_active)
-    assert store.run(made.run_id).status == "finished"
+    [made] = [run for run in store.list_runs() if run.config.averaged]
+    wait_until(lambda: not store.get_run(made.run_id).is_active)
+    assert store.get_run(made.run_id).status == "finished"
     return made
 
 
@@ -85,7 +85,7 @@ def test_the_reason_is_shown_where_runs_cannot_be_averaged(runs):
     first, third = runs[0].run_id, runs[2].run_id
     reason = f"{third}: its head began with other weights than that of {first} (seed 6, not 5)"
     assert reason in said
-    assert len(RunStore(paths.runs_dir()).runs()) == len(runs)
+    assert len(RunStore(paths.runs_dir()).list_runs()) == len(runs)
 
 
 def test_wise_takes_one_of_the_runs(runs):

@@ -56,7 +56,7 @@ def reload_session(name, at):
 def start_training(at):
     """Start training and return the run, which waits for its turn."""
     press(at, "Start training")
-    (run,) = RunStore(paths.runs_dir()).runs()
+    (run,) = RunStore(paths.runs_dir()).list_runs()
     return run
 
 

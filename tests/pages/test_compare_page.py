@@ -202,7 +202,7 @@ def find_start_button(at):
 
 
 def all_runs():
-    return RunStore(paths.runs_dir()).runs()
+    return RunStore(paths.runs_dir()).list_runs()
 
 
 @pytest.mark.train
@@ -311,8 +311,8 @@ def test_stop_all_stops_only_runs_that_one_may_change(readable, device_is_taken)
     )
     at = open_page("compare", user=ANN, runs=[hers, his])
     at.button(key="stop_all").click().run()
-    wait_until(lambda: RunStore(paths.runs_dir()).run(hers).status == "cancelled")
-    assert RunStore(paths.runs_dir()).run(his).is_active
+    wait_until(lambda: RunStore(paths.runs_dir()).get_run(hers).status == "cancelled")
+    assert RunStore(paths.runs_dir()).get_run(his).is_active
     assert not read_stop_request(paths.runs_dir() / his)
 
 

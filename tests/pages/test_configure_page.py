@@ -165,7 +165,7 @@ def test_the_forecast_is_on_every_card_and_can_be_measured_again(
         for name, one in STRATEGIES.items()
         if name != "custom"
     ]
-    measured = SpeedBook.speed
+    measured = SpeedBook.get_speed
     before = {name: measured(SpeedBook(), config) for name, config in timed(form).items()}
     press(at, "Measure again")
     wait_until_finished(at)
@@ -237,7 +237,7 @@ def test_nothing_is_timed_behind_a_run_that_trains(
     press(at, "Start training")
     monkeypatch.setattr("pages.shared.configure.forecasts._LARGEST", 10**9)
     at = open_page("configure", data=data_id_of(folder), form=form, state=state)
-    assert not jobs().all()
+    assert not jobs().list_running()
     assert not button(at, "Profile the layers").disabled
 
 
@@ -517,8 +517,8 @@ def test_lora_shows_its_settings_and_tints_its_stages(configure, drawn_stages):
 def test_lora_is_trained_as_the_form_says(configure):
     at = configure({"lora_from": "block7"}, strategy="lora", lora_rank=4, epochs=1)
     button(at, "Start training").click().run()
-    wait_until(lambda: all(run.history.end for run in RunStore(paths.runs_dir()).runs()))
-    (run,) = RunStore(paths.runs_dir()).runs()
+    wait_until(lambda: all(run.history.end for run in RunStore(paths.runs_dir()).list_runs()))
+    (run,) = RunStore(paths.runs_dir()).list_runs()
     assert (run.status, run.config.lora_from, run.config.lora_rank) == ("finished", "block7", 4)
     tensors, _ = load_checkpoint(run.run_dir, "best")
     whole = {name for name in tensors if "lora" not in name}

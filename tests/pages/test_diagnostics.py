@@ -35,7 +35,7 @@ def sections():
     from pages.shared.evaluation.diagnostics import draw_disagreements, draw_layer_diagnostics
     from pages.shared.runs.backend import store
 
-    compared = sorted(store().runs(), key=lambda run: run.config.strategy)
+    compared = sorted(store().list_runs(), key=lambda run: run.config.strategy)
     draw_layer_diagnostics(compared)
     draw_disagreements(compared)
 
@@ -70,7 +70,7 @@ def test_layers_are_measured_when_asked_for_and_stay_whatever_is_pressed_meanwhi
 
 @pytest.mark.train
 def test_images_that_only_one_gets_right_are_shown_and_one_that_is_gone_is_named(two):
-    found = find_disagreements(*RunStore(paths.runs_dir()).runs())
+    found = find_disagreements(*RunStore(paths.runs_dir()).list_runs())
     [more] = [table for table in (found.only_a, found.only_b) if len(table)]
     at = drawn(disagree_box=True)
     assert sorted(read_metrics(at).values()) == sorted(["0", "0", "0", str(len(more))])

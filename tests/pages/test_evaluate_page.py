@@ -65,7 +65,7 @@ def in_its_home(trained, monkeypatch):
 
 @pytest.fixture
 def run(trained, in_its_home):
-    return RunStore(trained[0] / "runs").run("tested")
+    return RunStore(trained[0] / "runs").get_run("tested")
 
 
 def opened(run_id="tested", view="Mistakes"):
@@ -114,9 +114,9 @@ def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers(ru
 def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(run):
     at = opened()
     result = evaluation(run, "test")
-    wrong = result.confusions(1).iloc[0]
+    wrong = result.list_confusions(1).iloc[0]
     true, predicted = result.classes.index(wrong["true"]), result.classes.index(wrong["predicted"])
-    cell, mistakes = result.cell(true, predicted), len(at.get("image"))
+    cell, mistakes = result.get_cell(true, predicted), len(at.get("image"))
     shown = min(12, len(cell))
     assert at.button(key="all-mistakes").disabled
     at.selectbox(key="true-tested-test").set_value(true).run()
@@ -291,7 +291,7 @@ def test_flips_at_test_time_are_measured_at_a_click_and_shown_again(runs, wait_u
     assert "It was not trained on mirror images" in unescaped_text(at)
     press(at, "Evaluate with flips")
     wait_until_finished(at)
-    lines = [one.in_words() for one in evaluate_flips(runs[0])]
+    lines = [one.to_text() for one in evaluate_flips(runs[0])]
     assert len(lines) == 2
     for page in (at, open_page("evaluate", **query)):
         assert all(line in unescaped_text(page) for line in lines)

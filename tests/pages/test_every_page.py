@@ -117,21 +117,21 @@ def test_the_first_press_compares_two_runs_on_the_sample_and_says_what_training_
     assert at.get("progress")
     assert len(at.get("image")) == 12
     store = RunStore(paths.runs_dir())
-    wait_until(lambda: all(run.history.end for run in store.runs()))
-    assert {run.config.strategy for run in store.runs()} == {"linear_probe", "last_block"}
+    wait_until(lambda: all(run.history.end for run in store.list_runs()))
+    assert {run.config.strategy for run in store.list_runs()} == {"linear_probe", "last_block"}
     at.run()
     [header] = [one.value for one in at.header if "training the last block" in one.value]
     accuracies = {
-        run.config.strategy: format_percent(run_accuracy(run).value) for run in store.runs()
+        run.config.strategy: format_percent(run_accuracy(run).value) for run in store.list_runs()
     }
     assert header.startswith(f"{accuracies['linear_probe']} → {accuracies['last_block']}: ")
     assert primary_labels(at) == ["Do this with your images"]
-    first = {run.run_id for run in store.runs()}
+    first = {run.run_id for run in store.list_runs()}
     assert set(press(at, "See the comparison").query_params["runs"]) == first
-    [probe] = [run for run in store.runs() if run.config.strategy == "linear_probe"]
+    [probe] = [run for run in store.list_runs() if run.config.strategy == "linear_probe"]
     shutil.rmtree(probe.run_dir)
     press(open_page("home"), "Try it now")
-    assert len(store.runs()) == 2, "what is finished is not trained again"
+    assert len(store.list_runs()) == 2, "what is finished is not trained again"
 
 
 @pytest.mark.train

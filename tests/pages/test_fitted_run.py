@@ -141,8 +141,8 @@ def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one():
     ids = at.session_state["compared_runs"]
     assert ids[:2] == [run.run_id for run in runs]
     store = RunStore(paths.runs_dir())
-    wait_until(lambda: not any(run.is_active for run in store.runs()))
-    added = [store.run(run_id).config for run_id in ids[2:]]
+    wait_until(lambda: not any(run.is_active for run in store.list_runs()))
+    added = [store.get_run(run_id).config for run_id in ids[2:]]
     assert [(config.strategy, config.seed, config.data) for config in added] == [
         (BASELINE, 0, runs[0].config.data)
     ]

@@ -37,7 +37,7 @@ def test_a_run_is_chosen_as_the_start_and_its_backbone_follows(parent, data_id_o
     again = open_page("configure", **address(at))
     assert again.selectbox(key="weights_run").value == str(parent.run_dir)
     press(again, "Start training")
-    runs = RunStore(paths.runs_dir()).runs()
+    runs = RunStore(paths.runs_dir()).list_runs()
     [child] = [run for run in runs if run.run_id != parent.run_id]
     assert child.config.from_run == str(parent.run_dir)
     assert (child.run_dir / "start.safetensors").exists()

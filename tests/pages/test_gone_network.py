@@ -95,14 +95,14 @@ def gone_network(request, trained_folder, monkeypatch):
     ]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(trained_folder / "hub"))
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_folder))
-    for run in RunStore(trained_folder / "runs").runs():
+    for run in RunStore(trained_folder / "runs").list_runs():
         if run.config.backbone == name:
             shutil.copytree(run.run_dir, paths.runs_dir() / run.run_id)
     return name
 
 
 def runs():
-    return sorted(RunStore(paths.runs_dir()).runs(), key=lambda run: run.config.strategy)
+    return sorted(RunStore(paths.runs_dir()).list_runs(), key=lambda run: run.config.strategy)
 
 
 def what_is_missing(name):

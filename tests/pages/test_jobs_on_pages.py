@@ -49,7 +49,7 @@ def test_a_forecast_waits_for_the_rate_finder_which_nothing_pressed_ends(
     at = configure()
     assert not button(at, "Forecast all strategies").disabled
     button(at, "Find a learning rate").click().run()
-    (job,) = jobs().all()
+    (job,) = jobs().list_running()
     forecast = button(at, "Forecast all strategies")
     assert forecast.disabled
     assert "“Trying learning rates”" in forecast.help
@@ -57,7 +57,7 @@ def test_a_forecast_waits_for_the_rate_finder_which_nothing_pressed_ends(
     at.selectbox(key="form_schedule").set_value("auto").run()
     at.switch_page("pages/dataset.py").run()
     at.switch_page("pages/configure.py").run()
-    assert jobs().all() == [job]
+    assert jobs().list_running() == [job]
     assert any(one.label == "Stop" for one in at.button)
     held.set()
     wait_until_finished(at)
@@ -70,14 +70,14 @@ def test_work_while_another_program_trains_waits_and_can_be_stopped(
 ):
     at = configure()
     button(at, "Forecast all strategies").click().run()
-    (job,) = jobs().all()
+    (job,) = jobs().list_running()
     wait_until(lambda: job.progress.phase == "device")
     at.run()
     assert any(bar.proto.text.startswith(PHASE_TITLES["device"]) for bar in at.get("progress"))
     button(at, "Stop").click().run()
     assert job.wait(300)
     press(at, "Find a learning rate")
-    (job,) = jobs().all()
+    (job,) = jobs().list_running()
     wait_until(lambda: job.progress.phase == "device")
     device_is_taken.close()
     wait_until_finished(at)
@@ -90,7 +90,7 @@ def test_two_sessions_share_the_work_and_stop_ends_it_for_both(
     mine, other = configure(), configure()
     button(mine, "Find a learning rate").click().run()
     button(other, "Find a learning rate").click().run()
-    (job,) = jobs().all()
+    (job,) = jobs().list_running()
     button(other, "Stop").click().run()
     held.set()
     assert job.wait(300)

@@ -69,7 +69,7 @@ def test_a_finished_probe_is_found_whatever_its_learning_rate(last_block):
     at = open_page("compare", runs=[last_block.run_id])
     press(at, "Fit a linear probe as the baseline")
     assert set(at.session_state["compared_runs"]) == {last_block.run_id, probe.run_id}
-    assert len(RunStore(paths.runs_dir()).runs()) == 2
+    assert len(RunStore(paths.runs_dir()).list_runs()) == 2
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_where_training_lost_accuracy_on_shifted_images_lp_ft_starts_with_all_se
     assert FILL_IN not in button_labels(at)
     press(at, "Train “Linear probe, then full (LP-FT)”")
     known = {run.run_id for run in distorted_runs}
-    queued = [run for run in RunStore(paths.runs_dir()).runs() if run.run_id not in known]
+    queued = [run for run in RunStore(paths.runs_dir()).list_runs() if run.run_id not in known]
     assert {run.config.strategy for run in queued} == {"linear_probe_then_full"}
     assert sorted(run.config.seed for run in queued) == [0, 1]
     assert {run.config.image_size for run in queued} == {distorted_runs[0].config.image_size}
@@ -163,7 +163,7 @@ def test_runs_that_have_not_converged_train_further_at_one_press(probe):
     assert "Not trained long enough: feature extraction." in unescaped_text(at)
     press(at, "Train 1 run further")
     store = RunStore(paths.runs_dir())
-    wait_until(lambda: not any(run.is_active for run in store.runs()))
-    (longer,) = [run for run in store.runs() if run.run_id not in (slow.run_id, probe.run_id)]
+    wait_until(lambda: not any(run.is_active for run in store.list_runs()))
+    (longer,) = [run for run in store.list_runs() if run.run_id not in (slow.run_id, probe.run_id)]
     assert (longer.status, len(longer.history.epochs)) == ("finished", 12)
     assert at.session_state["compared_runs"] == [longer.run_id, probe.run_id]

@@ -28,9 +28,9 @@ def test_a_run_has_the_same_accuracy_on_every_page(runs):
     accuracy = run_accuracy(run)
     sentence = reference_points(run).to_sentence()
     assert (accuracy.split, "linear probe" in sentence) == ("test", True)
-    text = accuracy.in_words()
+    text = accuracy.to_text()
     home = unescaped_text(open_page("home"))
-    assert f"**{text}** :gray[· {reference_points(run).in_words()}]" in home
+    assert f"**{text}** :gray[· {reference_points(run).to_text()}]" in home
     at = open_page("train", run=run.run_id)
     assert f"**Test accuracy {format_percent(accuracy.value)}**" in unescaped_text(at)
     assert sentence in unescaped_text(at)
@@ -51,9 +51,9 @@ def test_a_run_has_the_same_accuracy_on_every_page(runs):
 def test_without_test_images_it_is_the_validation_accuracy():
     config = tiny_config(shared_images(), test_fraction=0)
     run = place_run(trained_run(config), "run-untested")
-    assert RunStore(paths.runs_dir()).run(run.run_id)
-    assert f"**{run_accuracy(run).in_words()}**" in unescaped_text(open_page("home"))
-    assert "validation accuracy" in run_accuracy(run).in_words()
+    assert RunStore(paths.runs_dir()).get_run(run.run_id)
+    assert f"**{run_accuracy(run).to_text()}**" in unescaped_text(open_page("home"))
+    assert "validation accuracy" in run_accuracy(run).to_text()
     rows = open_page("runs").dataframe[0].value
     assert rows["Validation accuracy"].notna().all()
     assert rows["Test accuracy"].isna().all()

@@ -48,7 +48,7 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     red = image_of(runs[0], "red/000.png")
     give(at, (f"{NASTY}.png", red), ("broken.png", b"hello"))
     text = page_text(at)
-    probability = load_predictor(runs[0]).probabilities([red])[0]
+    probability = load_predictor(runs[0]).predict_proba([red])[0]
     classes = runs[0].history.started["classes"]
     best = f"## {classes[probability.argmax()]} · {100 * probability.max():.1f} %"
     assert best in unescaped_text(at)
@@ -88,14 +88,14 @@ def test_neighbours_stand_beside_an_image_and_strangers_are_flagged(
 def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
     finish(compute_neighbourhood(runs[0], make_encoder(load_predictor(runs[0]))))
     computed = []
-    for kind, name in ((Predictor, "probabilities"), (Encoder, "encode_image")):
+    for kind, name in ((Predictor, "predict_proba"), (Encoder, "encode_image")):
         real = getattr(kind, name)
         monkeypatch.setattr(
             kind, name, lambda *args, real=real, name=name: computed.append(name) or real(*args)
         )
     at = open_page("predict", run=runs[0].run_id)
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
-    assert sorted(computed) == ["encode_image", "probabilities"]
+    assert sorted(computed) == ["encode_image", "predict_proba"]
     at.run()
     assert len(computed) == 2
     give(
@@ -164,7 +164,7 @@ def test_an_archive_is_named_by_every_chosen_run(runs, classify_archive):
     predicted = []
     for run, title in zip(runs, titles, strict=True):
         network = load_predictor(run)
-        predicted.append([network.classes[at] for at in network.probabilities(paths_of).argmax(1)])
+        predicted.append([network.classes[at] for at in network.predict_proba(paths_of).argmax(1)])
         assert [row[f"class, {title}"] for row in rows] == [*predicted[-1], ""]
         assert rows[3][f"problem, {title}"]
         assert list(at.dataframe[0].value[f"Class, {title}"]) == [*predicted[-1], ""]

@@ -37,12 +37,12 @@ def few_images(tmp_path):
 
 
 def runs():
-    return RunStore(paths.runs_dir()).runs()
+    return RunStore(paths.runs_dir()).list_runs()
 
 
 def wait_for_job(at):
     """Wait for the job that a press started. A job with nothing to train may have ended already."""
-    for job in jobs().all():
+    for job in jobs().list_running():
         assert job.wait(300)
         assert job.error is None, job.error
     return at.run()
@@ -86,7 +86,7 @@ def test_one_press_on_configure_profiles_and_compare_shows_it(few_images, quick)
 
 def test_stopping_the_job_stops_its_runs_and_a_press_goes_on(few_images, quick):
     at = press(configure(few_images), LABEL)
-    (job,) = jobs().all()
+    (job,) = jobs().list_running()
     wait_until(lambda: any(find_profiled_stage(run.config) for run in runs()))
     job.stop()
     assert job.wait(300)

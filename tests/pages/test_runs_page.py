@@ -49,10 +49,10 @@ def test_the_table_tells_how_each_run_stands(three_runs):
         ["Cancelled"],
     ]
     assert (rows["Name"][first], list(rows["Tags"][first])) == ("baseline", ["paper"])
-    assert rows["Data"][first] == Path(store().run(first).config.data).name
+    assert rows["Data"][first] == Path(store().get_run(first).config.data).name
     assert len(rows["By epoch"][first]) == 2
     assert rows["Test accuracy"][first] == pytest.approx(
-        100 * store().run(first).history.end["test_accuracy"]
+        100 * store().get_run(first).history.end["test_accuracy"]
     )
     low, high = rows["95 % interval"][first].replace(" %", "").split(" to ")
     assert 0 <= float(low) < rows["Test accuracy"][first] <= float(high) <= 100
@@ -66,7 +66,7 @@ def test_a_stopped_run_shows_the_epochs_it_trained_and_why_it_was_not_tested(fol
     for event in execute(reservation):
         if isinstance(event, EpochEnded) and event.epoch == 2:
             request_stop(reservation.run_dir)
-    run = store().run(reservation.run_dir.name)
+    run = store().get_run(reservation.run_dir.name)
     assert (run.status, run.started["counts"]["test"] > 0) == ("stopped", True)
     rows = open_page("runs").dataframe[0].value.set_index("Run")
     assert rows["Epochs"][run.run_id] == len(run.history.epochs) < 9
@@ -142,7 +142,7 @@ def test_deleting_says_how_many_and_moves_them_to_the_trash(three_runs):
     button = at.button(key="confirm-delete")
     assert button.label == "Move 2 runs to the trash"
     button.click().run()
-    assert [run.run_id for run in store().runs()] == [second]
+    assert [run.run_id for run in store().list_runs()] == [second]
     assert {one.name for one in (paths.runs_dir() / ".trash").iterdir()} == {first, cancelled}
     assert at.session_state["selected_runs"] == []
 
@@ -165,7 +165,7 @@ def test_waiting_runs_go_earlier_and_later_and_are_cancelled(folder, device_is_t
     first, *ids = [
         worker().submit(tiny_config(folder, device="cpu", seed=seed)) for seed in range(4)
     ]
-    wait_until(lambda: store().run(first).status == "waiting")
+    wait_until(lambda: store().get_run(first).status == "waiting")
     at = open_page("runs")
     assert [
         at.button(key=f"{name}-{ids[0]}").disabled for name in ("Earlier", "Later", "cancel")
@@ -176,4 +176,4 @@ def test_waiting_runs_go_earlier_and_later_and_are_cancelled(folder, device_is_t
     assert worker().list_queues() == [[first, ids[1], ids[2], ids[0]]]
     at.button(key=f"cancel-{ids[1]}").click().run()
     assert worker().list_queues() == [[first, ids[2], ids[0]]]
-    assert store().run(ids[1]).status == "cancelled"
+    assert store().get_run(ids[1]).status == "cancelled"

@@ -41,7 +41,7 @@ def bars(at):
 
 
 def wait_for_status(run_id, *statuses):
-    wait_until(lambda: store().run(run_id).status in statuses, statuses)
+    wait_until(lambda: store().get_run(run_id).status in statuses, statuses)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def bar_while_waiting(run_id):
     from finetune_core.runs.store import RunStore
     from pages.shared.runs.live import draw_progress
 
-    draw_progress(replace(RunStore(paths.runs_dir()).run(run_id), status="waiting"))
+    draw_progress(replace(RunStore(paths.runs_dir()).get_run(run_id), status="waiting"))
 
 
 def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(reserved_run):
@@ -108,7 +108,7 @@ def live_memory(run_id):
     from finetune_core.runs.store import RunStore
     from pages.shared.runs.live import _draw_timing, draw_numbers
 
-    run = RunStore(paths.runs_dir()).run(run_id)
+    run = RunStore(paths.runs_dir()).get_run(run_id)
     expected = {
         "seconds": 9.0,
         "epoch_seconds": 1.0,
@@ -256,7 +256,7 @@ def test_timing_says_where_the_time_went_and_what_the_cache_did(folder):
 def test_a_browser_that_sends_a_label_from_before_a_renaming_keeps_its_run(runs):
     first, second = runs
     at = open_page("evaluate", run=first.run_id)
-    before = run_label(store().run(second.run_id))
+    before = run_label(store().get_run(second.run_id))
     assert "finished" in before
     store().set_about(second.run_id, "another name", "")
     at.run()
@@ -279,7 +279,7 @@ def test_a_run_gets_tags_where_it_gets_its_name(runs):
     assert tags.options == ["paper"]
     tags.select("paper")
     press(at, "Save")
-    assert store().run(first).tags == ("paper",)
+    assert store().get_run(first).tags == ("paper",)
     assert any("paper" in one.value for one in at.markdown)
 
 

@@ -69,7 +69,7 @@ def test_a_download_that_fails_says_why_and_nothing_is_queued(
     wait_until_finished(at)
     assert "could not be downloaded" in "".join(error.value for error in at.error)
     assert button(at, "Start ").disabled
-    assert RunStore(paths.runs_dir()).runs() == []
+    assert RunStore(paths.runs_dir()).list_runs() == []
 
 
 def test_the_worker_queues_no_run_whose_weights_are_not_there(served_weights, folder, tmp_path):

@@ -49,17 +49,19 @@ def test_the_runs_of_a_whole_profile_tell_what_was_asked_for(setup):
     found = find(setup, runs)
     assert (found.sizes, found.seeds) == (setup.sizes, (0, 1))
     assert advance(found, planted) == advance(setup, planted)
-    assert run_key(found.whole(1)) == run_key(setup.whole(1))
+    assert run_key(found.make_full_config(1)) == run_key(setup.make_full_config(1))
 
 
 def test_the_short_round_tells_how_long_the_others_are(setup):
     runs, _ = make_runs(setup, rounds=2)
     found = find(setup, runs)
     rates = {"layer4": 3.0}
-    assert run_key(found.stages_config(["layer4"], 0, rates)) == run_key(
-        setup.stages_config(["layer4"], 0, rates)
+    assert run_key(found.make_stages_config(["layer4"], 0, rates)) == run_key(
+        setup.make_stages_config(["layer4"], 0, rates)
     )
-    assert run_key(found.short("conv1", 3.0)) == run_key(setup.short("conv1", 3.0))
+    assert run_key(found.make_short_config("conv1", 3.0)) == run_key(
+        setup.make_short_config("conv1", 3.0)
+    )
 
 
 def test_other_seeds_and_fewer_stages_are_found(home_of_shared_fixtures):

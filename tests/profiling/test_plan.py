@@ -63,20 +63,21 @@ LOSSES = by_single_stage(conv1=0.5, layer1=0.9, layer2=0.9, layer3=0.9, layer4=0
 
 def test_every_run_trains_the_named_stages_and_the_head_from_the_probes_head(setup):
     rates = PLAIN | {"layer1": 3.0}
-    config = setup.stages_config(("layer4", "layer1"), 3, rates)
+    config = setup.make_stages_config(("layer4", "layer1"), 3, rates)
     assert config.stage_rates == {"layer1": 3.0, "layer4": 1.0, "head": 1.0}
     assert (config.strategy, config.seed, config.auto) == ("custom", 3, ())
-    assert config.initial_head == setup.whole(0).initial_head == "probe"
+    assert config.initial_head == setup.make_full_config(0).initial_head == "probe"
     # the order in which stages are named is no difference
-    assert run_key(config) == run_key(setup.stages_config(("layer1", "layer4"), 3, rates))
+    assert run_key(config) == run_key(setup.make_stages_config(("layer1", "layer4"), 3, rates))
 
 
 def test_a_run_with_a_rate_of_its_own_is_none_of_a_profile(setup):
     rates = {
-        rate: setup.stages_config(["layer4"], 0, {"layer4": rate}) for rate in (0.1, *PROFILE_RATES)
+        rate: setup.make_stages_config(["layer4"], 0, {"layer4": rate})
+        for rate in (0.1, *PROFILE_RATES)
     }
     assert [find_profiled_stage(one) for one in rates.values()] == [None, "layer4", "layer4"]
-    assert find_profiled_stage(setup.stages_config(["layer3", "layer4"], 0, PLAIN)) is None
+    assert find_profiled_stage(setup.make_stages_config(["layer3", "layer4"], 0, PLAIN)) is None
 
 
 def test_the_auto_recipe_is_that_of_the_last_block_for_all_stages(home_of_shared_fixtures):
@@ -85,7 +86,7 @@ def test_the_auto_recipe_is_that_of_the_last_block_for_all_stages(home_of_shared
     made = set_up(base, num_images=320)
     assert (made.stage.learning_rate, made.stage.epochs) == (1e-3, 60)
     assert made.full.learning_rate == 3e-4
-    short = made.short("layer2", 3.0)
+    short = made.make_short_config("layer2", 3.0)
     assert (short.epochs, short.warmup_epochs, short.schedule) == (15, 1.5, "cosine")
     assert short.stage_rates["layer2"] == 3.0
 
@@ -130,7 +131,7 @@ def test_only_what_may_be_best_is_trained_with_more_seeds(setup):
     both = [one for one in runs if one.strategy == "custom" and len(trained_stages(one)) == 2]
     assert [one.seed for one in both] == [0]
     assert sorted(
-        one.seed for one in runs if one == setup.stages_config(["layer4"], one.seed, PLAIN)
+        one.seed for one in runs if one == setup.make_stages_config(["layer4"], one.seed, PLAIN)
     ) == [
         0,
         1,
@@ -208,7 +209,7 @@ def test_each_stage_has_the_rate_that_was_better_in_the_short_round(setup):
 
 
 def test_a_rate_that_cannot_be_trained_leaves_the_other(setup):
-    progress = Planted({}, LOSSES).finish(setup, {run_key(setup.short("conv1", 1.0))})
+    progress = Planted({}, LOSSES).finish(setup, {run_key(setup.make_short_config("conv1", 1.0))})
     assert progress.rates["conv1"] == 3.0
     assert "conv1" in progress.going_on
 
@@ -227,12 +228,12 @@ def test_one_seed_means_one_run_an_arm(home_of_shared_fixtures):
 
 def test_a_share_of_the_images_is_drawn_by_the_seed_so_each_has_its_probe(home_of_shared_fixtures):
     made = set_up(tiny_config(train_fraction=0.5))
-    assert [config.seed for config in made.probes()] == [0, 1]
+    assert [config.seed for config in made.make_probe_configs()] == [0, 1]
 
 
 def test_a_stage_that_cannot_be_trained_is_done_without(setup):
-    failed = {run_key(setup.short("layer4", rate)) for rate in PROFILE_RATES} | {
-        run_key(setup.whole(1))
+    failed = {run_key(setup.make_short_config("layer4", rate)) for rate in PROFILE_RATES} | {
+        run_key(setup.make_full_config(1))
     }
     progress = Planted({}, LOSSES).finish(setup, failed)
     assert "layer4" not in (*progress.going_on, *progress.stopped)
@@ -240,7 +241,7 @@ def test_a_stage_that_cannot_be_trained_is_done_without(setup):
 
 
 def test_without_the_probe_there_is_no_profile(setup):
-    (probe,) = setup.probes()
+    (probe,) = setup.make_probe_configs()
     with pytest.raises(ConfigError, match="linear probe failed"):
         Planted({}).finish(setup, {run_key(probe)})
 
@@ -279,5 +280,5 @@ def test_a_budget_leaves_parts_out_in_order(setup):
 
 
 def test_settings_of_the_profile_are_settings_of_ordinary_runs(setup):
-    config = setup.short("layer1", 1.0)
+    config = setup.make_short_config("layer1", 1.0)
     assert make_config(config.model_dump()) == config

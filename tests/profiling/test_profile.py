@@ -64,7 +64,7 @@ def test_a_profile_trains_each_stage_alone_and_answers(profiled):
 @pytest.mark.train
 def test_its_runs_are_ordinary_runs(profiled):
     runs, result = profiled
-    found = RunStore(runs).runs()
+    found = RunStore(runs).list_runs()
     assert {run.status for run in found} == {"finished"}
     assert {id for arm in result["arms"] for id in arm["run_ids"]} <= {run.run_id for run in found}
     custom = [run.config for run in found if run.config.strategy == "custom"]
@@ -100,7 +100,7 @@ def test_an_interrupted_profile_goes_on_and_ends_as_one_that_was_not(
     done = thaw(*make_options(data, tmp_path, *STAGES))
     assert done.returncode == 1
     assert "The profile was stopped. The same command goes on from there." in done.words
-    assert len(RunStore(tmp_path).runs()) == 6 < len(RunStore(runs).runs())
+    assert len(RunStore(tmp_path).list_runs()) == 6 < len(RunStore(runs).list_runs())
     again = thaw_json(*make_options(data, tmp_path, *STAGES))
     assert drop_times(again) == drop_times(result)
 
@@ -175,4 +175,4 @@ def test_what_cannot_be_used_is_refused_before_anything_trains(data, tmp_path, g
     done = thaw(*make_options(data, tmp_path, *given))
     assert done.returncode == 2
     assert named in done.words
-    assert not RunStore(tmp_path).runs()
+    assert not RunStore(tmp_path).list_runs()

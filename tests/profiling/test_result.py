@@ -133,7 +133,7 @@ def test_a_short_run_is_marked():
     found = make_profile(
         make_arm("stage", "block2", gain=0.06), make_arm("short", "stem", gain=-0.01)
     )
-    columns, rows = found.rows()
+    columns, rows = found.to_rows()
     assert [dict(zip(columns, row, strict=True))["How far"] for row in rows] == [
         "selected",
         "stopped after the short round",

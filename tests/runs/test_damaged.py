@@ -107,13 +107,13 @@ def test_a_config_that_cannot_be_read_damages_its_run_alone(runs, damage):
     good, bad = runs("good"), runs("bad")
     damage(bad / "config.json")
     store = RunStore(good.parent)
-    before = summarize_run(store.run("good"))
-    found, [damaged] = store.all()
+    before = summarize_run(store.get_run("good"))
+    found, [damaged] = store.list_all()
     assert [summarize_run(run) for run in found] == [before]
     assert damaged.run_id == "bad"
     assert 10 < len(damaged.reason) < 500
     with pytest.raises(RunError, match="damaged"):
-        store.run("bad")
+        store.get_run("bad")
     with pytest.raises((ConfigError, RunError)):
         reopen_run(bad)
 
@@ -172,7 +172,7 @@ def test_events_that_cannot_be_read_damage_their_run_alone(runs, damage):
     damage(bad / "events.jsonl")
     store = RunStore(good.parent)
     for _ in range(2):
-        found, [damaged] = store.all()
+        found, [damaged] = store.list_all()
         assert [run.run_id for run in found] == ["good"]
         assert found[0].notices == ()
         assert damaged.run_id == "bad"
@@ -309,7 +309,7 @@ def test_a_damaged_run_goes_to_the_trash(runs, name):
     with pytest.raises(RunError, match="only its owner"):
         store.delete("one", "ben")
     assert store.delete("one", "ann").is_dir()
-    assert store.all() == ([], [])
+    assert store.list_all() == ([], [])
 
 
 def test_asking_a_run_to_stop_writes_through_no_link(runs, tmp_path):
@@ -328,7 +328,7 @@ def test_a_lock_that_is_no_file_is_neither_opened_nor_waited_for(runs, kind, mon
     replace_by(kind)(run_dir / "lock")
     with in_time(kind):
         assert not is_locked(run_dir)
-        assert RunStore(run_dir.parent).run("one").status == "stopped"
+        assert RunStore(run_dir.parent).get_run("one").status == "stopped"
         for take in (lambda: reopen_run(run_dir), lambda: hold_lock(run_dir).__enter__()):
             with pytest.raises(RunError, match=f"lock is a.*{run_dir.name}"):
                 take()
@@ -379,12 +379,12 @@ def test_looking_at_runs_again_opens_no_file_that_has_not_changed(runs, monkeypa
         run_dir = runs(f"run-{number}")
     replace_by("fifo")(run_dir / "config.json")
     store = RunStore(run_dir.parent)
-    before = store.all()
+    before = store.list_all()
     opened, really = [], os.open
     monkeypatch.setattr("os.open", lambda path, *rest: opened.append(path) or really(path, *rest))
-    assert store.all() == before
+    assert store.list_all() == before
     assert opened == []
     with (run_dir.parent / "run-3" / "events.jsonl").open("ab") as file:
         file.write(b"{}\n")
-    store.all()
+    store.list_all()
     assert [os.path.basename(os.path.dirname(path)) for path in opened] == ["run-3"]

@@ -18,9 +18,9 @@ def train_further(run, epochs):
     """Train a finished run to ``epochs`` in total, and return its copy."""
     name = extend_run(run, epochs)
     store = RunStore(run.run_dir.parent)
-    assert store.run(name).status == "interrupted"
+    assert store.get_run(name).status == "interrupted"
     list(execute(reopen_run(run.run_dir.parent / name)))
-    return store.run(name)
+    return store.get_run(name)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def finished(tmp_path):
     """Return a finished run in a folder that the test may fill."""
 
     def copy(**changes):
-        return RunStore(tmp_path).read(copy_run(trained_run(**changes).run_dir, tmp_path))
+        return RunStore(tmp_path).load_run(copy_run(trained_run(**changes).run_dir, tmp_path))
 
     return copy
 

@@ -53,7 +53,7 @@ def test_a_disk_that_is_full_at_any_call_costs_nothing_that_was_there(tmp_path, 
         with suppress(TrainingError):
             list(execute(reservation))
         faults.fails = None
-        run = store.run(reservation.run_dir.name)
+        run = store.get_run(reservation.run_dir.name)
         for checkpoint in ("last", "best"):
             if (run.run_dir / f"{checkpoint}.safetensors").exists():
                 load_tensors(run.run_dir, checkpoint)
@@ -85,7 +85,7 @@ def test_without_room_for_its_first_event_a_run_fails_and_can_be_resumed(tmp_pat
         list(execute(reservation))
     assert (reservation.run_dir / "events.jsonl").read_bytes() == b""
     list(execute(reopen_run(reservation.run_dir)))
-    assert store.run(reservation.run_dir.name).status == "finished"
+    assert store.get_run(reservation.run_dir.name).status == "finished"
 
 
 def test_without_room_for_its_config_no_folder_is_left(tmp_path):

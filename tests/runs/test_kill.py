@@ -85,10 +85,10 @@ def test_a_run_that_is_killed_once_is_resumed_to_the_same_weights(processes, tmp
     config, store = config_of(), RunStore(tmp_path / "runs")
     run_dir = new_run(config, store.runs_dir)
     assert kill_at(processes, run_dir, 92)
-    run = store.run(run_dir.name)
+    run = store.get_run(run_dir.name)
     assert (run.status, run.is_evaluable, run.is_resumable) == ("interrupted", True, True)
     list(execute(reopen_run(run_dir)))
-    check_whole(store.run(run_dir.name), train(config, tmp_path / "whole"))
+    check_whole(store.get_run(run_dir.name), train(config, tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_a_run_that_is_killed_again_and_again_loses_nothing(processes, tmp_path,
     while kill_at(processes, run_dir, moment):
         kills += 1
         moment += step
-        run = store.run(run_dir.name)
+        run = store.get_run(run_dir.name)
         if run.status == "finished":  # killed on its way out
             break
         assert run.status == "interrupted", "a killed run cannot be read"
     assert kills > 3
-    check_whole(store.run(run_dir.name), train(config, tmp_path / "whole"))
+    check_whole(store.get_run(run_dir.name), train(config, tmp_path / "whole"))

@@ -77,13 +77,13 @@ def test_a_run_that_has_ended_is_listed_as_it_is_until_its_files_change(run_of, 
     folder = run_of("a", epoch(1), epoch(2), RunFinished(2, 2, 0.5, 1.0, None, 3.0))
     run_of("b", RunStopped(1, 0, 2.0))
     store = RunStore(folder.parent)
-    first = store.runs()
+    first = store.list_runs()
     assert [run.status for run in first] == ["stopped", "finished"]
-    assert all(now is then for now, then in zip(store.runs(), first, strict=True))
+    assert all(now is then for now, then in zip(store.list_runs(), first, strict=True))
     store.set_about("a", "best", "")
-    assert store.run("a").name == "best"
+    assert store.get_run("a").name == "best"
     append(folder.parent / "b", lines(RunReopened()))
-    assert [run.status for run in store.runs()] == ["interrupted", "finished"]
+    assert [run.status for run in store.list_runs()] == ["interrupted", "finished"]
     (folder / "config.json").write_text("{")
     assert [one.run_id for one in store.list_damaged()] == ["a"]
 
@@ -91,9 +91,9 @@ def test_a_run_that_has_ended_is_listed_as_it_is_until_its_files_change(run_of, 
 def test_a_run_that_was_deleted_is_forgotten(run_of):
     folder = run_of("a", epoch(1), RunStopped(1, 1, 2.0))
     store = RunStore(folder.parent)
-    history = weakref.ref(store.runs()[0].history)
+    history = weakref.ref(store.list_runs()[0].history)
     store.delete("a")
-    assert store.runs() == []
+    assert store.list_runs() == []
     assert history() is None
 
 

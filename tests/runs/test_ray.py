@@ -120,12 +120,14 @@ def read_owner(run_dir):
 
 
 def wait_for_epochs(store, *run_ids, more_than=0):
-    wait_until(lambda: all(len(store.run(run_id).history.epochs) > more_than for run_id in run_ids))
+    wait_until(
+        lambda: all(len(store.get_run(run_id).history.epochs) > more_than for run_id in run_ids)
+    )
 
 
 def wait_for_end(worker, store, run_id):
     wait_until(lambda: not worker.list_queues())
-    return store.run(run_id)
+    return store.get_run(run_id)
 
 
 def compare(runs, *more):
@@ -149,12 +151,12 @@ def test_a_comparison_on_two_workers_gives_the_verdict_of_one_process(executor, 
     ours, theirs = (json.loads(done.stdout) for done in (alone, spread))
     assert select_verdicts(ours) == select_verdicts(theirs)
     processes, by_config = set(), {}
-    for run in RunStore(tmp_path / "ray").runs():
+    for run in RunStore(tmp_path / "ray").list_runs():
         assert run.history.places
         processes.add(read_owner(run.run_dir)["pid"])
         by_config[run.config.model_dump_json()] = run.run_dir
     assert len(processes) >= 2
-    for run in RunStore(tmp_path / "alone").runs():
+    for run in RunStore(tmp_path / "alone").list_runs():
         check_identical(run.run_dir, by_config[run.config.model_dump_json()])
 
 
@@ -165,8 +167,8 @@ def test_a_run_whose_worker_is_killed_and_that_is_paused_ends_with_the_same_weig
     run_id = worker.submit(config)
     wait_for_epochs(store, run_id)
     os.kill(read_owner(store.runs_dir / run_id)["pid"], signal.SIGKILL)
-    wait_until(lambda: len(store.run(run_id).history.places) == 2)
-    wait_for_epochs(store, run_id, more_than=len(store.run(run_id).history.epochs))
+    wait_until(lambda: len(store.get_run(run_id).history.places) == 2)
+    wait_for_epochs(store, run_id, more_than=len(store.get_run(run_id).history.epochs))
     worker.stop(run_id, pause=True)
     run = wait_for_end(worker, store, run_id)
     assert run.status == "paused"
@@ -180,27 +182,27 @@ def test_a_run_whose_worker_is_killed_and_that_is_paused_ends_with_the_same_weig
 def test_a_run_that_ray_has_no_place_for_is_stopped_all_the_same(executor, worker, store):
     going = [worker.submit(ray_config(epochs=1000, seed=seed)) for seed in (0, 1)]
     # else they are cancelled, not stopped
-    wait_until(lambda: all(store.run(one).history.started for one in going))
+    wait_until(lambda: all(store.get_run(one).history.started for one in going))
     reservation = create_run(ray_config(seed=2), store.runs_dir, remote=True)
     request_stop(reservation.run_dir)
     assert [type(event).__name__ for event in executor.execute(reservation)] == ["RunStopped"]
     for one in going:
         worker.stop(one)
     wait_until(lambda: not worker.list_queues())
-    assert [store.run(one).status for one in going] == ["stopped", "stopped"]
-    assert store.run(reservation.run_dir.name).status == "cancelled"
+    assert [store.get_run(one).status for one in going] == ["stopped", "stopped"]
+    assert store.get_run(reservation.run_dir.name).status == "cancelled"
 
 
 def test_ctrl_c_stops_what_ray_trains(executor, nodes, store, tmp_path):
     arguments = ["train", ray_images(), "--executor", "ray", "--ray-address", nodes.address]
     arguments += ["--epochs", 1000, *OPTIONS, "--runs-dir", store.runs_dir]
     command = Command(tmp_path, *arguments)
-    wait_until(lambda: command.has_ended() or any(run.history.epochs for run in store.runs()))
+    wait_until(lambda: command.has_ended() or any(run.history.epochs for run in store.list_runs()))
     command.interrupt()
     status, out, err = command.end()
     assert status == 1, err
     assert json.loads(out)["status"] == "stopped"
-    assert store.runs()[0].status == "stopped"
+    assert store.list_runs()[0].status == "stopped"
 
 
 def test_what_the_nodes_do_not_see_is_said_before_anything_trains(
@@ -222,7 +224,7 @@ def test_what_the_nodes_do_not_see_is_said_before_anything_trains(
         list(executor.execute(reservation))
     assert str(caught.value).count("is not the same folder there") == 2  # each node says it
     assert "not 0.1" in str(caught.value)
-    assert store.runs()[0].status == "failed"
+    assert store.list_runs()[0].status == "failed"
 
 
 def test_more_devices_than_the_largest_machine_has_are_refused_before_there_is_a_run(
@@ -244,8 +246,8 @@ def test_a_node_that_dies_changes_nothing(executor, nodes, worker, store):
     nodes.kill(nodes.processes[1])
     assert len(on_it) == 1
     wait_until(lambda: not worker.list_queues())
-    assert [store.run(one).status for one in ids] == ["finished", "finished"]
-    assert [len(store.run(one).history.places) for one in ids] == [
+    assert [store.get_run(one).status for one in ids] == ["finished", "finished"]
+    assert [len(store.get_run(one).history.places) for one in ids] == [
         1 + (one in on_it) for one in ids
     ]
     moved = on_it[0]
@@ -310,8 +312,8 @@ def test_two_ranks_of_which_each_is_killed_once_end_with_the_weights_without_ray
     other = psutil.Process(other_rank(local, store.runs_dir / run_id))
     assert {ip for ip, _ in list_listening(other)} == {"127.0.0.1"}
     other.kill()
-    wait_until(lambda: len(store.run(run_id).history.places) == 2)
-    wait_for_epochs(store, run_id, more_than=len(store.run(run_id).history.epochs))
+    wait_until(lambda: len(store.get_run(run_id).history.places) == 2)
+    wait_for_epochs(store, run_id, more_than=len(store.get_run(run_id).history.epochs))
     os.kill(read_owner(store.runs_dir / run_id)["pid"], signal.SIGKILL)
     run = wait_for_end(worker, store, run_id)
     assert run.status == "finished", run.history.end
@@ -326,9 +328,9 @@ def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(local, worker
     wait_for_epochs(store, run_id)
     local.driver()._process.kill()
     wait_until(lambda: not worker.list_queues())
-    wait_until(lambda: store.run(run_id).status == "interrupted")
+    wait_until(lambda: store.get_run(run_id).status == "interrupted")
     worker.resume(run_id)  # a new Ray is started
-    wait_until(lambda: store.run(run_id).status == "running")
+    wait_until(lambda: store.get_run(run_id).status == "running")
     worker.stop(run_id)
     run = wait_for_end(worker, store, run_id)
     assert run.status == "stopped"
@@ -359,7 +361,7 @@ def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, s
     for event in local.execute(reservation):
         if type(event).__name__ == "RunStarted":
             request_stop(reservation.run_dir)
-    assert store.runs()[0].status == "stopped"
+    assert store.list_runs()[0].status == "stopped"
     local.close()
     gone, alive = psutil.wait_procs(family, SECONDS)
     assert not alive, gone

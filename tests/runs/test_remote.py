@@ -69,9 +69,9 @@ def test_a_task_whose_process_is_killed_goes_on_when_it_is_tried_again(request_f
     process.start()
     process.join(300)
     store = RunStore(cut.run_dir.parent)
-    assert len(store.run(cut.run_dir.name).history.epochs) == 1
+    assert len(store.get_run(cut.run_dir.name).history.epochs) == 1
     assert train_and_report(cut, "task") == {}
-    run = store.run(cut.run_dir.name)
+    run = store.get_run(cut.run_dir.name)
     assert run.status == "finished"
     check_identical(whole.run_dir, cut.run_dir)
     assert [place["moved_from"] == "" for place in run.history.places] == [True, False]
@@ -95,7 +95,7 @@ def test_a_stop_that_comes_while_nobody_trains_is_kept(request_for):
     claim(request.run_dir, handed=request.owner, task="task").release()
     request_stop(request.run_dir)
     assert train_and_report(request, "task") == {}
-    run = RunStore(request.run_dir.parent).run(request.run_dir.name)
+    run = RunStore(request.run_dir.parent).get_run(request.run_dir.name)
     assert run.history.end["event"] == "RunStopped"
     assert not run.history.steps
 
@@ -105,7 +105,7 @@ def test_a_run_that_costs_process_after_process_their_lives_fails(request_for):
     for _ in range(MOST_TRIES):
         append_event(request.run_dir, RunPlaced("there", "task"))
     assert f"ended {MOST_TRIES} times" in train_and_report(request, "task")["problem"]
-    assert RunStore(request.run_dir.parent).run(request.run_dir.name).status == "failed"
+    assert RunStore(request.run_dir.parent).get_run(request.run_dir.name).status == "failed"
 
 
 def test_a_task_does_not_take_a_run_that_another_process_has(request_for, monkeypatch):

@@ -83,7 +83,7 @@ def fail_with(error):
 def test_a_run_that_waits_has_its_config_and_says_that_it_has_not_begun(queued, store):
     written = json.loads((queued.run_dir / "config.json").read_text())
     assert written["strategy"] == "feature_extraction"
-    run = store.run(queued.run_dir.name)
+    run = store.get_run(queued.run_dir.name)
     assert run.status == "queued"
     with pytest.raises(RunError, match="has not begun to train"):
         _ = run.started
@@ -113,7 +113,7 @@ def test_what_is_yielded_is_what_is_written_and_a_finished_run_stays_so(queued, 
     assert [{key: value for key, value in line.items() if key != "at"} for line in lines] == [
         event.to_json() for event in found
     ]
-    run = store.run(queued.run_dir.name)
+    run = store.get_run(queued.run_dir.name)
     assert run.status == "finished"
     row = json.loads(json.dumps(summarize_run(run)))
     assert row["epochs"] == 2
@@ -161,7 +161,7 @@ def test_a_failure_is_written_before_it_is_raised(
     monkeypatch.setattr("finetune_core.runs.record.fit", fail_with(error))
     with pytest.raises(type(error)):
         list(execute(queued))
-    run = store.run(queued.run_dir.name)
+    run = store.get_run(queued.run_dir.name)
     assert (run.status, run.history.end["message"]) == ("failed", message)
     assert ("Traceback" in run.history.end["traceback"]) == traceback
 
@@ -206,7 +206,7 @@ def test_pace_and_time_left(tmp_path, started, step, lines):
 def test_run_names_cannot_leave_the_folder(tmp_path, name):
     (tmp_path / "runs").mkdir()
     with pytest.raises(RunError):
-        RunStore(tmp_path / "runs").run(name)
+        RunStore(tmp_path / "runs").get_run(name)
 
 
 @pytest.mark.train
@@ -216,7 +216,7 @@ def test_the_worker_trains_one_run_at_a_time_and_goes_on_after_a_failure(
     seen, fit = [], loop.fit
 
     def watched(config, *arguments, **named):
-        seen.append([run.config.seed for run in store.runs() if run.status == "running"])
+        seen.append([run.config.seed for run in store.list_runs() if run.status == "running"])
         if config.seed == 1:
             raise TrainingError("it broke")
         yield from fit(config, *arguments, **named)
@@ -225,7 +225,7 @@ def test_the_worker_trains_one_run_at_a_time_and_goes_on_after_a_failure(
     worker = Worker(store.runs_dir)
     ids = [worker.submit(config.model_copy(update={"seed": seed})) for seed in (0, 1, 2)]
     wait_until(lambda: not worker.list_queues())
-    assert [store.run(one).status for one in ids] == ["finished", "failed", "finished"]
+    assert [store.get_run(one).status for one in ids] == ["finished", "failed", "finished"]
     assert seen == [[], [], []], "another run trains already"
 
 
@@ -251,16 +251,16 @@ def test_many_readers_at_once_see_every_step_once(tmp_path, started, step, lines
 @pytest.mark.parametrize(("pause", "status"), [(False, "stopped"), (True, "paused")])
 def test_a_run_that_was_stopped_or_paused_goes_on(config, store, pause, status):
     run_dir = stop_in_second_epoch(config, store.runs_dir, pause=pause)
-    run = store.run(run_dir.name)
+    run = store.get_run(run_dir.name)
     assert (run.status, run.is_resumable, run.is_evaluable) == (status, True, True)
     with (run_dir / "events.jsonl").open("ab") as file:
         file.write(b'{"event": "StepEn')  # half a line, as of a crash
     reservation = reopen_run(run_dir)
-    assert store.run(run_dir.name).status == "queued"
+    assert store.get_run(run_dir.name).status == "queued"
     for event in execute(reservation):
         if isinstance(event, events.StepEnded):
-            assert store.run(run_dir.name).status == "running"
-    run = store.run(run_dir.name)
+            assert store.get_run(run_dir.name).status == "running"
+    run = store.get_run(run_dir.name)
     assert (run.status, run.is_resumable) == ("finished", False)
     steps = [(row["epoch"], row["step"]) for row in run.history.steps]
     assert steps == [(1, 1), (1, 2), (2, 1), (2, 2)]
@@ -290,9 +290,9 @@ def slow_queue(config, store, monkeypatch, started):
     monkeypatch.setattr("finetune_core.runs.record.fit", train_until_stopped)
     worker = Worker(store.runs_dir)
     first = worker.submit(config)
-    wait_until(lambda: store.run(first).history.started)
+    wait_until(lambda: store.get_run(first).history.started)
     yield worker, first, lambda seed: config.model_copy(update={"seed": seed})
-    for run in store.runs():
+    for run in store.list_runs():
         if run.is_active:
             request_stop(run.run_dir)
     wait_until(lambda: not worker.list_queues())
@@ -305,25 +305,25 @@ def test_a_second_click_starts_no_second_run_except_for_another_person(slow_queu
     hers, his = (worker.submit(again(77), f"{name}@example.org") for name in ("ann", "ben"))
     assert hers != his
     assert worker.submit(again(77), "ben@example.org") == his
-    assert len(store.runs()) == 4
-    assert store.run(his).owner == "ben@example.org"
+    assert len(store.list_runs()) == 4
+    assert store.get_run(his).owner == "ben@example.org"
 
 
 def test_waiting_runs_have_places_can_go_earlier_and_can_be_stopped(slow_queue):
     worker, first, again = slow_queue
     second, third = (worker.submit(again(seed)) for seed in (1, 2))
-    assert (worker.waiting(second), worker.waiting(third)) == ((1, 2), (2, 2))
+    assert (worker.find_position(second), worker.find_position(third)) == ((1, 2), (2, 2))
     worker.move_in_queue(third, -1)
-    assert (worker.waiting(third), worker.waiting(second)) == ((1, 2), (2, 2))
+    assert (worker.find_position(third), worker.find_position(second)) == ((1, 2), (2, 2))
     worker.move_in_queue(third, -1)
     worker.move_in_queue(third, 1)
-    assert worker.waiting(third) == (2, 2)
+    assert worker.find_position(third) == (2, 2)
     worker.move_in_queue(third, 1)
     assert worker.list_queues() == [[first, second, third]]
     worker.cancel(second)
-    assert worker.waiting(third) == (1, 1)
+    assert worker.find_position(third) == (1, 1)
     worker.stop(third)
-    assert worker.waiting(third) is None
+    assert worker.find_position(third) is None
 
 
 def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(slow_queue, store):
@@ -333,7 +333,7 @@ def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(sl
     worker.stop(ids[1])
     request_stop(store.runs_dir / ids[2])  # which the queue sees when it is its turn
     for run_id in ids[:2]:
-        run = store.run(run_id)
+        run = store.get_run(run_id)
         assert (run.status, run.is_active, run.is_evaluable, run.is_resumable) == (
             "cancelled",
             False,
@@ -342,14 +342,17 @@ def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(sl
         )
         assert format_log(run.history.notable)[-1].endswith("Cancelled before it began.")
     worker.resume(ids[0])
-    assert store.run(ids[0]).status == "queued"
+    assert store.get_run(ids[0]).status == "queued"
     worker.cancel(ids[0])
     with pytest.raises(RunError, match="does not wait"):
         worker.cancel(first)
     assert read_stop_request(store.runs_dir / first) == ""
     request_stop(store.runs_dir / first)
     wait_until(lambda: not worker.list_queues())
-    assert (store.run(ids[2]).status, store.run(ids[2]).is_evaluable) == ("cancelled", False)
+    assert (store.get_run(ids[2]).status, store.get_run(ids[2]).is_evaluable) == (
+        "cancelled",
+        False,
+    )
 
 
 @pytest.mark.parametrize("end", ["cancel", "stop"])
@@ -364,19 +367,19 @@ def test_a_run_whose_request_cannot_be_written_still_waits(slow_queue, monkeypat
         patch.setattr("finetune_core.runs.worker.request_stop", full)
         with pytest.raises(RunError, match="no room"):
             getattr(worker, end)(second)
-    assert worker.waiting(second) == (1, 1)
+    assert worker.find_position(second) == (1, 1)
     getattr(worker, end)(second)
-    assert worker.waiting(second) is None
+    assert worker.find_position(second) is None
 
 
 def test_one_stop_ends_a_run_that_is_queued_and_one_that_has_begun(slow_queue, store):
     worker, first, again = slow_queue
     second = worker.submit(again(1))
     worker.stop(second, pause=True)
-    assert store.run(second).status == "paused"
+    assert store.get_run(second).status == "paused"
     worker.stop(first)
-    wait_until(lambda: not store.run(first).is_active)
-    assert store.run(first).status == "stopped"
+    wait_until(lambda: not store.get_run(first).is_active)
+    assert store.get_run(first).status == "stopped"
 
 
 def test_a_pause_becomes_a_stop_even_while_the_last_checkpoint_is_written(queued, monkeypatch):
@@ -400,7 +403,7 @@ def test_a_run_that_is_stopped_again_before_it_goes_on_keeps_its_time(stopped, s
     reservation = reopen_run(stopped)
     request_stop(stopped)
     assert list(execute(reservation)) == [events.RunStopped(0, 0, 0.0)]
-    run = store.run(stopped.name)
+    run = store.get_run(stopped.name)
     assert (run.status, run.is_evaluable) == ("stopped", True)
     assert run.history.end["seconds"] >= took > 0
 
@@ -438,25 +441,25 @@ def test_those_who_look_at_one_lock_do_not_take_each_other_for_its_owner(stopped
 def test_the_worker_resumes_what_was_stopped(stopped, store):
     worker = Worker(store.runs_dir)
     worker.resume(stopped.name)
-    wait_until(lambda: store.run(stopped.name).status == "finished")
+    wait_until(lambda: store.get_run(stopped.name).status == "finished")
 
 
 def test_a_run_has_a_name_a_note_and_tags_that_are_checked(queued, store):
     run_id, about = queued.run_dir.name, queued.run_dir / "about.json"
     about.write_text('{"name": "earlier", "note": "", "owner": "me"}')
-    assert (store.run(run_id).name, store.run(run_id).tags) == ("earlier", ())
+    assert (store.get_run(run_id).name, store.get_run(run_id).tags) == ("earlier", ())
     tags = [" first   try ", "", "<b>", "first try"]
     store.set_about(run_id, " baseline ", "<b>first</b>", tags)
-    run = store.run(run_id)
+    run = store.get_run(run_id)
     assert (run.name, run.note, run.owner) == ("baseline", "<b>first</b>", "me")
     assert run.tags == ("first try", "<b>")
     for wrong in (["x" * 41], [str(number) for number in range(21)]):
         with pytest.raises(RunError, match="at most"):
             store.set_about(run_id, "now", "", wrong)
-    assert store.run(run_id).tags == ("first try", "<b>")
+    assert store.get_run(run_id).tags == ("first try", "<b>")
     for damaged in ('{"tags": "no list"}', '{"tags": [1]}', '{"tags": ["%s"]}' % ("x" * 2000)):
         about.write_text(damaged)
-        assert (store.run(run_id).tags, len(store.run(run_id).notices)) == ((), 1)
+        assert (store.get_run(run_id).tags, len(store.get_run(run_id).notices)) == ((), 1)
 
 
 TRAIN_AND_END = """
@@ -468,7 +471,7 @@ from finetune_core.runs.store import RunStore
 from finetune_core.runs.worker import Worker
 runs = Path(sys.argv[2])
 name = Worker(runs).submit(make_config(read_config(Path(sys.argv[1]))))
-while not RunStore(runs).run(name).history.epochs:
+while not RunStore(runs).get_run(name).history.epochs:
     time.sleep(0.01)
 """
 
@@ -483,7 +486,7 @@ def test_a_server_that_is_ended_in_good_order_leaves_interrupted_runs(store, tmp
         timeout=600,
         stderr=subprocess.DEVNULL,
     )
-    [run] = store.runs()
+    [run] = store.list_runs()
     assert (run.status, run.is_resumable) == ("interrupted", True)
 
 
@@ -492,7 +495,7 @@ def test_what_python_says_at_its_end_is_no_failure_of_the_run(queued, store, mon
     monkeypatch.setattr("finetune_core.runs.record.fit", fail_with(error))
     with pytest.raises(TrainingError, match="resume it"):
         list(execute(queued))
-    assert store.run(queued.run_dir.name).status == "interrupted"
+    assert store.get_run(queued.run_dir.name).status == "interrupted"
 
 
 @pytest.mark.train
@@ -507,7 +510,7 @@ def test_what_comes_after_a_run_may_warn_and_the_queue_goes_on(config, store, ca
     runs = [worker.submit(config.model_copy(update={"seed": seed})) for seed in range(2)]
     wait_until(lambda: not worker.list_queues())
     assert result == runs
-    assert [store.run(run).status for run in runs] == ["finished", "finished"]
+    assert [store.get_run(run).status for run in runs] == ["finished", "finished"]
     assert caplog.text.count("no server answers") == 2
 
 
@@ -516,12 +519,12 @@ def test_a_name_does_not_lose_the_owner_and_only_the_owner_deletes(config, store
     request_stop(reservation.run_dir)
     list(execute(reservation))
     store.set_about(reservation.run_dir.name, "baseline", "")
-    assert store.run(reservation.run_dir.name).owner == "ann@example.org"
+    assert store.get_run(reservation.run_dir.name).owner == "ann@example.org"
     for stranger in ("ben@example.org", ""):
         with pytest.raises(RunError, match="only its owner"):
             store.delete(reservation.run_dir.name, stranger)
     store.delete(reservation.run_dir.name, "ann@example.org")
-    assert store.runs() == []
+    assert store.list_runs() == []
 
 
 def test_a_deleted_run_goes_to_the_trash_and_comes_back(queued, store):
@@ -532,12 +535,12 @@ def test_a_deleted_run_goes_to_the_trash_and_comes_back(queued, store):
     request_stop(queued.run_dir)
     list(execute(queued))
     place = store.delete(queued.run_dir.name)
-    assert store.runs() == []
+    assert store.list_runs() == []
     with pytest.raises(RunError, match="no run in"):
         reopen_run(queued.run_dir)
     assert not queued.run_dir.exists()
     place.rename(queued.run_dir)
-    assert [run.status for run in store.runs()] == ["cancelled"]
+    assert [run.status for run in store.list_runs()] == ["cancelled"]
 
 
 def test_resuming_what_cannot_work_any_more_leaves_the_run_as_it_was(store, tmp_path):
@@ -548,7 +551,7 @@ def test_resuming_what_cannot_work_any_more_leaves_the_run_as_it_was(store, tmp_
     shutil.rmtree(data)
     with pytest.raises(ConfigError, match="there is no folder"):
         reopen_run(run_dir)
-    assert store.run(run_dir.name).status == "stopped"
+    assert store.get_run(run_dir.name).status == "stopped"
 
 
 @pytest.mark.train
@@ -562,5 +565,5 @@ def test_a_run_of_the_app_reads_no_image_outside_its_folders(store, tmp_path):
         changed = {"seed": len(roots), "data": str(data)}
         run = worker.submit(small_config().model_copy(update=changed))
         wait_until(lambda worker=worker: not worker.list_queues())
-        counted[len(roots)] = sum(store.run(run).history.started["counts"].values())
+        counted[len(roots)] = sum(store.get_run(run).history.started["counts"].values())
     assert counted == {0: 23, 1: 20}

@@ -40,7 +40,7 @@ def store(tmp_path):
 
 def wait_for_end(worker, store, run_id):
     wait_until(lambda: not worker.list_queues())
-    return store.run(run_id)
+    return store.get_run(run_id)
 
 
 def list_ranks(process):
@@ -77,7 +77,7 @@ def test_a_run_that_loses_its_processes_goes_on_exactly(worker, store, tmp_path,
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     run_id = worker.submit(config, devices=2)
-    wait_until(lambda: store.run(run_id).history.epochs or not worker.list_queues())
+    wait_until(lambda: store.get_run(run_id).history.epochs or not worker.list_queues())
     ranks = list_ranks(psutil.Process())
     assert len(ranks) == 2
     assert list_listening(ranks) == {"127.0.0.1"}
@@ -88,7 +88,7 @@ def test_a_run_that_loses_its_processes_goes_on_exactly(worker, store, tmp_path,
     wait_until_gone(ranks)
     done = len(run.history.epochs)
     worker.resume(run_id, devices=2)
-    wait_until(lambda: len(store.run(run_id).history.epochs) > done or not worker.list_queues())
+    wait_until(lambda: len(store.get_run(run_id).history.epochs) > done or not worker.list_queues())
     family = [one for one in psutil.Process().children(recursive=True) if is_of_a_run(one)]
     assert len(family) == 3
     next(one for one in family if "finetune_core.runs.launch" in one.cmdline()).kill()
@@ -110,9 +110,9 @@ def test_a_run_that_waits_for_its_device_is_cancelled_by_a_stop(store, hold_devi
     hold_device("cpu")
     reservation = create_run(together_config(), store.runs_dir, devices=2)
     for _ in execute_on_devices(reservation):
-        if store.run(reservation.run_dir.name).status == "waiting":
+        if store.get_run(reservation.run_dir.name).status == "waiting":
             request_stop(reservation.run_dir)
-    assert store.run(reservation.run_dir.name).status == "cancelled"
+    assert store.get_run(reservation.run_dir.name).status == "cancelled"
 
 
 def submit_and_wait(line, config, runs_dir):
@@ -128,7 +128,9 @@ def test_ranks_end_with_the_process_that_asked_for_them(store, processes):
     )
     asking.start()
     try:
-        wait_until(lambda: not asking.is_alive() or any(run.history.epochs for run in store.runs()))
+        wait_until(
+            lambda: not asking.is_alive() or any(run.history.epochs for run in store.list_runs())
+        )
         ranks = list_ranks(psutil.Process(asking.pid))
         assert len(ranks) == 2
     finally:
@@ -136,7 +138,7 @@ def test_ranks_end_with_the_process_that_asked_for_them(store, processes):
         asking.join()
         line.close()
     wait_until_gone(ranks)
-    [run] = store.runs()
+    [run] = store.list_runs()
     assert (run.status, run.is_resumable) == ("interrupted", True)
 
 

@@ -58,13 +58,13 @@ def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(
     thread = threading.Thread(target=lambda: seen.extend(execute(reservation)))
     thread.start()
     wait_until(lambda: looks.count(False) >= 50)
-    run = store.run(reservation.run_dir.name)
+    run = store.get_run(reservation.run_dir.name)
     assert (run.status, run.is_active, run.history.is_waiting_for_device) == ("waiting", True, True)
     assert len((reservation.run_dir / "events.jsonl").read_text().splitlines()) == 1
     line.send("let go")
     thread.join()
     assert seen[:2] == [events.Progress("device", 0, 0), events.Progress("prepare", 0, 0)]
-    assert store.run(reservation.run_dir.name).status == "finished"
+    assert store.get_run(reservation.run_dir.name).status == "finished"
     assert sum("Waiting" in line for line in format_log(run.history.notable)) == 1
 
 
@@ -164,7 +164,7 @@ def test_a_run_leaves_nothing_on_the_gpu_however_it_ends(
                 request_stop(reservation.run_dir)
     except TrainingError as error:
         caught = error  # still known: whoever shows it holds it
-    assert RunStore(paths.runs_dir()).run(reservation.run_dir.name).status == end
+    assert RunStore(paths.runs_dir()).get_run(reservation.run_dir.name).status == end
     assert (caught is not None) == (end == "failed")
     assert [kind for kind, _ in gpu].count("cuda")
     assert on_gpu == [[]]

@@ -86,11 +86,11 @@ def test_as_many_train_as_there_are_places_and_the_others_wait_in_their_order(su
     worker, executor, ids = submitted(2, 4)
     wait_until(lambda: sorted(executor.going) == sorted(ids[:2]))
     assert worker.list_queues()[0][2:] == ids[2:]
-    assert worker.waiting(ids[3]) == (2, 2)
+    assert worker.find_position(ids[3]) == (2, 2)
     worker.move_in_queue(ids[3], -1)
     executor.let_go[ids[0]].set()
     wait_until(lambda: sorted(executor.going) == sorted([ids[1], ids[3]]))
-    assert worker.waiting(ids[2]) == (1, 1)
+    assert worker.find_position(ids[2]) == (1, 1)
 
 
 def test_a_run_on_several_devices_waits_for_as_many_places_and_is_not_overtaken(submitted):
@@ -115,7 +115,7 @@ def test_what_the_executor_refuses_is_no_run(submitted):
     wait_until(lambda: not worker.list_queues())
     with pytest.raises(ConfigError, match="too many"):
         worker.resume(ids[0], devices=2)
-    assert [run.run_id for run in RunStore(worker.runs_dir).runs()] == ids
+    assert [run.run_id for run in RunStore(worker.runs_dir).list_runs()] == ids
 
 
 def test_a_place_that_comes_later_is_used(submitted):
@@ -123,12 +123,12 @@ def test_a_place_that_comes_later_is_used(submitted):
     wait_until(lambda: executor.going == ids[:1])
     executor.free = 3
     wait_until(lambda: sorted(executor.going) == sorted(ids))
-    assert worker.waiting(ids[2]) is None
+    assert worker.find_position(ids[2]) is None
 
 
 def test_a_run_that_waits_is_cancelled_without_the_executor(submitted):
     worker, executor, ids = submitted(1, 2)
     wait_until(lambda: executor.going == ids[:1])
     worker.cancel(ids[1])
-    assert RunStore(worker.runs_dir).run(ids[1]).status == "cancelled"
+    assert RunStore(worker.runs_dir).get_run(ids[1]).status == "cancelled"
     assert ids[1] not in executor.let_go

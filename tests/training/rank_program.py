@@ -223,7 +223,7 @@ def _set_up(task):
         for name, value in task.environment.items():
             patch.setenv(name, value)
         if task.room is not None:
-            patch.setattr(prepare, "bytes_for_rows", lambda device: task.room)
+            patch.setattr(prepare, "measure_row_budget", lambda device: task.room)
         yield
 
 
@@ -261,7 +261,7 @@ def _record_answer(task, ranks):
     from finetune_core.training import gather, trunk
     from finetune_core.training.ranks import Ranks
 
-    answer, outputs, exchange = Answer(), trunk.compute_outputs, Ranks.exchange
+    answer, outputs, exchange = Answer(), trunk.stream_outputs, Ranks.exchange
 
     def computing(forward, device, rows, feed, **options):
         answer.computed.extend(rows.tolist())
@@ -276,7 +276,7 @@ def _record_answer(task, ranks):
         exchange(self, sent, expected)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trunk, "compute_outputs", computing)
+        patch.setattr(trunk, "stream_outputs", computing)
         patch.setattr(Ranks, "exchange", sending)
         if task.round_bytes:
             patch.setattr(gather, "AT_ONCE", task.round_bytes)

@@ -17,7 +17,7 @@ from finetune_core import paths
 from finetune_core.data.rowcache import CACHE
 from finetune_core.models.network import build_network
 from finetune_core.training import compiled, events, feeding
-from finetune_core.training.compile_child import difference
+from finetune_core.training.compile_child import find_difference
 from finetune_core.training.compiled import Compiler, Part, is_worthwhile, match_batch
 from finetune_core.training.compiler_process import KILLED, CompilerProcess
 from finetune_core.training.device import Device
@@ -80,15 +80,15 @@ def test_it_pays_when_it_saves_more_than_it_takes():
 
 def test_the_book_knows_each_part_and_guesses_others_from_them():
     book = SpeedBook()
-    usual = book.compilation("a")
+    usual = book.get_compilation("a")
     book.learn_compilation("a", Compilation(12, 0.6))
     book.learn_compilation("b", Compilation(20, 0.4))
     book.learn_compilation("c", Compilation(50, 0.0))
     assert usual.seconds > 0
-    assert book.compilation("a") == Compilation(12, 0.6)
-    assert book.compilation("c") == Compilation(50, 0.0)
+    assert book.get_compilation("a") == Compilation(12, 0.6)
+    assert book.get_compilation("c") == Compilation(50, 0.0)
     # the median of those that could be compiled
-    assert book.compilation("unknown") == Compilation(16, 0.5)
+    assert book.get_compilation("unknown") == Compilation(16, 0.5)
 
 
 @LINUX
@@ -267,8 +267,8 @@ def compile_module(module, device):
     """Return the compiled forward pass of a module for ``photographs()``."""
     process = CompilerProcess(module, photographs(), device)
     try:
-        wait_until(lambda: process.ended() is not None, "it compiles for ever")
-        ended = process.ended()
+        wait_until(lambda: process.poll() is not None, "it compiles for ever")
+        ended = process.poll()
         assert isinstance(ended, bytes), ended
         return load_package(ended)
     finally:
@@ -374,14 +374,14 @@ def test_one_that_is_further_from_fp32_is_refused():
     worse = copy.deepcopy(part)
     with torch.no_grad():
         worse.weight.mul_(1.05)
-    assert difference(part, passes(part, BF16), images, BF16) == ""
-    assert difference(part, passes(part, FP32), images, FP32) == ""
-    assert "from fp32" in difference(part, passes(worse, BF16), images, BF16)
-    assert "from fp32" in difference(part, passes(worse, FP32), images, FP32)
-    assert "from fp32" in difference(
+    assert find_difference(part, passes(part, BF16), images, BF16) == ""
+    assert find_difference(part, passes(part, FP32), images, FP32) == ""
+    assert "from fp32" in find_difference(part, passes(worse, BF16), images, BF16)
+    assert "from fp32" in find_difference(part, passes(worse, FP32), images, FP32)
+    assert "from fp32" in find_difference(
         part, lambda images: part(images).bfloat16() * float("nan"), images, BF16
     )
-    assert "layout" in difference(part, lambda images: part(images).double(), images, BF16)
+    assert "layout" in find_difference(part, lambda images: part(images).double(), images, BF16)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from finetune_core.training.forecast import forecast_run
 from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.training.trunk import TrunkTables
@@ -63,13 +63,13 @@ def test_without_the_cache_the_head_is_the_same():
 
 @pytest.mark.train
 def test_what_is_cached_of_it_is_not_taken_for_the_whole_networks(monkeypatch, tmp_path):
-    tables, real = [], TrunkTables.name
+    tables, real = [], TrunkTables.get_name
 
     def note(self, cut, view=""):
         tables.append((cut, real(self, cut, view)))
         return tables[-1][1]
 
-    monkeypatch.setattr(TrunkTables, "name", note)
+    monkeypatch.setattr(TrunkTables, "get_name", note)
     record_run(tiny_config(strategy="prototypes", features_from=STAGE), tmp_path)
     ended = set(tables)
     tables.clear()
@@ -122,7 +122,7 @@ def test_a_head_that_is_a_convolution_is_replaced_by_a_linear_one(tmp_path):
 def test_an_image_is_explained_by_the_stages_that_are_there():
     run = fitted_run()
     dataset = load_dataset(run.config.data)
-    explained = explain(load_predictor(run), dataset.paths(dataset.table)[0], [0, 1])
+    explained = explain(load_predictor(run), dataset.get_paths(dataset.table)[0], [0, 1])
     assert explained.layer in {"conv1", "layer1", STAGE}
 
 
@@ -133,9 +133,9 @@ def test_its_forecast_is_of_the_stages_that_are_used():
     dataset, book = load_dataset(config.data), SpeedBook()
     finish(calibrate([config], dataset, book))
     assert forecast_run(config, dataset, book).trainable_parameters == 3 * (48 + 1)
-    assert book.speed(whole) is None  # another trunk
+    assert book.get_speed(whole) is None  # another trunk
     ours, theirs = (
-        sum(stage.parameter_count for stage in describe_stages(one)) for one in (config, whole)
+        sum(stage.parameter_count for stage in list_stages(one)) for one in (config, whole)
     )
     assert ours < theirs
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetune_core.training.device import Device
-from finetune_core.training.feeding import Feed, compute_outputs, forward_batch, load_batches
+from finetune_core.training.feeding import Feed, forward_batch_size, load_batches, stream_outputs
 from finetune_core.training.prepare import prepare
 from finetune_core.transfers import Transfers
 from finetune_core.work import finish as finish_work
@@ -31,7 +31,7 @@ def feed(rows_seen):
 @pytest.mark.parametrize("device", [CPU, GPU], ids=["processor", "GPU"])
 def test_outputs_are_those_of_their_rows_in_order_and_without_gradients(device):
     weight = torch.ones(2, requires_grad=True)
-    found = list(compute_outputs(lambda inputs: inputs * weight, device, ROWS, feed([])))
+    found = list(stream_outputs(lambda inputs: inputs * weight, device, ROWS, feed([])))
     assert [len(positions) for positions, _ in found] == [32, 32, 11]
     assert np.concatenate([positions for positions, _ in found]).tolist() == list(range(75))
     output = torch.cat([rows for _, rows in found])
@@ -48,7 +48,7 @@ def test_where_memory_runs_out_fewer_are_finished_and_computed_at_a_time(device)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return inputs
 
-    output = torch.cat([rows for _, rows in compute_outputs(forward, device, ROWS, feed(seen))])
+    output = torch.cat([rows for _, rows in stream_outputs(forward, device, ROWS, feed(seen))])
     assert torch.equal(output, TABLE[ROWS] + torch.from_numpy(ROWS)[:, None])
     # what failed is not tried again
     assert [len(rows) for rows in seen] == [32, 16] + [8] * 8 + [6, 5]
@@ -74,7 +74,7 @@ def test_a_gpu_has_two_batches_sent_ahead_and_a_processor_one(device, ahead):
 @pytest.mark.parametrize(("device", "computed"), [(CPU, 1), (GPU, 2)], ids=["processor", "GPU"])
 def test_an_output_is_copied_from_a_gpu_while_the_next_one_is_computed(device, computed):
     given = []
-    coming = compute_outputs(
+    coming = stream_outputs(
         lambda inputs: given.append(len(inputs)) or inputs, device, ROWS, feed([])
     )
     positions, _ = next(coming)
@@ -84,11 +84,11 @@ def test_an_output_is_copied_from_a_gpu_while_the_next_one_is_computed(device, c
 
 
 def test_nothing_trains_with_as_many_images_at_a_time_as_the_device_needs():
-    assert forward_batch(CPU) == 32
-    assert 128 <= forward_batch(CUDA) <= 256
+    assert forward_batch_size(CPU) == 32
+    assert 128 <= forward_batch_size(CUDA) <= 256
     job = finish_work(prepare(tiny_config(batch_size=8)))
     assert job.evaluation_batch == 32
-    assert replace(job, device=CUDA).evaluation_batch == forward_batch(CUDA)
+    assert replace(job, device=CUDA).evaluation_batch == forward_batch_size(CUDA)
     small = replace(job, config=job.config.model_copy(update={"micro_batch": 4}))
     assert replace(small, device=CUDA).evaluation_batch == 4
 

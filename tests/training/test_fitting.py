@@ -75,7 +75,7 @@ def test_a_fit_is_scikit_learns_logistic_regression_at_the_same_penalty(classes,
 @pytest.mark.parametrize("classes", [2, 5])
 def test_the_default_tolerance_reaches_scikit_learns_objective(classes):
     features, labels = clouds(classes=classes)
-    tensor = Scale.of(features).transform(features)
+    tensor = Scale.fit(features).transform(features)
     scaled = tensor.numpy()
     theirs = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8).fit(scaled, labels.numpy())
     ours = finish(fit_logistic(tensor, labels, classes, 0.1))
@@ -86,7 +86,7 @@ def test_the_default_tolerance_reaches_scikit_learns_objective(classes):
 
 def test_a_fit_that_begins_at_another_penaltys_goes_on_to_its_own():
     features, labels = clouds(images=1000, features=300, classes=100, spread=0.1)
-    scaled = Scale.of(features).transform(features)
+    scaled = Scale.fit(features).transform(features)
     first = finish(fit_logistic(scaled, labels, 100, 3.0, tolerance=1e-4))
     second = finish(fit_logistic(scaled, labels, 100, 10.0, first, tolerance=1e-4))
     assert objective(second, scaled, labels, 10.0) < 0.9 * objective(first, scaled, labels, 10.0)
@@ -107,7 +107,7 @@ def test_features_that_hardly_vary_do_not_drown_the_others():
 def test_the_scale_is_folded_into_the_head():
     features, labels = clouds()
     features[:, 3] = 7.0  # a feature that never varies
-    scale = Scale.of(features)
+    scale = Scale.fit(features)
     head = finish(fit_logistic(scale.transform(features), labels, 4, 0.1))
     torch.testing.assert_close(
         scale.fold_into(head).logits(features),
@@ -122,7 +122,7 @@ def cross_validate(features, labels):
     count = len(labels)
     losses, right = np.zeros((len(GRID), count)), np.zeros((len(GRID), count), dtype=bool)
     for fit, out in stratified_folds(labels.numpy(), np.arange(count), 0):
-        scale, given = Scale.of(features[fit]), labels[out].numpy()
+        scale, given = Scale.fit(features[fit]), labels[out].numpy()
         for at, c in enumerate(GRID):
             model = LogisticRegression(C=c, max_iter=5000)
             model.fit(scale.transform(features[fit]), labels[fit])

@@ -93,7 +93,9 @@ def test_what_lies_on_the_gpu_is_not_counted_as_the_programs_memory(stepped, mon
     assert seen.device == 1_000_000 + step
     assert seen.host == whole.host - step
     elsewhere = copy.deepcopy(job.network.model).to("meta")
-    lookups = [lookup.on(torch.device("meta"), job.rows["train"]) for lookup in job.source.lookups]
+    lookups = [
+        lookup.copy_to(torch.device("meta"), job.rows["train"]) for lookup in job.source.lookups
+    ]
     moved = replace(
         on_gpu,
         network=replace(job.network, model=elsewhere),
@@ -132,10 +134,10 @@ def test_calibration_counts_what_a_pass_without_gradients_takes_of_the_gpu(
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: -320_000 + 1000)
     book = SpeedBook()
     finish(calibrate([config()], load_dataset(config().data), book))
-    assert book.speed(config()).forward_bytes == 32_000
+    assert book.get_speed(config()).forward_bytes == 32_000
     assert set(counter["asked"]) == {torch.device("cpu", 0)}
     finish(calibrate([config(device="cpu")], load_dataset(config().data), book))
-    assert book.speed(config(device="cpu")).forward_bytes == 0
+    assert book.get_speed(config(device="cpu")).forward_bytes == 0
 
 
 def test_a_run_on_a_gpu_carries_the_forecast_of_both(config, counter, tmp_path):

@@ -12,7 +12,7 @@ from finetune_core.errors import TrainingError
 from finetune_core.training import events, timing
 from finetune_core.training.forecast import compute_forecast, forecast_run, list_comparable_configs
 from finetune_core.training.speed_book import Speed, SpeedBook
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step
@@ -84,7 +84,7 @@ def test_stages_that_are_not_thawed_yet_cost_no_backward_pass(config, folder):
         )
         for name in ("full", "linear_probe_then_full")
     )
-    stages = len(describe_stages(config()))
+    stages = len(list_stages(config()))
     # the first of four epochs, but for the head
     spared = 28 * (SPEED.step - SPEED.forward) * (stages - 1) / stages
     assert full.seconds - probe_first.seconds == pytest.approx(spared)
@@ -136,19 +136,22 @@ def test_calibration_fills_the_book_once_and_again_where_it_is_asked_to(config, 
     compared = [config(strategy=name) for name in ("feature_extraction", "last_block", "full")]
     steps = list(calibrate(compared, dataset, book))
     assert steps[-1] == Step(3, 3)
-    before = [SpeedBook().speed(one) for one in compared]
+    before = [SpeedBook().get_speed(one) for one in compared]
     assert all(speed.step > 0 for speed in before)
     assert before[-1].trunk == 0
     assert before[0].activation_bytes == 96 * 4
-    reading = book.decode_seconds(dataset, 32)
+    reading = book.get_decode_seconds(dataset, 32)
     list(calibrate(compared, dataset, book))
-    assert ([SpeedBook().speed(one) for one in compared], book.decode_seconds(dataset, 32)) == (
+    assert (
+        [SpeedBook().get_speed(one) for one in compared],
+        book.get_decode_seconds(dataset, 32),
+    ) == (
         before,
         reading,
     )
     list(calibrate(compared, dataset, book, again=True))
-    assert all(book.speed(one) != old for one, old in zip(compared, before, strict=True))
-    assert book.decode_seconds(dataset, 32) != reading
+    assert all(book.get_speed(one) != old for one, old in zip(compared, before, strict=True))
+    assert book.get_decode_seconds(dataset, 32) != reading
 
 
 @pytest.mark.train
@@ -160,8 +163,8 @@ def test_settings_that_compute_the_same_are_timed_and_traced_once(config, folder
     alike = [config(strategy=name) for name in ("full", "from_scratch", "discriminative")]
     other, before = config(strategy="last_block"), torch.get_rng_state()
     list(calibrate([*alike, other], load_dataset(folder), SpeedBook()))
-    assert len({SpeedBook().speed(one) for one in alike}) == 1
-    assert SpeedBook().speed(other) != SpeedBook().speed(alike[0])
+    assert len({SpeedBook().get_speed(one) for one in alike}) == 1
+    assert SpeedBook().get_speed(other) != SpeedBook().get_speed(alike[0])
     assert len(traced) == 1  # for a trunk and its tail
     assert torch.equal(torch.get_rng_state(), before)  # which a run may be drawing from
 
@@ -171,7 +174,7 @@ def test_a_fit_without_epochs_is_timed_as_many_steps_of_the_head(config, folder,
     monkeypatch.setattr(timing, "_PASSES", 10**9)  # no timing is so far off
     head, probe = (config(strategy=name) for name in ("feature_extraction", "linear_probe"))
     list(calibrate([head, probe], load_dataset(folder), SpeedBook()))
-    assert SpeedBook().speed(probe).step > 1000 * SpeedBook().speed(head).step
+    assert SpeedBook().get_speed(probe).step > 1000 * SpeedBook().get_speed(head).step
 
 
 @pytest.mark.train
@@ -181,7 +184,7 @@ def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
         return only(events.RunStarted, found)[0]
 
     assert train(0).forecast is None
-    assert SpeedBook().speed(config()) is None
+    assert SpeedBook().get_speed(config()) is None
     book = SpeedBook()
     book.learn(config(), SPEED)
     book.learn_decoding(load_dataset(config().data).fingerprint, 32, 0.001)
@@ -191,7 +194,7 @@ def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
         0.8 + 4 * (28 * 0.02 + 6 * 0.005) + 6 * 0.005
     )
     assert second.cache.found == 40
-    learnt = book.speed(config())
+    learnt = book.get_speed(config())
     assert learnt.step != SPEED.step
     assert (learnt.trunk, learnt.step_bytes) == (SPEED.trunk, SPEED.step_bytes)
 
@@ -205,7 +208,7 @@ def test_only_epochs_in_which_all_of_it_trains_correct_the_book(config, tmp_path
     _, found = record_run(warming, tmp_path)
     last = only(events.EpochEnded, found)[-1].to_json()
     taken = last["train_seconds"] / 28 - SPEED.trunk
-    assert book.speed(warming).step == pytest.approx(max(0.0, taken))
+    assert book.get_speed(warming).step == pytest.approx(max(0.0, taken))
 
 
 def test_a_book_is_parsed_once_until_it_changes(config, folder, monkeypatch):
@@ -223,7 +226,7 @@ def test_a_book_is_parsed_once_until_it_changes(config, folder, monkeypatch):
     ] == [False, True] * 10
     assert len(parsed) == 1
     book.learn(config(), replace(SPEED, step=9.0))
-    assert SpeedBook().speed(config()).step == 9.0
+    assert SpeedBook().get_speed(config()).step == 9.0
     assert len(parsed) == 2
 
 
@@ -261,7 +264,7 @@ def test_a_run_without_epochs_corrects_what_a_fit_takes(config, tmp_path, cache)
     book.learn(settings, SPEED)
     _, seen = record_run(settings, tmp_path)
     (fitted,) = only(events.HeadFitted, seen)
-    learnt = book.speed(settings)
+    learnt = book.get_speed(settings)
     assert learnt.step == pytest.approx(
         max(0.0, fitted.seconds / 28 - (SPEED.trunk if cache == "off" else 0))
     )

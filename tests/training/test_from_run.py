@@ -72,7 +72,7 @@ def test_the_cache_knows_the_weights_that_the_trunk_was_computed_with(parent_onc
         config_from(parent_once, strategy="last_block"),
     ]
     networks = [build_initial_network(config, CLASSES).network for config in configs]
-    names = [TrunkTables(network, device, 32).name(3) for network in networks]
+    names = [TrunkTables(network, device, 32).get_name(3) for network in networks]
     assert names[0] != names[1] == names[2]
 
 

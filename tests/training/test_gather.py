@@ -68,7 +68,7 @@ def tables(cache):
     found = {}
     (rows,) = cache.glob("thaw-rows*")
     for name in {file.name.rsplit("-", 1)[0] for file in rows.glob("thaw-trunk-*.rows")}:
-        table = RowCache(lambda: rows).table(name.removeprefix("thaw-"))
+        table = RowCache(lambda: rows).get_table(name.removeprefix("thaw-"))
         keys = np.unique(np.concatenate([block.keys for block in table.blocks]))
         found[name] = dict(
             zip(keys.tolist(), table.lookup(keys).batch(np.arange(len(keys))), strict=True)

@@ -145,10 +145,10 @@ def test_a_recorded_run_says_so_and_still_does_when_it_trains_further(tmp_path):
     shares = run.history.sum_seconds_by_part()
     assert shares["train"] >= line["seconds"] > 0
     store = RunStore(tmp_path)
-    name = extend_run(store.read(copy_run(run.run_dir, tmp_path)), 3)
+    name = extend_run(store.load_run(copy_run(run.run_dir, tmp_path)), 3)
     again = list(execute(reopen_run(tmp_path / name)))
     assert not only(events.HeadInitialized, again)
-    assert store.run(name).history.head_initialized == line
+    assert store.get_run(name).history.head_initialized == line
     check_identical(tmp_path / name, trained_run(probing(**SGD, epochs=3)).run_dir)
     assert head_in(tmp_path / name).keys() == head_in(run.run_dir).keys()
 

@@ -43,7 +43,7 @@ def test_they_are_the_networks_own_until_they_are_set():
     assert backbone_info_for(make_config({"data": "x"})) == own
     found = backbone_info_for(make_config({"data": "x"} | OTHER))
     assert {name: getattr(found, letters) for name, letters in LETTERS.items()} == OTHER
-    assert (found.name, found.file, found.stored_side(32)) == (own.name, own.file, 64)
+    assert (found.name, found.file, found.compute_resize_size(32)) == (own.name, own.file, 64)
 
 
 def by_hand(file):
@@ -64,7 +64,7 @@ def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(cache):
     torch.testing.assert_close(shown, fed, atol=1e-5, rtol=1e-5)
     assert images.pixels.resize == Resize(64, "bicubic")
     logits = predictor.network.model(fed).detach()
-    np.testing.assert_allclose(predictor.probabilities(files), logits.softmax(1), atol=1e-5)
+    np.testing.assert_allclose(predictor.predict_proba(files), logits.softmax(1), atol=1e-5)
     stored = load_predictions(run.run_dir).set_index("id")["logits"]
     np.testing.assert_allclose(np.stack(stored[ids].tolist()), logits, atol=1e-4)
 
@@ -90,8 +90,8 @@ def test_a_padded_image_is_whole_and_centred(wide):
 
 
 def test_padded_images_are_not_cropped_unless_that_is_set():
-    assert backbone_info_for(lite(fit="pad")).resize(48) == Resize(48, fit="pad")
-    assert backbone_info_for(lite(fit="pad", crop_pct=0.5)).stored_side(48) == 96
+    assert backbone_info_for(lite(fit="pad")).get_resize(48) == Resize(48, fit="pad")
+    assert backbone_info_for(lite(fit="pad", crop_pct=0.5)).compute_resize_size(48) == 96
 
 
 @pytest.mark.train
@@ -109,7 +109,7 @@ def test_a_run_on_padded_images_sees_what_a_crop_hides(wide, cache):
     shown = network_input(file, predictor.network.info, 32)
     np.testing.assert_array_equal(shown.image, read_square(file, Resize(32, fit="pad")))
     logits = predictor.network.model(shown.tensor[None]).detach()
-    np.testing.assert_allclose(predictor.probabilities([file]), logits.softmax(1), atol=1e-5)
+    np.testing.assert_allclose(predictor.predict_proba([file]), logits.softmax(1), atol=1e-5)
 
 
 @pytest.mark.train
@@ -118,7 +118,7 @@ def test_only_what_is_changed_changes_the_cache():
 
     def name(**settings):
         network = build_initial_network(lite(**settings), ("a", "b")).network
-        return TrunkTables(network, device, 32).name(3)
+        return TrunkTables(network, device, 32).get_name(3)
 
     own = backbone_info(LITE)
     assert name() == name(
@@ -133,7 +133,7 @@ def test_the_name_of_an_unchanged_trunk_is_that_of_earlier_versions():
     network = build_initial_network(lite(), ("a", "b")).network
     known = (network.weights_hash, LITE, (0.5,) * 3, (0.5,) * 3, 32, "cpu", "fp32", "", _VERSIONS)
     digest = sha256(repr(known).encode()).hexdigest()[:16]
-    assert TrunkTables(network, choose_device("cpu", "fp32"), 32).name(3) == f"trunk-{digest}-3"
+    assert TrunkTables(network, choose_device("cpu", "fp32"), 32).get_name(3) == f"trunk-{digest}-3"
 
 
 def test_a_run_that_starts_from_another_takes_them_unless_they_are_set():

@@ -28,10 +28,10 @@ from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
 from finetune_core.training.speed_book import Speed
 from finetune_core.training.stage_plan import (
+    count_trainable_parameters,
     cut_index,
     describe_strategy,
     plan_strategy,
-    trainable_parameters,
 )
 from finetune_core.work import finish
 from tests.factories import TINY_BACKBONE, tiny_config
@@ -299,13 +299,13 @@ def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_n
     )
     # of layer4's five convolutions, of 512 channels each
     factors = 8 * sum(512 + inputs for inputs in (256 * 9, 512 * 9, 256, 512 * 9, 512 * 9))
-    counted = trainable_parameters(strategy, stages)
+    counted = count_trainable_parameters(strategy, stages)
     assert counted == factors + 512 * 3 + 3
     assert cut_index(strategy) == 4
     rows = describe_strategy(strategy, stages)
     assert [row["part"] for row in rows] == ["all"] * 4 + ["lora", "all"]
     assert rows[4]["trained"] == factors
-    assert trainable_parameters(norms, stages) - counted == 5 * 512 * 2
+    assert count_trainable_parameters(norms, stages) - counted == 5 * 512 * 2
     assert [one.batchnorm for one in (strategy[4], norms[4])] == ["frozen", "train"]
 
 
@@ -393,7 +393,7 @@ def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cac
     def memory(**settings):
         """Return the forecast's bytes, without those of parameters that train."""
         found = compute_forecast(config(**settings), dataset, speed, 0.001)
-        counted = trainable_parameters(plan_strategy(config(**settings), stages), stages)
+        counted = count_trainable_parameters(plan_strategy(config(**settings), stages), stages)
         assert found.trainable_parameters == counted
         return found.memory_bytes - 12 * counted
 

@@ -19,7 +19,7 @@ from finetune_core.training.batches import sample_keys
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import load_batches
 from finetune_core.training.loop import fit
-from finetune_core.training.placement import bytes_for_rows, place_lookups
+from finetune_core.training.placement import measure_row_budget, place_lookups
 from finetune_core.training.training_images import TrainingImages, validation_feed
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.work import finish
@@ -60,7 +60,7 @@ def lookup(tmp_path):
     cache, rows = RowCache(lambda: tmp_path / "rows"), squares()
     for start, end in ((0, 8), (8, 11), (11, 20)):
         finish(cache.fill("t", KEYS[start:end], iter([(np.arange(end - start), rows[start:end])])))
-    return cache.table("t").lookup(KEYS)
+    return cache.get_table("t").lookup(KEYS)
 
 
 def squares():
@@ -77,7 +77,7 @@ def images(lookup, device, config):
 
 def test_rows_on_a_device_are_those_that_were_asked_for(lookup):
     asked = np.array([17, 3, 9, 3])
-    held = lookup.on(torch.device("cpu"), asked)
+    held = lookup.copy_to(torch.device("cpu"), asked)
     assert len(held.blocks) == 1
     assert held.blocks[0].keys.tolist() == KEYS[[3, 9, 17]].tolist()
     assert torch.equal(held.batch(asked), lookup.batch(asked))
@@ -89,8 +89,8 @@ def test_rows_on_a_device_are_those_that_were_asked_for(lookup):
 def test_equal_images_under_several_names_are_held_once(tmp_path):
     cache = RowCache(lambda: tmp_path)
     finish(cache.fill("t", KEYS[:2], iter([(np.arange(2), squares()[:2])])))
-    lookup = cache.table("t").lookup(KEYS[[0, 1, 0]])
-    held = lookup.on(torch.device("meta"), np.arange(3))
+    lookup = cache.get_table("t").lookup(KEYS[[0, 1, 0]])
+    held = lookup.copy_to(torch.device("meta"), np.arange(3))
     assert len(held.blocks[0].rows) == 2
 
 
@@ -106,7 +106,7 @@ def test_equal_images_under_several_names_are_held_once(tmp_path):
 )
 def test_lookups_are_placed_on_the_device_as_long_as_there_is_room(lookup, room, where):
     row = SIDE * SIDE * 3
-    both = [lookup, lookup.on(torch.device("cpu"), np.arange(8))]
+    both = [lookup, lookup.copy_to(torch.device("cpu"), np.arange(8))]
     found = place_lookups(both, np.arange(20), torch.device("meta"), room * row)
     assert [one.blocks[0].rows.device.type for one in found] == where
     # what the second one lacks, it still lacks
@@ -125,8 +125,8 @@ def test_only_a_gpu_with_memory_of_its_own_is_given_rows_and_half_of_what_is_fre
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (6_000, 16_000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3_000)  # 1,000 of them in use
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1_000)
-    assert bytes_for_rows(Device("cuda", "", "fp32")) == 4_000
-    assert bytes_for_rows(Device("mps", "", "fp32")) == bytes_for_rows(CPU) == 0
+    assert measure_row_budget(Device("cuda", "", "fp32")) == 4_000
+    assert measure_row_budget(Device("mps", "", "fp32")) == measure_row_budget(CPU) == 0
 
 
 @pytest.mark.parametrize("version", [None, 1])
@@ -138,7 +138,7 @@ def test_of_rows_on_the_device_next_to_nothing_travels_and_nobody_waits(lookup, 
         place_lookups(source.lookups, np.arange(20), META.torch_device, 10**9)
     )
     with Travelled() as travelled:
-        rows, loaded = held.readable(np.array([2, 9, 15]), version)
+        rows, loaded = held.load_readable(np.array([2, 9, 15]), version)
         found = held.finish(loaded, rows, version)
     assert (found.device.type, found.dtype, found.shape) == (
         "meta",
@@ -155,7 +155,7 @@ def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup):
     source = images(lookup, META, tiny_config(augmentation="random_resized_crop", image_size=SIZE))
     with Travelled() as travelled:
         for rows, loaded in load_batches(
-            lambda rows: source.readable(rows, 0), [np.arange(5), np.arange(5, 10)], META
+            lambda rows: source.load_readable(rows, 0), [np.arange(5), np.arange(5, 10)], META
         ):
             assert (loaded.device.type, loaded.dtype) == ("meta", torch.uint8)
             assert source.finish(loaded, rows, 0).shape == (5, 3, SIZE, SIZE)
@@ -184,7 +184,7 @@ def test_activations_on_the_device_are_indexed_there(lookup):
     held = trunk.with_lookups(place_lookups(trunk.lookups, np.arange(20), META.torch_device, 10**9))
     for version in (None, 0, 1):
         with Travelled() as travelled:
-            rows, loaded = held.readable(np.array([2, 9, 15]), version)
+            rows, loaded = held.load_readable(np.array([2, 9, 15]), version)
         assert held.finish(loaded, rows, version).device.type == "meta"
         assert travelled.bytes == [3 * 8]
 
@@ -192,11 +192,11 @@ def test_activations_on_the_device_are_indexed_there(lookup):
 def test_labels_on_the_device_are_indexed_there():
     _, job = drain(prepare.prepare(tiny_config(batch_size=8)))
     rows = job.training_batches(1)[0]
-    assert job.targets(rows).tolist() == job.labels[rows].tolist()
+    assert job.get_targets(rows).tolist() == job.labels[rows].tolist()
     there = replace(job, device=META)
-    there.targets(rows)
+    there.get_targets(rows)
     with Travelled() as travelled:
-        assert there.targets(rows).shape == rows.shape
+        assert there.get_targets(rows).shape == rows.shape
     assert travelled.bytes == [rows.nbytes]
 
 
@@ -215,7 +215,7 @@ def test_what_is_finished_on_the_device_is_what_a_processor_makes(lookup, kind, 
         )
         for version in (None, 0, 3):
             for rows, loaded in load_batches(
-                lambda rows, version=version: source.readable(rows, version), batches, device
+                lambda rows, version=version: source.load_readable(rows, version), batches, device
             ):
                 yield source.finish(loaded, rows, version)
 
@@ -238,7 +238,7 @@ def test_a_run_is_the_same_wherever_its_rows_live(tmp_path, marks, monkeypatch, 
     config = tiny_config(epochs=2, batch_size=8, **settings)
     for folder, device, allowed in (("here", CPU, 0), ("there", GPU, room)):
         monkeypatch.setattr(prepare, "choose_device", lambda *_, device=device: device)
-        monkeypatch.setattr(prepare, "bytes_for_rows", lambda _, allowed=allowed: allowed)
+        monkeypatch.setattr(prepare, "measure_row_budget", lambda _, allowed=allowed: allowed)
         CACHE.clear()
         (tmp_path / folder).mkdir()
         assert isinstance(list(fit(config, tmp_path / folder))[-1], events.RunFinished)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from finetune_core.errors import ImageError
 from finetune_core.models.catalogue import backbone_info, backbone_info_for
 from finetune_core.training.prepare import prepare
-from finetune_core.training.preview import augmented_versions, draw_crop, network_input
+from finetune_core.training.preview import draw_crop, make_augmented_versions, network_input
 from finetune_core.work import finish
 from tests.factories import image_folder, tiny_config
 
@@ -32,7 +32,7 @@ INFO = backbone_info(LITE)
 
 
 def versions_of(image, sample, kind, seed, count):
-    return augmented_versions(image, sample, kind, seed, count, INFO, 32)
+    return make_augmented_versions(image, sample, kind, seed, count, INFO, 32)
 
 
 def fed(job, epoch):
@@ -106,7 +106,7 @@ def test_the_frame_over_a_picture_is_the_crop_that_the_network_sees():
     drawn = np.asarray(draw_crop(file.getvalue(), INFO, 32, 240))
     assert drawn.shape == (120, 240, 3)
     rows, columns = np.nonzero((drawn == 255).all(axis=2))
-    side = round(120 * 32 / INFO.stored_side(32))
+    side = round(120 * 32 / INFO.compute_resize_size(32))
     assert abs(rows.max() - rows.min() + 1 - side) <= 1
     assert abs(columns.max() - columns.min() + 1 - side) <= 1
     assert abs(columns.max() + columns.min() - 239) <= 1, "in the middle"

@@ -31,7 +31,7 @@ def test_scores_are_scikit_learns_whichever_classes_are_there(pairs, size):
         balanced = balanced_accuracy_score(labels, predicted)
     assert metrics.num_images == len(labels)
     assert metrics.accuracy == pytest.approx(accuracy_score(labels, predicted))
-    assert metrics.scores() == pytest.approx(
+    assert metrics.compute_scores() == pytest.approx(
         {
             "balanced_accuracy": balanced,
             "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0),

@@ -24,7 +24,7 @@ def file(home):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda file: file.symlink_to("/dev/zero")])
 def test_what_is_no_file_is_an_empty_book(file, make):
     make(file)
-    assert SpeedBook().compilation("a") == Compilation(seconds=40.0, saved=0.3)
+    assert SpeedBook().get_compilation("a") == Compilation(seconds=40.0, saved=0.3)
 
 
 @pytest.mark.parametrize(
@@ -42,25 +42,25 @@ def test_what_is_no_file_is_an_empty_book(file, make):
 )
 def test_a_damaged_book_is_begun_again(file, content):
     file.write_text(content)
-    assert SpeedBook().speed(CONFIG) is None
-    assert SpeedBook().compilation("a") == Compilation(seconds=40.0, saved=0.3)
+    assert SpeedBook().get_speed(CONFIG) is None
+    assert SpeedBook().get_compilation("a") == Compilation(seconds=40.0, saved=0.3)
     SpeedBook().learn(CONFIG, SPEED)
-    assert SpeedBook().speed(CONFIG) == SPEED
+    assert SpeedBook().get_speed(CONFIG) == SPEED
 
 
 @pytest.mark.parametrize("seconds", ["NaN", "1" + "0" * 400, '"fast"'])
 def test_a_decoding_time_that_is_no_number_counts_as_not_measured(file, seconds):
     dataset = load_dataset(shared_images())
     SpeedBook().learn_decoding(dataset.fingerprint, 32, 0.125)
-    assert SpeedBook().decode_seconds(dataset, 32) == 0.125
+    assert SpeedBook().get_decode_seconds(dataset, 32) == 0.125
     file.write_text(file.read_text().replace("0.125", seconds))
-    assert SpeedBook().decode_seconds(dataset, 32) is None
+    assert SpeedBook().get_decode_seconds(dataset, 32) is None
 
 
 def test_speeds_of_another_version_are_measured_again(file):
     SpeedBook().learn(CONFIG, SPEED)
     file.write_text(file.read_text().replace('"trunk"', '"before"'))
-    assert SpeedBook().speed(CONFIG) is None
+    assert SpeedBook().get_speed(CONFIG) is None
 
 
 def test_what_several_learn_at_once_is_all_kept(file):

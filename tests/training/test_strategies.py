@@ -20,12 +20,12 @@ from finetune_core.training.parameter_groups import parameter_groups
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.stage_plan import (
     StagePlan,
+    count_trainable_parameters,
     cut_index,
-    describe_stages,
     describe_strategy,
-    frozen_tensors,
+    list_frozen_tensors,
+    list_stages,
     plan_strategy,
-    trainable_parameters,
 )
 from finetune_core.training.strategies import STRATEGIES
 from tests.factories import TINY_BACKBONE, tiny_config
@@ -70,7 +70,7 @@ def check_training(tmp_path, monkeypatch, **settings):
     for stage, planned in zip(network.stages, plan_strategy(config, network.stages), strict=True):
         if stage.name == "head" and isinstance(network.head_layers[0], NearestNeighbours):
             continue  # stored features in the place of the head
-        kept = set(frozen_tensors(planned, stage))
+        kept = set(list_frozen_tensors(planned, stage))
         frozen += len(kept)
         changed = {
             name
@@ -168,7 +168,7 @@ def test_rates_fall_towards_the_input_or_are_as_they_are_set():
 def test_parameters_that_train_are_counted_beside_those_of_the_head(name, settings, counted):
     strategy = strategy_of(name, **settings)
     head = 512 * 3 + 3
-    assert trainable_parameters(strategy, network_stages("resnet18", 3)) == counted + head
+    assert count_trainable_parameters(strategy, network_stages("resnet18", 3)) == counted + head
     mode = settings.get("batchnorm", "auto")
     assert name != "last_block" or strategy[-2].batchnorm == {"auto": "train"}.get(mode, mode)
 
@@ -177,7 +177,7 @@ def test_transformers_have_norms_and_biases_too():
     stages = network_stages("vit_b_16", 3)
     for name in ("batchnorm_only", "bias_only"):
         strategy = strategy_of(name, backbone="vit_b_16")
-        assert 30_000 < trainable_parameters(strategy, stages) < 200_000
+        assert 30_000 < count_trainable_parameters(strategy, stages) < 200_000
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_on
     networks._load_structure.cache_clear()
     for strategy in ("last_block", "prototypes"):
         settings = {"backbone": name, "image_size": side, "strategy": strategy, "weights": "none"}
-        stages = describe_stages(make_config({"data": "x"} | settings), 3)
+        stages = list_stages(make_config({"data": "x"} | settings), 3)
     network = build_network(name, "none", 3, 0, side)
     assert [stage.name for stage in stages] == [stage.name for stage in network.stages]
     assert len(stages) < len(network_stages(name, 3))  # at its own size it has more

@@ -13,7 +13,7 @@ from finetune_core.config import make_config
 from finetune_core.models.network import build_network
 from finetune_core.models.stages import Stage
 from finetune_core.training import weight_gradients
-from finetune_core.training.compute import place
+from finetune_core.training.compute import place_network
 from finetune_core.training.device import Device
 from finetune_core.training.stage_plan import StagePlan, plan_strategy
 
@@ -22,14 +22,14 @@ import sys
 import torch
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network
-from finetune_core.training.compute import place, train_step
+from finetune_core.training.compute import place_network, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.stage_plan import plan_strategy
 
 backbone, device = sys.argv[1], Device("cpu", "", "fp32")
 network = build_network(backbone, "none", 3, 0, 64)
 config = make_config({"data": "none", "backbone": backbone, "strategy": "full"})
-place(network, plan_strategy(config, network.stages), device)
+place_network(network, plan_strategy(config, network.stages), device)
 optimizer = torch.optim.SGD(network.model.parameters(), lr=1e-3, fused=True)
 images = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
 for step in range(2):
@@ -99,7 +99,7 @@ def test_without_autocast_nothing_changes():
 def test_wide_convolutions_that_train_in_bf16_use_it(precision, strategy, wanted):
     network = build_network("resnet18", "none", 3, 0)
     config = make_config({"data": "none", "backbone": "resnet18", "strategy": strategy})
-    place(network, plan_strategy(config, network.stages), Device("cpu", "", precision))
+    place_network(network, plan_strategy(config, network.stages), Device("cpu", "", precision))
     assert {
         path
         for path, module in network.model.named_modules()
@@ -138,7 +138,7 @@ def test_strided_pointwise_convolutions_of_few_channels_that_train_are_sliced(
 ):
     network = build_network("timm/repvgg_a0", "none", 3, 0, 64)
     config = make_config({"data": "none", "backbone": "timm/repvgg_a0", "strategy": strategy})
-    place(network, plan_strategy(config, network.stages), Device("cpu", "", precision))
+    place_network(network, plan_strategy(config, network.stages), Device("cpu", "", precision))
     pointwise = {
         path: module
         for path, module in network.model.named_modules()

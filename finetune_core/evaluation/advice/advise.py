@@ -68,7 +68,7 @@ class Advice:
     suggested: tuple[Proposal, ...]
     failed: tuple[Failed, ...]
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Describe in sentences what was measured."""
         images = self.candidates[0].images if self.candidates else self.images
         groups = self.candidates[0].groups if self.candidates else images
@@ -126,7 +126,7 @@ class Advice:
         return (
             table(*self.network_rows())
             + table(*self.forecast_rows())
-            + paragraphs(*reasons, *lacking, self.in_words(), UNKNOWN)
+            + paragraphs(*reasons, *lacking, self.to_text(), UNKNOWN)
         )
 
     def to_json(self) -> dict[str, Any]:

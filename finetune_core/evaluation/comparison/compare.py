@@ -60,7 +60,7 @@ from finetune_core.evaluation.comparison.verdicts import Verdict, metric_text, s
 from finetune_core.evaluation.reference_points import majority_class
 from finetune_core.evaluation.single_run.corruptions import CorruptedSplit
 from finetune_core.evaluation.single_run.metrics import stack_logits
-from finetune_core.evaluation.single_run.scores import resamples_for
+from finetune_core.evaluation.single_run.scores import count_resamples
 from finetune_core.formatting import pluralize
 from finetune_core.runs.convergence import Convergence, judge_together
 from finetune_core.runs.design import arm_key, depends_on_seed, run_key
@@ -118,7 +118,7 @@ class Comparison:
         if self.advised is None or self.optimism is None:
             return ""
         least = 0.001  # the smallest value that is shown
-        by = self.measure.size(max(self.optimism, least))
+        by = self.measure.format_difference(max(self.optimism, least))
         return (
             f"{quote(self.arms[self.advised].title)} was chosen on these images, so its "
             f"{metric_text(self.measure, self.split)} is optimistic: choosing the best flatters "
@@ -370,7 +370,7 @@ def _score_ensembles(
 def _estimate_optimism(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> float:
     labels = load_table(arms[0][0]).query("split == @split")["label"].to_numpy()
     values = np.stack([arm.by_image for arm in _summarize_arms(measure, arms, split)])
-    return selection_optimism(labels, values, resamples_for(values.size))
+    return selection_optimism(labels, values, count_resamples(values.size))
 
 
 def _make_arm(

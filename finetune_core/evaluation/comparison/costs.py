@@ -12,7 +12,7 @@ from finetune_core.files import stat_regular
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
 from finetune_core.training.networks import member_folders
-from finetune_core.training.stage_plan import describe_stages
+from finetune_core.training.stage_plan import list_stages
 from finetune_core.training.strategies import STRATEGIES
 
 
@@ -162,7 +162,7 @@ def config_depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth
     Raises:
         ConfigError: if the strategy does not fit the backbone.
     """
-    names = names or [stage.name for stage in describe_stages(config)]
+    names = names or [stage.name for stage in list_stages(config)]
     rules = STRATEGIES[config.strategy].rules(config, names)
     first = next(index for index, rule in enumerate(rules) if rule.rate > 0)
     return Depth(

@@ -56,7 +56,7 @@ def _describe_baseline(
         about = pair.widest.claim.about
         of_models = f"{CLAIMS[about]}: " if about == "networks" else ""
         probe = "the linear probe" if plain else quote(arms[index].title)
-        by = f"{pair.measure.size(gains[best])} {pair.measure.unit}"
+        by = f"{pair.measure.format_difference(gains[best])} {pair.measure.unit}"
         return f"{of_models}{quote(arms[best].title)} beats {probe} by {by}."
     took = format_duration(arms[index].cost.seconds)
     probe = "a linear probe that" if plain else f"{quote(arms[index].title)}, which"

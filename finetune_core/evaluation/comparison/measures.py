@@ -46,7 +46,7 @@ class Measure:
         """Format a value: ``84.0 %``, ``0.412``."""
         return format_percent(value) if self.share else f"{value:.3f}"
 
-    def size(self, difference: float) -> str:
+    def format_difference(self, difference: float) -> str:
         """Format a difference without its unit: 0.021 -> ``2.1``; for log loss ``0.021``."""
         return format_points(difference) if self.share else f"{difference:.3f}".replace("-", "−")
 

@@ -57,7 +57,7 @@ def collect_evidence(
     """
     layers = tuple(load_layers(representative_run(arm.runs)) for arm in comparison.arms)
     if runs is None:
-        runs = RunStore(comparison.arms[0].runs[0].run_dir.parent).runs()
+        runs = RunStore(comparison.arms[0].runs[0].run_dir.parent).list_runs()
     profiled = frozenset(
         f"{run.config.data} {features_key(run.config)}"
         for run in runs
@@ -244,7 +244,7 @@ def propose_test_images(evidence: Evidence) -> Experiment | None:
         return None
     if (pair.seed_error or 0.0) > pair.image_error:
         return None
-    size, unit, images = pair.measure.size, pair.measure.unit, evidence.own.images
+    size, unit, images = pair.measure.format_difference, pair.measure.unit, evidence.own.images
     now = pair.strategies.smallest
     target = WANTED if now > WANTED else now / 2
     needed = pair.images_needed(target)
@@ -332,7 +332,7 @@ def _significant_gain(side: Comparison, first: int, second: int) -> Interval | N
 
 def _format_gain(side: Comparison, gain: Interval) -> str:
     """Format the absolute size of a gain: ``2.1 points (0.4 to 3.8)``."""
-    size = side.measure.size
+    size = side.measure.format_difference
     low, high = sorted((abs(gain.low), abs(gain.high)))
     return f"{size(abs(gain.value))} {side.measure.unit} ({size(low)} to {size(high)})"
 

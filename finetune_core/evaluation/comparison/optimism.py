@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finetune_core.evaluation.single_run.scores import resample
+from finetune_core.evaluation.single_run.scores import draw_bootstrap_weights
 
 
 def selection_optimism(
@@ -21,7 +21,7 @@ def selection_optimism(
         seed: seed of the resamples.
     """
     overall, flattered = values.mean(1), 0.0
-    for weights in resample(labels, resamples, seed):
+    for weights in draw_bootstrap_weights(labels, resamples, seed):
         drawn = values @ weights / len(labels)
         best = drawn.argmax(0)
         flattered += float((drawn.max(0) - overall[best]).sum())

@@ -112,7 +112,11 @@ def _describe_contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair)
         return None
     if not verdict.different or gain > 0 or not _has_same_task(first, second):
         return None
-    size, unit, shifted = pair.measure.size, pair.measure.unit, ordering.axis == "shifted"
+    size, unit, shifted = (
+        pair.measure.format_difference,
+        pair.measure.unit,
+        ordering.axis == "shifted",
+    )
     when = (
         f"{' on shifted images' if shifted else ''}{f' {ordering.when}' if ordering.when else ''}"
     )

@@ -68,7 +68,7 @@ def difference_text(
         of: name the metric beside the unit, unless the metric is accuracy.
     """
     unit = measure.unit if of else measure.short_unit
-    size = measure.size
+    size = measure.format_difference
     return f"{size(value)} {unit} (95 % CI {size(low)} to {size(high)})"
 
 
@@ -76,12 +76,13 @@ def undetected_text(measure: Measure, smallest: float) -> str:
     """Describe the differences that a comparison could not have shown."""
     if smallest >= measure.max_difference:
         return "so little evidence can hardly show any difference"
-    return f"a difference under {measure.size(smallest)} {measure.unit} would hardly have shown"
+    difference = f"{measure.format_difference(smallest)} {measure.unit}"
+    return f"a difference under {difference} would hardly have shown"
 
 
 def describe_errors(pair: Pair) -> str:
     """Return the standard errors due to images and due to seeds."""
-    size = pair.measure.size
+    size = pair.measure.format_difference
     images = f"± {size(pair.image_error)} from the images"
     if pair.seed_error is None:
         return images
@@ -100,7 +101,9 @@ def _describe_claim(titles: Sequence[str], verdict: PairVerdict, pair: Pair) -> 
     unseen = undetected_text(measure, verdict.smallest)
     text = f"{a} and {b} are not distinguishable {on}; {unseen}."
     if low > 0 and verdict.family > 1:
-        span = f"{measure.size(low)} to {measure.size(high)} {measure.unit}"
+        span = (
+            f"{measure.format_difference(low)} to {measure.format_difference(high)} {measure.unit}"
+        )
         text += f" Alone, {a} would look better by {span}; "
         text += f"chance does that among {verdict.family} pairs."
     return text

@@ -25,7 +25,7 @@ from finetune_core.evaluation.comparison.measures import (
     f1_pseudo_values,
     resample_f1,
 )
-from finetune_core.evaluation.single_run.scores import resample, resamples_for
+from finetune_core.evaluation.single_run.scores import count_resamples, draw_bootstrap_weights
 
 LEVEL = 0.05  # share of "different" verdicts among pairs that do not differ
 _DRAWS = 10_000
@@ -143,8 +143,8 @@ def summarize_measure(
     else:
         values = [f1_pseudo_values(labels, arm_predicted) for arm_predicted in predicted]
     drawn: list[list[np.ndarray]] = [[] for _ in logits]
-    count = resamples_for(logits[0][0].size) if resamples is None else resamples
-    for weights in resample(labels, count, seed):
+    count = count_resamples(logits[0][0].size) if resamples is None else resamples
+    for weights in draw_bootstrap_weights(labels, count, seed):
         for arm_drawn, arm_predicted, arm_values in zip(drawn, predicted, values, strict=True):
             if measure.name == "log_loss":
                 arm_drawn.append(arm_values @ weights / len(labels))

@@ -29,7 +29,7 @@ from finetune_core.formatting import (
     format_percent,
     pluralize,
 )
-from finetune_core.markup import escape, paragraphs, table
+from finetune_core.markup import escape_html, paragraphs, table
 from finetune_core.runs.design import depends_on_seed, is_baseline
 
 Headed = Sequence[tuple[str, go.Figure]]
@@ -109,7 +109,7 @@ def report_html(
     from plotly.offline import get_plotlyjs
 
     parts = [
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{escape_html(title)}</h1>",
         comparison_html(comparison),
         f"<script>{get_plotlyjs()}</script>",
         *(_figure_html(f"figure-{index}", "h2", *figure) for index, figure in enumerate(figures)),
@@ -118,12 +118,12 @@ def report_html(
         _layers_html(comparison, moved),
         "<h2>Runs</h2>",
         table(*_runs_table(comparison)),
-        f"<p>{escape(_METHOD)}</p>",
+        f"<p>{escape_html(_METHOD)}</p>",
     ]
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>'
-        f"{escape(title)}</title><style>{_STYLE}</style>"
+        f"{escape_html(title)}</title><style>{_STYLE}</style>"
     )
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
@@ -198,7 +198,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             _explain_no_spread(arm)
             if arm.seed_deviation is None
             else f"{measure.format_value(low)} to {measure.format_value(high)} (± "
-            f"{measure.size(arm.seed_deviation)})"
+            f"{measure.format_difference(arm.seed_deviation)})"
         )
         cost = arm.cost
         rows.append(
@@ -291,7 +291,7 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}",
-            pair.measure.size(pair.difference),
+            pair.measure.format_difference(pair.difference),
             _format_interval(pair, pair.strategies) if pair.strategies else "not compared yet",
             _format_p_value(pair.strategies.holm_p) if pair.strategies else "–",
             _format_interval(pair, pair.networks),
@@ -308,7 +308,7 @@ def _format_interval(pair: Pair, verdict: PairVerdict) -> str:
     _, low, high = pair.measure.to_difference(
         verdict.claim.gain, verdict.claim.low, verdict.claim.high
     )
-    return f"{pair.measure.size(low)} to {pair.measure.size(high)}"
+    return f"{pair.measure.format_difference(low)} to {pair.measure.format_difference(high)}"
 
 
 def _format_p_value(p: float) -> str:
@@ -338,7 +338,7 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def _verdict_html(comparison: Comparison) -> str:
     answer, *others = comparison.verdict.lines
-    return f'<div class="verdict"><p><b>{escape(answer)}</b></p>{paragraphs(*others)}</div>'
+    return f'<div class="verdict"><p><b>{escape_html(answer)}</b></p>{paragraphs(*others)}</div>'
 
 
 def _details_html(comparison: Comparison) -> str:
@@ -354,7 +354,7 @@ def _details_html(comparison: Comparison) -> str:
 
 def _pair_html(text: PairText) -> str:
     return "<br>".join(
-        f"<b>{title}</b>: {escape(getattr(text, claim))}" for claim, title in CLAIMS.items()
+        f"<b>{title}</b>: {escape_html(getattr(text, claim))}" for claim, title in CLAIMS.items()
     )
 
 
@@ -366,18 +366,19 @@ def _layers_html(comparison: Comparison, figures: Headed) -> str:
         if (layers := load_layers(representative_run(arm.runs)))
     ]
     if not known:
-        return f"<h2>Layer diagnostics</h2><p>{escape(_NOT_MEASURED)}</p>"
+        return f"<h2>Layer diagnostics</h2><p>{escape_html(_NOT_MEASURED)}</p>"
     lines = []
     for arm, layers in known:
         advice = advise_next_stage(layers)
         lines.append(
-            f"<li><b>{escape(arm.title)}</b>: {escape(advice.what)}. {escape(advice.reason)}</li>"
+            f"<li><b>{escape_html(arm.title)}</b>: {escape_html(advice.what)}. "
+            f"{escape_html(advice.reason)}</li>"
         )
     figures_html = "".join(
         _figure_html(f"moved-{index}", "h3", *figure) for index, figure in enumerate(figures)
     )
     return (
-        f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escape(RULE)}</p><ul>"
+        f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escape_html(RULE)}</p><ul>"
         f"{''.join(lines)}</ul>{figures_html}"
     )
 
@@ -395,7 +396,7 @@ def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
     )
     content = (
         f"{paragraphs(on)}{_verdict_html(found.shifted)}{figure_html}{table(*found.to_rows())}"
-        f"{paragraphs(*found.left_out())}{_details_html(found.shifted)}"
+        f"{paragraphs(*found.describe_left_out())}{_details_html(found.shifted)}"
     )
     return f"<h2>Distribution shift</h2>{content}"
 
@@ -413,12 +414,12 @@ def _pictures_html(pictures: Sequence[ExplainedImage]) -> str:
     for picture in pictures:
         images = "".join(
             f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" '
-            f'alt="{escape(caption)}" width="200">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
+            f'alt="{escape_html(caption)}" width="200">'
+            f"<figcaption>{escape_html(caption)}</figcaption></figure>"
             for jpeg, caption in picture.pictures
         )
-        rows.append(f'<p><b>{escape(picture.title)}</b></p><div class="row">{images}</div>')
-    return f"<h2>Disagreements</h2><p>{escape(_SEEN)}</p>{''.join(rows)}"
+        rows.append(f'<p><b>{escape_html(picture.title)}</b></p><div class="row">{images}</div>')
+    return f"<h2>Disagreements</h2><p>{escape_html(_SEEN)}</p>{''.join(rows)}"
 
 
 def _figure_html(name: str, level: str, heading: str, figure: go.Figure) -> str:
@@ -435,4 +436,4 @@ def _figure_html(name: str, level: str, heading: str, figure: go.Figure) -> str:
         div_id=name,
         config={"displaylogo": False, "responsive": True},
     )
-    return f'<{level}>{escape(heading)}</{level}><div class="figure">{html}</div>'
+    return f'<{level}>{escape_html(heading)}</{level}><div class="figure">{html}</div>'

@@ -56,7 +56,7 @@ class ShiftComparison:
             for arm, other in zip(self.matched.arms, self.shifted.arms, strict=True)
         )
 
-    def left_out(self) -> list[str]:
+    def describe_left_out(self) -> list[str]:
         """Describe what was left out of either side, or is known from training.
 
         Runs are listed separately if they differ.
@@ -66,7 +66,7 @@ class ShiftComparison:
             if isinstance(self.other, Shift)
             else []
         )
-        return [*of_data, *self.shared.in_words()]
+        return [*of_data, *self.shared.to_sentences()]
 
     def to_rows(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per arm, formatted as text."""
@@ -158,7 +158,7 @@ def make_axes_table(
         for interval, text in (
             (arm.score, measure.format_value),
             (other, measure.format_value),
-            (arm_drop(arm, other), measure.size),
+            (arm_drop(arm, other), measure.format_difference),
         ):
             cells += [text(interval.value), f"{text(interval.low)} to {text(interval.high)}"]
         rows.append(cells)

@@ -44,7 +44,7 @@ class FlipEvaluation:
         """True if the two can be distinguished."""
         return is_different(self.claim, self.claim.p)
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Return one sentence: the accuracy with flips, its difference, and the verdict."""
         flipped, claim = self.with_flips, self.claim
         verdict = (

@@ -120,7 +120,7 @@ class _Context:
     def best_of(self, places: Sequence[int]) -> int:
         return max(places, key=lambda index: self.arms[index].rank)
 
-    def size(self, first: int, second: int) -> str:
+    def describe_difference(self, first: int, second: int) -> str:
         """Describe the difference of two arms, first minus second, with its interval."""
         pair = find_pair(self.pairs, first, second)
         verdict, measure = pair.widest, pair.measure
@@ -139,7 +139,7 @@ class _Context:
         claim = pair.widest.claim
         return claim.low if pair.a == first else -claim.high
 
-    def saving(self, cheap: int, dear: int) -> str:
+    def describe_saving(self, cheap: int, dear: int) -> str:
         """Return ``: 3.0 s per run instead of 20 s``; empty if nothing is saved."""
         less, more = (self.arms[index].cost.seconds for index in (cheap, dear))
         return (
@@ -181,8 +181,8 @@ def _state_one_strategy(view: _Context) -> Verdict:
     return Verdict(
         f"One strategy with {len(arms)} seeds{ended}: {view.metric} {least} to {most} "
         f"{view.on_images}.",
-        f"The seeds span {measure.size(max(values) - min(values))} {measure.short_unit}; "
-        f"{count} can be told apart.",
+        f"The seeds span {measure.format_difference(max(values) - min(values))} "
+        f"{measure.short_unit}; {count} can be told apart.",
         action,
     )
 
@@ -204,7 +204,7 @@ def _state_trained_models(view: _Context, best: int) -> Verdict:
     actions = ["Resume the unfinished runs."] if any(arm.unfinished for arm in view.arms) else []
     if single:
         actions.append("To compare the methods in general, train more seeds.")
-    return Verdict(answer, view.size(best, rival), " ".join(actions))
+    return Verdict(answer, view.describe_difference(best, rival), " ".join(actions))
 
 
 def _state_no_clear_winner(view: _Context, choice: Choice) -> Verdict:
@@ -217,7 +217,7 @@ def _state_no_clear_winner(view: _Context, choice: Choice) -> Verdict:
         blunt = max(others, key=lambda one: one.widest.smallest)
     return Verdict(
         answer,
-        view.size(best, rival),
+        view.describe_difference(best, rival),
         _suggest_more(view, blunt) + _suggest_missing_runs(view, choice),
     )
 
@@ -229,13 +229,13 @@ def _suggest_more(view: _Context, pair: Pair) -> str:
         return _suggest_seeds(view, pair, seeded)
     if images := pair.images_needed(WANTED):
         return (
-            f"Test more images: {format_number(images)} would show {measure.size(WANTED)} "
-            f"{measure.short_unit}."
+            f"Test more images: {format_number(images)} would show "
+            f"{measure.format_difference(WANTED)} {measure.short_unit}."
         )
     if smallest >= measure.max_difference:
         return "Test more images: so few can hardly show any difference."
     # More images alone do not suffice, because the variance due to seeds stays.
-    difference = f"{measure.size(smallest)} {measure.short_unit}"
+    difference = f"{measure.format_difference(smallest)} {measure.short_unit}"
     seeds = ", train more seeds" if seeded else ""
     return f"Test more images{seeds}: these show no difference under {difference}."
 
@@ -263,13 +263,13 @@ def _state_advice(view: _Context, choice: Choice) -> Verdict:
     if choice.alike:
         rival = best if take != best else view.best_of(choice.alike)
         answer = f"No difference shown {view.on_images}: {_describe_both(view, take, rival)}"
-        action = f"Use {view.name(take)}{view.saving(take, rival)}.{others}"
-        return Verdict(answer, view.size(take, rival), action)
+        action = f"Use {view.name(take)}{view.describe_saving(take, rival)}.{others}"
+        return Verdict(answer, view.describe_difference(take, rival), action)
     rival = view.best_of([index for index in choice.comparable if index != best])
     answer = (
         f"{view.arms[take].title} is best {view.on_images}: {_describe_against(view, take, rival)}"
     )
-    return Verdict(answer, view.size(take, rival), f"Use {view.name(take)}.{others}")
+    return Verdict(answer, view.describe_difference(take, rival), f"Use {view.name(take)}.{others}")
 
 
 def _state_train_nothing(view: _Context, probe: int, rival: int, others: str) -> Verdict:
@@ -280,8 +280,8 @@ def _state_train_nothing(view: _Context, probe: int, rival: int, others: str) ->
     scores = f"{view.score(probe)} {view.metric} against {view.score(rival)} for {view.name(rival)}"
     return Verdict(
         f"Train nothing: {view.on_images} {name} does {does}, {scores}.",
-        view.size(probe, rival),
-        f"Use the {view.name(probe)}{view.saving(probe, rival)}.{others}",
+        view.describe_difference(probe, rival),
+        f"Use the {view.name(probe)}{view.describe_saving(probe, rival)}.{others}",
     )
 
 

@@ -96,7 +96,7 @@ def predict_images(
     """
 
     def predict_on(device: Device) -> Work[list[ImagePrediction]]:
-        return _predict(predictor.on(device), images, known and (known[0].on(device), known[1]))
+        return _predict(predictor.to(device), images, known and (known[0].to(device), known[1]))
 
     return (yield from run_on_idle_device(predict_on, FINAL_PRECISION))
 
@@ -247,8 +247,8 @@ def _make_forward(
         squares = squares.contiguous(memory_format=predictor.device.layout)
         if known is None:
             return [(row, None) for row in predictor.predict_proba_tensor(squares, forward)]
-        features, probabilities = encoder.features(squares)
-        return list(zip(probabilities, neighbourhood.unlike(features).tolist(), strict=True))
+        features, probabilities = encoder.encode_batch(squares)
+        return list(zip(probabilities, neighbourhood.find_unlike(features).tolist(), strict=True))
 
     return evaluate
 

@@ -117,7 +117,7 @@ def explain(
         )
     preview = network_input(image, predictor.network.info, predictor.image_size)
     model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
-    square = predictor.device.take(preview.tensor[None])
+    square = predictor.device.move_inputs(preview.tensor[None])
     stages = {stage.name: stage.modules for stage in predictor.network.stages[:-1]}
     layouts, probabilities = _find_layouts(
         model, [path for paths in stages.values() for path in paths], square

@@ -43,7 +43,7 @@ def predict_frame(predictor: Predictor, known: Known | None, frame: bytes) -> Fr
 
 def _predict_frame(predictor: Predictor, known: Known | None, frame: bytes) -> FramePrediction:
     if known is None:
-        return FramePrediction(predictor.probabilities([frame])[0], None)
+        return FramePrediction(predictor.predict_proba([frame])[0], None)
     encoder, neighbourhood = known
     features, probabilities = encoder.encode_image(frame)
-    return FramePrediction(probabilities, bool(neighbourhood.unlike(features[None])[0]))
+    return FramePrediction(probabilities, bool(neighbourhood.find_unlike(features[None])[0]))

@@ -74,12 +74,12 @@ class Encoder:
         )
         return replace(self, body=compiler.forward(part))
 
-    def on(self, device: Device) -> "Encoder":
+    def to(self, device: Device) -> "Encoder":
         """Return the encoder on another device."""
-        predictor = self.predictor.on(device)
+        predictor = self.predictor.to(device)
         return self if predictor is self.predictor else make_encoder(predictor)
 
-    def features(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def encode_batch(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return features and class probabilities of normalised images.
 
         Returns:
@@ -88,7 +88,7 @@ class Encoder:
             there is one, is from the network before training.
         """
         device = self.predictor.device
-        images = device.take(images)
+        images = device.move_inputs(images)
         with torch.no_grad(), device.autocast():
             own = self.body(images)
             logits = self.head(own)
@@ -105,7 +105,7 @@ class Encoder:
             ImageError: if the image cannot be read.
         """
         preview = network_input(image, self.predictor.network.info, self.predictor.image_size)
-        features, probabilities = self.features(preview.tensor[None])
+        features, probabilities = self.encode_batch(preview.tensor[None])
         return features[0], probabilities[0]
 
 
@@ -116,7 +116,7 @@ class Neighbourhood:
     Attributes:
         ids: ids of the training images, ``[n]``.
         labels: int ``[n]``.
-        features: float32 ``[n, parts, d]``, from ``Encoder.features``.
+        features: float32 ``[n, parts, d]``, from ``Encoder.encode_batch``.
         usual: distances of validation images to the training images, float32 ``[parts, m]``, each
             row sorted.
         unchanged: True if these are surely the images that the run was trained on.
@@ -147,7 +147,9 @@ class Neighbourhood:
         rank = int(np.ceil((count + 1) * (1 - self.error / parts) - 1e-9))
         return self.usual[:, rank - 1]
 
-    def nearest(self, features: np.ndarray, count: int = _NEAREST) -> tuple[np.ndarray, np.ndarray]:
+    def find_nearest(
+        self, features: np.ndarray, count: int = _NEAREST
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the training images that are nearest by the network's own features.
 
         Args:
@@ -161,7 +163,7 @@ class Neighbourhood:
         order = np.argsort(distances, kind="stable")[:count]
         return order, distances[order]
 
-    def unlike(self, features: np.ndarray) -> np.ndarray:
+    def find_unlike(self, features: np.ndarray) -> np.ndarray:
         """Return which images are farther away than nearly all validation images.
 
         Args:
@@ -260,7 +262,7 @@ def _build_neighbourhood(arrays: dict[str, np.ndarray], encoder: Encoder) -> Nei
     """
     ids, labels, features, usual = (arrays[name] for name in ("ids", "labels", "features", "usual"))
     side = encoder.predictor.image_size
-    shape = encoder.features(torch.zeros(1, 3, side, side))[0].shape[1:]
+    shape = encoder.encode_batch(torch.zeros(1, 3, side, side))[0].shape[1:]
     valid = (
         ids.dtype.kind == "U"
         and labels.dtype.kind == "i"
@@ -311,7 +313,7 @@ def compute_neighbourhood(
     train, val = images.rows[TRAIN], images.rows[VAL]
     rows = np.concatenate([train, val])
     features = yield from run_on_idle_device(
-        lambda device: _compute_features(looks.on(device), images, rows), FINAL_PRECISION
+        lambda device: _compute_features(looks.to(device), images, rows), FINAL_PRECISION
     )
     table = images.dataset.table.iloc[train]
     ids, labels = table["id"].to_numpy(str), table["label"].to_numpy(np.int64)
@@ -343,7 +345,7 @@ def _compute_features(encoder: Encoder, images: RunImages, rows: np.ndarray) -> 
     for batch, inputs in iterate_inputs(
         predictor.network, images.pixels, rows, predictor.image_size, predictor.device
     ):
-        features.append(encoder.features(inputs)[0])
+        features.append(encoder.encode_batch(inputs)[0])
         done += len(batch)
         yield Step(done, len(rows), "features")
     return np.concatenate(features)

@@ -32,7 +32,7 @@ class Predictor:
     device: Device
     image_size: int
 
-    def probabilities(self, images: Sequence[Path | bytes]) -> np.ndarray:
+    def predict_proba(self, images: Sequence[Path | bytes]) -> np.ndarray:
         """Return float64 ``[n, classes]``, one row per image; preprocessing is as in validation.
 
         Raises:
@@ -58,7 +58,7 @@ class Predictor:
         probabilities: np.ndarray = softmax(logits, axis=1)
         return probabilities
 
-    def on(self, device: Device) -> "Predictor":
+    def to(self, device: Device) -> "Predictor":
         """Return the predictor on another device.
 
         The network is copied, because other threads may be using this one.

@@ -17,7 +17,7 @@ from finetune_core.evaluation.single_run.binning import (
     gap_matrix,
 )
 from finetune_core.evaluation.single_run.metrics import stack_logits
-from finetune_core.evaluation.single_run.scores import RESAMPLES, resample
+from finetune_core.evaluation.single_run.scores import RESAMPLES, draw_bootstrap_weights
 
 FEWEST = 30  # images that a temperature is fitted on
 _LOWEST, _HIGHEST = 0.05, 20.0
@@ -105,7 +105,8 @@ def compute_calibration(
     table.insert(0, "low", edges[table.index])
     table.insert(1, "high", edges[np.minimum(table.index + 1, len(edges) - 1)])
     gaps = gap_matrix(confidence, correct, bin_of)
-    of_bins, drawn = gaps.sum(1), [gaps @ weights for weights in resample(labels, resamples, 0)]
+    of_bins = gaps.sum(1)
+    drawn = [gaps @ weights for weights in draw_bootstrap_weights(labels, resamples, 0)]
     low, high = (
         ece_interval(of_bins, np.concatenate(drawn, axis=1))
         if drawn

@@ -52,7 +52,7 @@ class KnownCopies:
         """Exact copies of the run's own images, which are left out."""
         return np.asarray(self.training | self.validation | self.test)
 
-    def copies(self, used: np.ndarray) -> Copies:
+    def count_copies(self, used: np.ndarray) -> Copies:
         """Count the copies among the images of the run's classes.
 
         Args:
@@ -74,7 +74,7 @@ def images_key(run: Run) -> str:
     return f"{_data_key(config)} {config.earlier_run}"
 
 
-def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> Work[KnownCopies]:
+def find_known_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> Work[KnownCopies]:
     """Search another data set for copies of the images that a run has used.
 
     If these cannot be read, the result says so, and nothing is left out. All images of the training

@@ -7,7 +7,7 @@ import pandas as pd
 
 from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.evaluation.single_run.scores import TAILS, resample
+from finetune_core.evaluation.single_run.scores import TAILS, draw_bootstrap_weights
 
 BAND_RESAMPLES = 300
 _POINTS = 300  # more than a screen shows
@@ -68,7 +68,7 @@ def _compute_bands(
     # Images of equal probability share one point, because one threshold accepts all of them.
     ends = np.flatnonzero(np.append(np.diff(probability[order]) != 0, True))
     found_at, precision_at = [], []
-    for weights in resample(labels, resamples, seed):
+    for weights in draw_bootstrap_weights(labels, resamples, seed):
         weights = weights[order]
         caught = (weights * positive[order, None]).cumsum(0)[ends]
         wrong = weights.cumsum(0)[ends] - caught

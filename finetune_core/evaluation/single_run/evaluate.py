@@ -23,7 +23,7 @@ from finetune_core.evaluation.single_run.metrics import (
     stack_logits,
     to_arrays,
 )
-from finetune_core.evaluation.single_run.scores import Scores, resamples_for, score
+from finetune_core.evaluation.single_run.scores import Scores, count_resamples, score
 from finetune_core.evaluation.single_run.slices import (
     Facts,
     compute_slices,
@@ -189,7 +189,7 @@ def _compute_scores(run_dir: Path, changed: int, classes: int, split: str) -> Sc
 
 
 def _score_arrays(labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> Scores:
-    return score(labels, probabilities, losses, resamples_for(probabilities.size))
+    return score(labels, probabilities, losses, count_resamples(probabilities.size))
 
 
 @lru_cache(maxsize=16)
@@ -233,7 +233,7 @@ def compute_table_calibration(
     labels, logits = rows["label"].to_numpy(), stack_logits(rows)
 
     def compute_logits_calibration(logits: np.ndarray) -> Calibration:
-        return compute_calibration(logits, labels, binning, resamples=resamples_for(logits.size))
+        return compute_calibration(logits, labels, binning, resamples=count_resamples(logits.size))
 
     return CalibrationPair(
         compute_logits_calibration(logits),

@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.intervals import accuracy_interval, wilson
-from finetune_core.evaluation.single_run.scores import AREAS, NOT_DEFINED, score, share_text
+from finetune_core.evaluation.single_run.scores import AREAS, NOT_DEFINED, format_fraction, score
 from finetune_core.formatting import accuracy_name, format_interval, format_percent, pluralize
 from finetune_core.markup import paragraphs, table
 
@@ -46,7 +46,7 @@ class Evaluation:
     per_class: pd.DataFrame
     predictions: pd.DataFrame
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Return one line: the accuracy with its interval, and the loss."""
         return (
             f"{accuracy_name(self.split)} {format_percent(self.accuracy)} on "
@@ -55,10 +55,10 @@ class Evaluation:
         )
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.in_words()}>"
+        return f"<{type(self).__name__}: {self.to_text()}>"
 
     def _repr_html_(self) -> str:
-        return paragraphs(self.in_words()) + table(*self.class_table())
+        return paragraphs(self.to_text()) + table(*self.class_table())
 
     def class_table(self) -> tuple[list[str], list[list[str]]]:
         """Return (columns, rows) with one row per class, formatted as text."""
@@ -89,7 +89,7 @@ class Evaluation:
                     row["class"],
                     *shares,
                     f"{row['images']:,}",
-                    *(share_text(row[area]) for area in AREAS),
+                    *(format_fraction(row[area]) for area in AREAS),
                 ]
             )
         return columns, rows
@@ -112,7 +112,7 @@ class Evaluation:
         """``per_class``, sorted by recall; classes without images come last."""
         return self.per_class.sort_values(["recall", "f1", "class"], ignore_index=True)
 
-    def cell(self, true: int | None, predicted: int | None) -> pd.DataFrame:
+    def get_cell(self, true: int | None, predicted: int | None) -> pd.DataFrame:
         """Return the images of one cell of the confusion matrix, the most confident first.
 
         If one of the labels is None, return the whole row or column, the highest loss first.
@@ -123,7 +123,7 @@ class Evaluation:
         by = "loss" if true is None or predicted is None else "confidence"
         return rows.sort_values([by, "id"], ascending=[False, True], ignore_index=True)
 
-    def confusions(self, count: int) -> pd.DataFrame:
+    def list_confusions(self, count: int) -> pd.DataFrame:
         """Return the most frequent confusions: ``true, predicted, images``."""
         wrong = self.confusion - np.diag(np.diag(self.confusion))
         rows, columns = np.nonzero(wrong)

@@ -87,7 +87,7 @@ def _load_sample(
     """
     rows = evaluation(run, split).predictions.sort_values("id")
     chosen = rows.sample(min(MOST_IMAGES, len(rows)), random_state=seed)
-    resize = predictor.network.info.resize(predictor.image_size)
+    resize = predictor.network.info.get_resize(predictor.image_size)
     ids, squares, labels = [], [], []
     with closing(
         map_in_threads(
@@ -117,6 +117,6 @@ def _compute_logits(predictor: Predictor, forward: Forward, squares: np.ndarray)
     info = predictor.network.info
     images = center_crop(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
     with torch.no_grad(), predictor.device.autocast():
-        logits = forward(predictor.device.take(normalize(images, info.mean, info.std)))
+        logits = forward(predictor.device.move_inputs(normalize(images, info.mean, info.std)))
     array: np.ndarray = logits.float().cpu().numpy()
     return array

@@ -61,7 +61,7 @@ class RunEvaluation(Evaluation):
         """Return the reference points; None if the images are not all of a run's split."""
         return reference_points(self.run, split=self.split)
 
-    def beside(self) -> str:
+    def describe_reference_points(self) -> str:
         """Return the reference points as a sentence; empty if none is known."""
         known = self.reference_points()
         return known.to_sentence() if known else ""
@@ -113,7 +113,7 @@ class RunEvaluation(Evaluation):
 
     def _repr_html_(self) -> str:
         parts = [
-            paragraphs(self.in_words(), self.beside(), *self.list_caveats()),
+            paragraphs(self.to_text(), self.describe_reference_points(), *self.list_caveats()),
             table(*self.scores.to_rows(self.split)),
             paragraphs(self.describe_absent_classes()),
         ]

@@ -93,7 +93,7 @@ def score_name(name: str, split: str) -> str:
     return accuracy_name(split) if name == "accuracy" else NAMES[name]
 
 
-def resamples_for(probabilities: int) -> int:
+def count_resamples(probabilities: int) -> int:
     """Return how many resamples an interval is drawn from, given images times classes."""
     return RESAMPLES if probabilities <= _MANY else _FEWER_RESAMPLES
 
@@ -105,7 +105,11 @@ def is_percent(name: str) -> bool:
 
 def format_value(name: str, value: float) -> str:
     """Format a score (a key of ``NAMES``): shares in percent, all others to three digits."""
-    return format_percent(value) if is_percent(name) and not np.isnan(value) else share_text(value)
+    return (
+        format_percent(value)
+        if is_percent(name) and not np.isnan(value)
+        else format_fraction(value)
+    )
 
 
 def format_range(name: str, low: float, high: float) -> str:
@@ -113,7 +117,7 @@ def format_range(name: str, low: float, high: float) -> str:
     return "" if np.isnan(low) else f"{format_value(name, low)} to {format_value(name, high)}"
 
 
-def share_text(value: float) -> str:
+def format_fraction(value: float) -> str:
     """Format a value to three digits; NaN means *not defined*."""
     return NOT_DEFINED if np.isnan(value) else f"{value:.3f}"
 
@@ -141,7 +145,7 @@ def score(
     """
     parts = _Precomputed(labels, probabilities, losses)
     value, of_class, gaps = parts.compute(np.ones((len(labels), 1)))
-    drawn = [parts.compute(weights) for weights in resample(labels, resamples, seed)]
+    drawn = [parts.compute(weights) for weights in draw_bootstrap_weights(labels, resamples, seed)]
     low, high = _percentiles([one for one, _, _ in drawn], value)
     class_low, class_high = _percentiles([one for _, one, _ in drawn], of_class)
     if drawn:
@@ -179,7 +183,7 @@ def _percentiles(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray,
     return low, high
 
 
-def resample(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def draw_bootstrap_weights(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Yield how often each image was drawn, with replacement and within its class.
 
     Yields:

@@ -39,7 +39,7 @@ class SharedClasses:
         """True if both sides have images of the same classes, so that nothing is left out."""
         return not self.own_only and not self.shifted_only
 
-    def in_words(self) -> list[str]:
+    def to_sentences(self) -> list[str]:
         """Return which classes are compared and what is left out, in sentences.
 
         Empty if nothing is left out.

@@ -17,7 +17,7 @@ from finetune_core.data.same_classes import ClassMatch, match_classes
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.single_run.copies import KnownCopies, images_key, look_for_copies
+from finetune_core.evaluation.single_run.copies import KnownCopies, find_known_copies, images_key
 from finetune_core.evaluation.single_run.other_data import OtherData, index_other_data
 from finetune_core.evaluation.single_run.shift_files import (
     Copies,
@@ -92,7 +92,7 @@ def _predict_and_save(
         )
     key = images_key(run)
     if key not in known:
-        known[key] = yield from look_for_copies(run, other, roots)
+        known[key] = yield from find_known_copies(run, other, roots)
     has_class = other.table["class"].isin(list(matched.labels)).to_numpy()
     rows = np.flatnonzero(has_class & ~known[key].own)
     if not len(rows):
@@ -100,7 +100,7 @@ def _predict_and_save(
             f"Every image of {other.data} that has a class of {run.run_id} is an exact copy of "
             "one of its own images: there is nothing to evaluate on."
         )
-    shift = _make_shift(run, other, matched, known[key].copies(has_class))
+    shift = _make_shift(run, other, matched, known[key].count_copies(has_class))
     yield from run_on_idle_device(
         partial(_predict, run, other, rows, matched, shift), FINAL_PRECISION
     )
@@ -128,7 +128,7 @@ def _predict(
     predictor = load_predictor(run, device)
     info = predictor.network.info
     keys = other.table["content"].to_numpy(np.uint64)
-    decoding = decode_pixels(other.paths, keys, rows, info.resize(predictor.image_size))
+    decoding = decode_pixels(other.paths, keys, rows, info.get_resize(predictor.image_size))
     pixels: Pixels = yield from with_phase("decode", decoding)
     rows = np.setdiff1d(rows, list(pixels.failed))
     if not len(rows):

@@ -23,10 +23,10 @@ from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, ev
 from finetune_core.evaluation.single_run.scores import (
     NAMES,
     Scores,
+    format_fraction,
     format_range,
     format_value,
     is_percent,
-    share_text,
 )
 from finetune_core.evaluation.single_run.shared_classes import SharedClasses, find_shared_classes
 from finetune_core.evaluation.single_run.shift_files import (
@@ -102,13 +102,17 @@ class ShiftedEvaluation(RunEvaluation):
             "points)"
         )
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """Return one line: the accuracy with its interval, the loss, and the drop."""
-        return f"{super().in_words()}, {self.describe_drop()}"
+        return f"{super().to_text()}, {self.describe_drop()}"
 
     def list_caveats(self) -> list[str]:
         """Return notes to read before the numbers, with what was left out."""
-        return [*self.own.list_caveats(), *describe_left_out(self.shift), *self.shared.in_words()]
+        return [
+            *self.own.list_caveats(),
+            *describe_left_out(self.shift),
+            *self.shared.to_sentences(),
+        ]
 
     def reference_points(self) -> None:
         """Return None: there are no reference points on other images."""
@@ -210,7 +214,7 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
 
 def _format_drop(name: str, drop: float) -> str:
     """Format a drop of a score; shares are given in points."""
-    return format_points(drop) if is_percent(name) else share_text(drop).replace("-", "−")
+    return format_points(drop) if is_percent(name) else format_fraction(drop).replace("-", "−")
 
 
 def get_data(run: Run, result: Evaluation) -> str:

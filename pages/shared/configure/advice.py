@@ -173,7 +173,7 @@ def _draw_ranking(advice: Advice) -> None:
         )
     if advice.candidates:
         _draw_table(*advice.network_rows(), key="advice_ranking")
-        st.caption(escape_markdown(advice.in_words()))
+        st.caption(escape_markdown(advice.to_text()))
 
 
 def _draw_details(advice: Advice) -> None:

@@ -94,7 +94,7 @@ class Card:
         line: short description.
         facts: numbers, in short.
         before: best result with this option so far.
-        strip: look of each stage with this option, input to head (``stages.stage_look``).
+        strip: look of each stage with this option, input to head (``stages.choose_stage_look``).
         tip: tooltip.
     """
 

@@ -28,13 +28,13 @@ from finetune_core.runs.store import Run
 from finetune_core.training.forecast import Forecast, forecast_run
 from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe_stages, describe_strategy, plan_strategy
+from finetune_core.training.stage_plan import describe_strategy, list_stages, plan_strategy
 from finetune_core.training.strategies import BASELINE, STRATEGIES, Fit
 from pages.shared.account import owner
 from pages.shared.chrome import escape_markdown
 from pages.shared.configure import settings
 from pages.shared.configure.cards import Card, choose_card
-from pages.shared.configure.stages import stage_look
+from pages.shared.configure.stages import choose_stage_look
 from pages.shared.configure.weights import count_parameters, format_download_size
 from pages.shared.runs.backend import store
 
@@ -85,7 +85,7 @@ class ChoiceContext:
 def collect_context(dataset: Dataset | None, *, timed: bool) -> ChoiceContext:
     """Collect the facts for a data set from this person's runs."""
     person = owner()
-    own_runs = (run for run in store().runs() if run.owner == person)
+    own_runs = (run for run in store().list_runs() if run.owner == person)
     return ChoiceContext(
         dataset, timed, find_best_runs(own_runs, dataset.fingerprint) if dataset else {}
     )
@@ -159,7 +159,7 @@ def _make_backbone_card(name: str, config: RunConfig, context: ChoiceContext) ->
         else f"download {format_download_size([info])}".rstrip()
     )
     top1 = f" · {info.top1:.1f} % on ImageNet" if info.top1 else ""
-    research = " · research only" if info.is_non_commercial else ""
+    research = " · research only" if info.is_research_only else ""
     return Card(
         name,
         name,
@@ -188,7 +188,7 @@ def _make_strategy_card(name: str, config: RunConfig, context: ChoiceContext) ->
         return card
     classes = len(context.dataset.classes) if context.dataset else 1000
     try:
-        stages = describe_stages(other, classes)
+        stages = list_stages(other, classes)
         rows = describe_strategy(plan_strategy(other, stages), stages)
     except ConfigError as error:
         # Problems of the network itself are shown once, beside its fields.
@@ -208,7 +208,9 @@ def _make_strategy_card(name: str, config: RunConfig, context: ChoiceContext) ->
         strategy.summary,
         facts=_format_share(strategy.fits, share) + (f" · {costs}" if costs else ""),
         before=_format_best_run(context.best.get(training_key(other))),
-        strip=tuple(stage_look(row, index == len(rows) - 1) for index, row in enumerate(rows)),
+        strip=tuple(
+            choose_stage_look(row, index == len(rows) - 1) for index, row in enumerate(rows)
+        ),
         tip=card.tip,
     )
 
@@ -231,4 +233,4 @@ def _format_costs(forecast: Forecast | None) -> str:
 
 def _format_best_run(run: Run | None) -> str:
     accuracy = run_accuracy(run) if run else None
-    return f"best run: {accuracy.in_words()}" if accuracy else ""
+    return f"best run: {accuracy.to_text()}" if accuracy else ""

@@ -26,7 +26,7 @@ from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import escape_markdown
 from pages.shared.configure import settings
 from pages.shared.configure.networks import offer_look_up, warn_about_licence
-from pages.shared.data.chosen import check_access, chosen_data, data_folder, offer_data
+from pages.shared.data.chosen import check_access, data_folder, get_chosen_data, offer_data
 from pages.shared.data.datasets import attempt_change, current_dataset
 from pages.shared.runs.backend import store, worker
 from pages.shared.runs.labels import run_labels
@@ -39,7 +39,7 @@ def load_chosen_dataset() -> Dataset | None:
         The data set. None if there is none: then the page says why, and offers some.
     """
     try:
-        chosen = chosen_data()
+        chosen = get_chosen_data()
         if chosen:
             return current_dataset()
         st.warning("No data set is chosen yet.", icon=":material/photo_library:")
@@ -357,7 +357,7 @@ def _draw_run_field() -> None:
 
 
 def _list_start_runs() -> list[Run]:
-    finished = [run for run in store().runs() if run.status == "finished"]
+    finished = [run for run in store().list_runs() if run.status == "finished"]
     single = [run for run in finished if not run.config.is_ensemble]
     return [run for run in single if STRATEGIES[run.config.strategy].fits != "nearest_neighbours"]
 

@@ -85,7 +85,7 @@ def _describe_network(info: BackboneInfo) -> None:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
     badge = (
-        f":{'orange' if info.is_non_commercial else 'gray'}-badge[:material/gavel: "
+        f":{'orange' if info.is_research_only else 'gray'}-badge[:material/gavel: "
         f"{escape_markdown(licence_name(info.licence))}]"
     )
     # No caption: its grey is too faint for the badge.
@@ -98,7 +98,7 @@ def _describe_network(info: BackboneInfo) -> None:
 
 def warn_about_licence(info: BackboneInfo) -> None:
     """Warn if the licence of a network's weights rules commercial use out."""
-    if info.is_non_commercial:
+    if info.is_research_only:
         st.warning(_RESEARCH_ONLY, icon=":material/gavel:")
 
 
@@ -120,7 +120,7 @@ def _draw_table() -> None:
         {
             "Network": [info.name for info in infos],
             "Licence": [
-                licence_name(info.licence) + (" · research only" if info.is_non_commercial else "")
+                licence_name(info.licence) + (" · research only" if info.is_research_only else "")
                 for info in infos
             ],
             "Million parameters": [
@@ -192,7 +192,7 @@ def _matches(info: BackboneInfo, filters: list[str], size_limit: str) -> bool:
     if max_parameters and (info.known_parameter_count or 0) > max_parameters:
         # A network of unknown size may fit.
         return False
-    return not (_COMMERCIAL in filters and info.is_non_commercial)
+    return not (_COMMERCIAL in filters and info.is_research_only)
 
 
 def _draw_name_field() -> None:

@@ -18,9 +18,9 @@ from finetune_core.formatting import (
 from finetune_core.models.network import network_stages
 from finetune_core.training.stage_plan import (
     cut_index,
-    describe_stages,
     describe_strategy,
     find_last_stage,
+    list_stages,
     plan_strategy,
 )
 from finetune_core.training.strategies import STRATEGIES, Fit
@@ -129,7 +129,7 @@ def draw_strategy(
             more.
         WeightsError: if the backbone is not known any more.
     """
-    stages = describe_stages(config, classes)
+    stages = list_stages(config, classes)
     rows = add_unused_stages(describe_strategy(plan_strategy(config, stages), stages), config)
     draw_stages(
         rows, config.learning_rate if rates else None, on_click, STRATEGIES[config.strategy].fits
@@ -227,7 +227,7 @@ def draw_passing(config: RunConfig, first: str) -> None:
         ConfigError: as in ``draw_strategy``.
         WeightsError: as in ``draw_strategy``.
     """
-    stages = describe_stages(config)
+    stages = list_stages(config)
     strategy = plan_strategy(config, stages)
     tiles = [
         _make_tile(
@@ -247,7 +247,7 @@ def draw_passing(config: RunConfig, first: str) -> None:
     _ROW(data={"tiles": tiles, "clickable": False}, key="drawn_stages")
 
 
-def stage_look(stage: Mapping[str, Any], is_head: bool) -> str:
+def choose_stage_look(stage: Mapping[str, Any], is_head: bool) -> str:
     """Return the look of a stage.
 
     Returns:
@@ -272,7 +272,7 @@ def stage_look(stage: Mapping[str, Any], is_head: bool) -> str:
 def _make_tile(
     stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None
 ) -> dict[str, str]:
-    style = stage_look(stage, is_head)
+    style = choose_stage_look(stage, is_head)
     # The parameters of an unused stage are not counted.
     share = stage.get("trained", 0) / (stage["parameters"] or 1)
     words = {

@@ -12,7 +12,7 @@ from finetune_core.formatting import format_bytes
 from finetune_core.models.catalogue import PACKAGED, BackboneInfo, download_bytes
 from finetune_core.models.network import parameter_count
 from finetune_core.models.weights import why_no_download
-from finetune_core.training.prepare import fetch_weights, missing_weights
+from finetune_core.training.prepare import fetch_weights, list_missing_weights
 from pages.shared.chrome import escape_markdown
 from pages.shared.jobs import offer
 
@@ -47,7 +47,7 @@ def offer_weights(configs: Sequence[RunConfig]) -> str | None:
         The reason why no run can be started; None if nothing is missing.
     """
     try:
-        missing = missing_weights(configs)
+        missing = list_missing_weights(configs)
     except FinetuneError:
         # The network is gone or not known yet. The page says so beside its choice.
         return None

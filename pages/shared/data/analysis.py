@@ -10,7 +10,7 @@ from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, default_backbone, list_ready_backbones
 from finetune_core.work import Work
 from pages.shared.configure import settings
-from pages.shared.data.chosen import key_for_data
+from pages.shared.data.chosen import make_data_key
 from pages.shared.data.datasets import cache_report, find_report, image_fit
 from pages.shared.jobs import begin, jobs, show_outcome
 
@@ -72,7 +72,7 @@ def has_outdated_report(dataset: Dataset) -> bool:
 
 
 def _analyzed_key() -> str:
-    return key_for_data("analyzed")
+    return make_data_key("analyzed")
 
 
 def compare_layers(dataset: Dataset) -> None:

@@ -41,7 +41,7 @@ def check_access(path: str | Path) -> None:
         check_private(path, owner())
 
 
-def chosen_data() -> str:
+def get_chosen_data() -> str:
     """Return the folder or manifest that is chosen; empty if none is.
 
     Raises:
@@ -59,9 +59,9 @@ def chosen_data() -> str:
 
 
 def data_folder() -> str:
-    """Return ``chosen_data``, or an empty string if it is unusable: then the page says why."""
+    """Return ``get_chosen_data``, or an empty string if it is unusable: then the page says why."""
     try:
-        return chosen_data()
+        return get_chosen_data()
     except DataError:
         return ""
 
@@ -82,7 +82,7 @@ def choose_id(chosen_id: str) -> None:
     st.session_state["data_id"] = chosen_id
 
 
-def key_for_data(name: str) -> str:
+def make_data_key(name: str) -> str:
     """Return the key of a session value that each data set has separately."""
     return f"{name}-{st.session_state.get('data_id', '')}"
 

@@ -15,7 +15,7 @@ from finetune_core.data.recent import remember_source
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.inspection.deep import DeepReport
 from pages.shared.account import owner
-from pages.shared.data.chosen import chosen_data, data_folder, readable_roots
+from pages.shared.data.chosen import data_folder, get_chosen_data, readable_roots
 from pages.shared.jobs import forget, wait_for
 
 Key = TypeVar("Key")
@@ -52,7 +52,7 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
     Raises:
         DataError: if the data set is unusable, or may not be read.
     """
-    root = chosen_data()
+    root = get_chosen_data()
     settings = settings or load_split(root)
     edits = load_edits(root)
     scan = None if again else _scans().get(root)

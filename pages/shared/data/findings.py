@@ -15,7 +15,7 @@ from pages.shared.chrome import Color, escape_markdown
 from pages.shared.configure import settings
 from pages.shared.configure.origin import set_fields_for
 from pages.shared.data.changes import change_undoably
-from pages.shared.data.chosen import chosen_data, key_for_data
+from pages.shared.data.chosen import get_chosen_data, make_data_key
 from pages.shared.images import Picture, choose_images, draw_picture_gallery
 
 _LOOKS: dict[Severity, tuple[Color, str]] = {
@@ -51,7 +51,7 @@ def list_findings(dataset: Dataset, findings: Sequence[Finding]) -> None:
         return
     # A label with the number of findings would close the box at each dismissal.
     box = st.expander(
-        "Information", icon=":material/info:", key=key_for_data("notes"), on_change="rerun"
+        "Information", icon=":material/info:", key=make_data_key("notes"), on_change="rerun"
     )
     if box.open:
         with box, st.container(gap="xxsmall"):
@@ -81,7 +81,7 @@ def _draw_line(dataset: Dataset, finding: Finding) -> None:
 
 def _review_key() -> str:
     """Return the key of the session value that holds the kind of the open finding."""
-    return key_for_data("reviewed")
+    return make_data_key("reviewed")
 
 
 def _review(kind: str) -> None:
@@ -290,7 +290,7 @@ def _draw_padding_button() -> None:
         key="pad-to-square",
         icon=":material/fit_screen:",
         on_click=set_fields_for,
-        args=(chosen_data(), {"fit": PAD}),
+        args=(get_chosen_data(), {"fit": PAD}),
         help="Sets *Image fit* on Configure: all images of this data set are kept whole, and the "
         "shorter side is filled with gray.",
     )
@@ -311,7 +311,7 @@ def _apply(finding: Finding, paths: Sequence[str]) -> None:
 
     The changes are made on the click, not for each button that is drawn.
     """
-    change_undoably(*finding.edits(paths))
+    change_undoably(*finding.make_edits(paths))
 
 
 def _dismiss(finding: Finding) -> None:

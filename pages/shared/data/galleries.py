@@ -13,7 +13,7 @@ from finetune_core.formatting import SPLIT_TITLES, format_percent, pluralize
 from pages.shared.chrome import escape_markdown
 from pages.shared.data.analysis import analyze
 from pages.shared.data.changes import draw_tools
-from pages.shared.data.chosen import key_for_data
+from pages.shared.data.chosen import make_data_key
 from pages.shared.data.datasets import find_report
 from pages.shared.images import Picture, choose_images, draw_picture_gallery
 
@@ -94,7 +94,7 @@ def draw_images(dataset: Dataset) -> None:
 
 def _filter_options(filtered_by: str) -> dict[str, Any]:
     """Return the key of a filter. Each data set has its own filters, which persist across pages."""
-    return {"key": key_for_data(f"filter-{filtered_by}"), "persist_state": "session"}
+    return {"key": make_data_key(f"filter-{filtered_by}"), "persist_state": "session"}
 
 
 def _sort_ids(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) -> list[str]:
@@ -164,7 +164,7 @@ def _draw_similar(dataset: Dataset, chosen: set[str], key: str) -> None:
         )
     if sample is None:
         return
-    neighbours = report.embeddings.nearest(sample, _NEAREST)
+    neighbours = report.embeddings.find_nearest(sample, _NEAREST)
     classes, splits = dataset.by_id["class"], dataset.by_id["split"]
 
     def picture(index: int) -> Picture:

@@ -26,7 +26,7 @@ from finetune_core.labelling.pool import (
 from finetune_core.labelling.session import ORDERS, Labelling, Labels, Probe, prepare_labelling
 from pages.shared.chrome import escape_markdown
 from pages.shared.data.analysis import backbone_and_size
-from pages.shared.data.chosen import chosen_data, key_for_data, readable_roots
+from pages.shared.data.chosen import get_chosen_data, make_data_key, readable_roots
 from pages.shared.data.datasets import attempt_change, image_fit, keep_latest
 from pages.shared.data.label_queue import SessionQueue
 from pages.shared.data.unlabelled import add_unlabelled
@@ -38,7 +38,7 @@ _AT_ONCE = {1: "One", 9: "Nine"}
 
 def label_images(dataset: Dataset) -> None:
     """Draw the folders of images without labels, and the images to label."""
-    data = chosen_data()
+    data = get_chosen_data()
     unlabelled = load_unlabelled(data)
     if not unlabelled.folders:
         st.markdown("Add images without labels, then give each one its class by a key.")
@@ -115,13 +115,13 @@ def _draw_desk(data: str, labelling: Labelling) -> None:
         st.error(escape_markdown(problem), icon=":material/error:")
     try:
         edits = load_edits(data)
-        labels = labelling.labels(edits)
+        labels = labelling.get_labels(edits)
         classes = _list_classes(data, labelling, labels)
         order, of, num_images = _choose_order(classes)
         queue = _get_queue(labelling)
         queue.rank(labels, order, of)
         draw_labeller(
-            key_for_data("label-keys"),
+            make_data_key("label-keys"),
             {
                 "data": st.session_state.get("data_id", ""),
                 "order": f"{order}/{of}",
@@ -140,7 +140,7 @@ def _draw_desk(data: str, labelling: Labelling) -> None:
 
 def _get_queue(labelling: Labelling) -> SessionQueue:
     """Return this session's queue for a labelling."""
-    key = key_for_data("label-queue")
+    key = make_data_key("label-queue")
     queue = st.session_state.get(key)
     if queue is None or queue.labelling is not labelling:
         queue = st.session_state[key] = SessionQueue(labelling)
@@ -154,8 +154,8 @@ def _save_known(data: str, labelling: Labelling, answers: Sequence[Answer]) -> N
 
 
 def _show_similar(sample: str) -> None:
-    st.session_state[key_for_data("label-like")] = sample
-    st.session_state[key_for_data("label-order")] = "similar"
+    st.session_state[make_data_key("label-like")] = sample
+    st.session_state[make_data_key("label-order")] = "similar"
 
 
 def _list_classes(data: str, labelling: Labelling, labels: Labels) -> list[str]:
@@ -170,13 +170,13 @@ def _choose_order(classes: Sequence[str]) -> tuple[str, str, int]:
     Returns:
         The order, the image or class that the order refers to, and the number of images.
     """
-    similar_to = st.session_state.get(key_for_data("label-like"), "")
+    similar_to = st.session_state.get(make_data_key("label-like"), "")
     with st.container(horizontal=True, vertical_alignment="bottom"):
         order = st.selectbox(
             "Order",
             [one for one in ORDERS if one != "similar" or similar_to],
             format_func=ORDERS.__getitem__,
-            key=key_for_data("label-order"),
+            key=make_data_key("label-order"),
             width=280,
             help="Uncertain: the linear probe changes its mind where features are left out "
             "(DropQuery, Gupte et al. 2024). Images for testing always come first, in a random "
@@ -184,7 +184,7 @@ def _choose_order(classes: Sequence[str]) -> tuple[str, str, int]:
         )
         of = ""
         if order == "probable":
-            of = st.selectbox("Class", classes, key=key_for_data("label-of"), width=200) or ""
+            of = st.selectbox("Class", classes, key=make_data_key("label-of"), width=200) or ""
         num_images = st.segmented_control(
             "Images",
             list(_AT_ONCE),
@@ -224,7 +224,7 @@ def _draw_footer(data: str, labelling: Labelling, edits: Sequence[Edit], labels:
 
     The buttons bring skipped images back, download the manifest, and update the page.
     """
-    key = key_for_data("label-class")
+    key = make_data_key("label-class")
 
     def add() -> None:
         if name := str(st.session_state[key]).strip():

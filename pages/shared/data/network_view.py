@@ -8,11 +8,11 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import CROP, PAD
 from finetune_core.errors import FinetuneError
 from finetune_core.models.catalogue import BackboneInfo, backbone_info_for
-from finetune_core.training.preview import augmented_versions, network_input
+from finetune_core.training.preview import make_augmented_versions, network_input
 from pages.shared.chrome import escape_markdown
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import backbone_and_size
-from pages.shared.data.chosen import key_for_data
+from pages.shared.data.chosen import make_data_key
 from pages.shared.images import make_thumbnail
 
 _VERSIONS = 5
@@ -31,7 +31,7 @@ def draw_preprocessing(dataset: Dataset) -> None:
     chosen = st.selectbox(
         "Image",
         samples,
-        key=key_for_data("preprocessed"),
+        key=make_data_key("preprocessed"),
         persist_state="session",
         help="Three images of each class to choose from.",
     )
@@ -90,7 +90,7 @@ def _draw_augmentations(dataset: Dataset, chosen: str, info: BackboneInfo, size:
     ][:3]
     for sample in (chosen, *others):
         try:
-            versions = augmented_versions(
+            versions = make_augmented_versions(
                 dataset.root / sample, sample, kind, seed, _VERSIONS, info, size
             )
         except FinetuneError as error:

@@ -19,7 +19,7 @@ from finetune_core.labelling.pool import Unlabelled, add_folder, add_images, add
 from finetune_core.work import Work
 from pages.shared.camera import draw_camera
 from pages.shared.chrome import escape_markdown
-from pages.shared.data.chosen import check_access, key_for_data, readable_roots
+from pages.shared.data.chosen import check_access, make_data_key, readable_roots
 from pages.shared.data.datasets import attempt_change
 from pages.shared.jobs import wait_for_whole
 
@@ -57,7 +57,7 @@ def _draw_folder(data: str, turn: int) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         text = st.text_input(
             "Folder or archive of images",
-            key=key_for_data(f"label-folder-{turn}"),
+            key=make_data_key(f"label-folder-{turn}"),
             width=360,
             help="A folder of this computer, whose subfolders are searched, too; its files stay "
             "where they are. Or a ZIP or TAR, which is unpacked.",
@@ -73,7 +73,7 @@ def _draw_upload(data: str, turn: int) -> None:
         "Images, or a ZIP or TAR of images",
         accept_multiple_files=True,
         type=[*sorted(EXTENSIONS), *ARCHIVE_SUFFIXES],
-        key=key_for_data(f"label-upload-{turn}"),
+        key=make_data_key(f"label-upload-{turn}"),
     )
     if files:
         named_files = [(file.name, file) for file in files]
@@ -94,12 +94,12 @@ def _add(data: str, source: str, make: Callable[..., Work[Unlabelled]]) -> None:
 def _draw_camera(data: str, turn: int) -> None:
     """Record frames, and add them once there are some."""
     # Each addition and session has its own folder, because its images are listed once.
-    key = key_for_data(f"label-frames-{turn}")
+    key = make_data_key(f"label-frames-{turn}")
     name = st.session_state.setdefault(key, f"camera-{secrets.token_hex(4)}")
     folder = unlabelled_folder(image_root(data)) / name
     num_frames = len(list(folder.iterdir())) if folder.is_dir() else 0
     draw_camera(
-        key_for_data(f"label-camera-{turn}"),
+        make_data_key(f"label-camera-{turn}"),
         {"mode": "record", "recording": name, "class_name": "images", "ready": num_frames > 0},
         partial(store_unlabelled_frames, folder=folder),
     )
@@ -131,4 +131,4 @@ def _add_frames(data: str, folder: Path) -> None:
 
 
 def _set_aside_key() -> str:
-    return key_for_data("label-aside")
+    return make_data_key("label-aside")

@@ -67,7 +67,7 @@ def _draw_images(run: Run, result: Evaluation, mark: str) -> None:
     if true is None and predicted is None:
         draw_mistakes(run, result)
         return
-    rows = result.cell(true, predicted)
+    rows = result.get_cell(true, predicted)
     count = pluralize(len(rows), "image") if len(rows) else "no image"
     st.markdown(f"**{escape_markdown(_describe_cell(result, true, predicted))}**: {count}")
     if len(rows):
@@ -191,7 +191,7 @@ def _draw_matrix(result: Evaluation, mark: str) -> None:
 
 def _draw_frequent_confusions(result: Evaluation, mark: str) -> None:
     st.caption("Too many classes for a matrix: these are the most frequent confusions.")
-    table = result.confusions(50)
+    table = result.list_confusions(50)
     key = f"confusions-{mark}-{st.session_state.get(_FORGOTTEN, 0)}"
 
     def choose_row() -> None:

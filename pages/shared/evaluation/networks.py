@@ -54,7 +54,7 @@ def get_explanation(
 # because the predictions are written anew.
 @st.cache_resource(max_entries=4, show_spinner="Loading the network")
 def _load_predictor(run_id: str, changed: int) -> Predictor:
-    return load_predictor(store().run(run_id))
+    return load_predictor(store().get_run(run_id))
 
 
 @st.cache_data(max_entries=100, show_spinner="Computing Grad-CAM")
@@ -62,4 +62,4 @@ def _compute_explanation(
     run_id: str, changed: int, data: str, sample: str, classes: tuple[int, ...], layer: str | None
 ) -> Explanation:
     image = resolve_image(data, sample, readable_roots())
-    return explain(get_predictor(store().run(run_id)), image, classes, layer)
+    return explain(get_predictor(store().get_run(run_id)), image, classes, layer)

@@ -28,7 +28,7 @@ from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
 from pages.shared.jobs import offer
 from pages.shared.runs.again import describe_differences, use_settings
-from pages.shared.runs.backend import devices_again, store, submit, why_not_timed, worker
+from pages.shared.runs.backend import count_resume_devices, store, submit, why_not_timed, worker
 from pages.shared.runs.profile import offer_profile
 
 _ICONS = {"baseline": ":material/flag:", "seeds": ":material/casino:"}
@@ -129,7 +129,7 @@ def _find_finished(fingerprint: str) -> dict[str, str]:
     """Return the id of each finished run on a data set, by the result that the run computes."""
     return {
         _result_key(run.config): run.run_id
-        for run in store().all()[0]
+        for run in store().list_all()[0]
         if run.status == "finished" and run.started["fingerprint"] == fingerprint
     }
 
@@ -177,7 +177,7 @@ def _queue_longer(run: Run) -> str:
     """Queue a copy of a run with twice the epochs; return its id."""
     executor = worker().executor
     run_id = extend_run(run, suggest_epochs(run), owner(), remote=executor.remote)
-    worker().resume(run_id, devices_again(run))
+    worker().resume(run_id, count_resume_devices(run))
     return run_id
 
 

@@ -112,7 +112,7 @@ def load_classifier(run: Run, title: str) -> Classifier:
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _load_encoder(run_id: str, changed: int) -> Encoder | None:
     try:
-        return make_encoder(get_predictor(store().run(run_id)))
+        return make_encoder(get_predictor(store().get_run(run_id)))
     except FinetuneError:
         # The network can still classify images.
         return None
@@ -121,13 +121,13 @@ def _load_encoder(run_id: str, changed: int) -> Encoder | None:
 @st.cache_resource(max_entries=4, show_spinner="Loading the features of the training images")
 def _load_neighbourhood(run_id: str, changed: int, written: int) -> Neighbourhood | None:
     encoder = _load_encoder(run_id, changed)
-    return load_neighbourhood(store().run(run_id), encoder) if encoder else None
+    return load_neighbourhood(store().get_run(run_id), encoder) if encoder else None
 
 
 # Every click on the page asks for all images again. So results are cached by the image's content.
 @st.cache_data(max_entries=500, show_spinner=False)
 def _compute_probabilities(run_id: str, changed: int, image: bytes) -> np.ndarray:
-    probabilities: np.ndarray = get_predictor(store().run(run_id)).probabilities([image])[0]
+    probabilities: np.ndarray = get_predictor(store().get_run(run_id)).predict_proba([image])[0]
     return probabilities
 
 
@@ -140,7 +140,7 @@ def _compute_features(run_id: str, changed: int, image: bytes, _encoder: Encoder
 def _compute_explanation(
     run_id: str, changed: int, image: bytes, classes: tuple[int, ...]
 ) -> Explanation:
-    return explain(get_predictor(store().run(run_id)), image, classes)
+    return explain(get_predictor(store().get_run(run_id)), image, classes)
 
 
 def offer_neighbours(
@@ -228,7 +228,7 @@ def _draw_answer(
     order = probabilities.argsort()[::-1][:_SHOWN]
     best = classifier.classes[order[0]]
     st.markdown(f"## {escape_markdown(_shorten(best))} · {format_percent(probabilities[order[0]])}")
-    if encoded and encoded.neighbourhood.unlike(encoded.features[None])[0]:
+    if encoded and encoded.neighbourhood.find_unlike(encoded.features[None])[0]:
         st.warning(
             "Unlike anything in training: farther from the training images than "
             f"{format_percent(1 - encoded.neighbourhood.error, 0)} of the validation images are. "
@@ -275,7 +275,7 @@ def _draw_grad_cam(name: str, image: bytes, classifier: Classifier, best: int) -
 
 
 def _draw_neighbours(key: str, classifier: Classifier, encoded: EncodedImage) -> None:
-    rows, _ = encoded.neighbourhood.nearest(encoded.features, _NEAREST)
+    rows, _ = encoded.neighbourhood.find_nearest(encoded.features, _NEAREST)
     st.markdown(
         "**Nearest training images**",
         help="By cosine distance between features, just before the head.",

@@ -96,8 +96,8 @@ def _draw_result(profile: Profile) -> None:
         "not converged. Hatched: a short run."
     )
     with st.expander("Table and selection", icon=":material/table:"):
-        st.markdown(escape_markdown(profile.in_words()))
-        _draw_table(profile.rows(), "profile-arms")
+        st.markdown(escape_markdown(profile.to_text()))
+        _draw_table(profile.to_rows(), "profile-arms")
         if len(profile.path) > 1:
             _draw_table(profile.path_rows(), "profile-path")
         if profile.prediction_rows()[1]:

@@ -125,7 +125,7 @@ def _draw_comparison(
     _draw_scatter(found.matched, [arm.score for arm in found.shifted.arms], found.other.name)
     _draw_verdicts(found)
     _draw_table(*found.to_rows(), key="shift-arms")
-    for line in found.left_out():
+    for line in found.describe_left_out():
         st.caption(escape_markdown(line))
     _draw_pairs(found.shifted)
     return found

@@ -77,7 +77,7 @@ def draw_left_out(found: ShiftedEvaluation) -> None:
     """Say which classes are compared, and what was left out on either side."""
     st.caption(escape_markdown(found.shift.data))
     lines = [
-        *found.shared.in_words(),
+        *found.shared.to_sentences(),
         *describe_left_out(found.shift),
         found.describe_absent_classes(),
     ]

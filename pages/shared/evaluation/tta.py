@@ -55,7 +55,7 @@ def draw_test_time_flips(run: Run, _result: Evaluation) -> None:
         key="tta",
     )
     for one in found:
-        st.markdown(escape_markdown(one.in_words()))
+        st.markdown(escape_markdown(one.to_text()))
     st.caption(
         "Computed in fp32, from the same pixels. Predict and exports classify without flips. The "
         "result is kept with the run."

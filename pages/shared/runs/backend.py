@@ -39,7 +39,7 @@ def is_behind(run: Run) -> bool:
         if run.run_id in ids:
             return ids[0] != run.run_id
     # Another program has the run: all that is known is whether anything trains.
-    return any(one.status in ("running", "waiting") for one in store().runs())
+    return any(one.status in ("running", "waiting") for one in store().list_runs())
 
 
 @st.cache_resource(show_spinner=False)
@@ -59,7 +59,7 @@ def why_not_timed() -> str | None:
 
     Jobs that time something wait for the end of training runs by themselves.
     """
-    running = jobs().all()
+    running = jobs().list_running()
     return f"“{running[0].text}” is running: each would slow the other down." if running else None
 
 
@@ -76,12 +76,12 @@ def submit(config: RunConfig, devices: int = 1) -> str:
     return worker().submit(config, owner(), devices)
 
 
-def devices_before(run: Run) -> int:
+def count_previous_devices(run: Run) -> int:
     """Return the number of devices that a run has trained on; 1 if it has not begun."""
     before: int = run.history.started["ranks"] if run.history.started else 1
     return before
 
 
-def devices_again(run: Run) -> int:
+def count_resume_devices(run: Run) -> int:
     """Return the number of devices that a run resumes on: as many as before, or as there are."""
-    return min(devices_before(run), worker().executor.max_devices())
+    return min(count_previous_devices(run), worker().executor.max_devices())

@@ -19,9 +19,9 @@ from finetune_core.runs.store import Run
 from pages.shared.account import can_change
 from pages.shared.chrome import escape_markdown
 from pages.shared.runs.backend import (
+    count_previous_devices,
+    count_resume_devices,
     describe_status,
-    devices_again,
-    devices_before,
     is_behind,
     worker,
 )
@@ -59,7 +59,7 @@ _ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":ma
 
 
 def _draw_resume_button(run: Run) -> None:
-    before, devices = devices_before(run), devices_again(run)
+    before, devices = count_previous_devices(run), count_resume_devices(run)
     where = (
         f" On {pluralize(devices, 'device')}, "
         f"{'as before' if devices == before else f'before on {before}'}."
@@ -122,7 +122,7 @@ def _draw_button(
 
 def _draw_position(run: Run) -> None:
     """Draw a waiting run's position in this process's queue, and the button to move it forward."""
-    position = worker().waiting(run.run_id)
+    position = worker().find_position(run.run_id)
     if position is None or not is_behind(run):
         return
     st.caption(f"place {position[0]} of {position[1]}")

@@ -53,7 +53,7 @@ def offer_sample(kind: Literal["primary", "secondary"] = "primary") -> None:
     try:
         configs = make_sample_configs()
         choose_data(configs[0].data)
-        there = find_sample_runs(store().runs())
+        there = find_sample_runs(store().list_runs())
         for config in configs:
             if config.strategy not in there:
                 submit(config)
@@ -164,7 +164,7 @@ def _go_on(statuses: Mapping[str, str]) -> None:
             too, so it is redrawn when one changes.
     """
     # A run may have been deleted since the page was drawn.
-    runs = [run for run in store().runs() if run.run_id in statuses]
+    runs = [run for run in store().list_runs() if run.run_id in statuses]
     runs.sort(key=lambda run: _STRATEGIES.index(run.config.strategy))  # as they are trained
     active = [run for run in runs if run.is_active]
     if not active or statuses != {run.run_id: run.status for run in runs}:

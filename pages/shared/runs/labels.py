@@ -93,7 +93,7 @@ def run_label(run: Run, differences: str = "") -> str:
     The end of the id makes labels unique.
     """
     accuracy = run_accuracy(run) if run.is_evaluable else None
-    score = accuracy.in_words() if accuracy else ""
+    score = accuracy.to_text() if accuracy else ""
     return " · ".join(
         filter(
             None,

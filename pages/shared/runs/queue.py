@@ -108,7 +108,7 @@ def _load_remaining(run_ids: Sequence[str]) -> list[Run]:
     found = []
     for run_id in run_ids:
         with suppress(RunError):
-            found.append(store().run(run_id))
+            found.append(store().get_run(run_id))
     return found
 
 
@@ -185,5 +185,5 @@ def _estimate_seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> f
 
 def _stop_runs(active: Sequence[Run]) -> None:
     """Stop runs; waiting runs first, so that none of them begins when the training one stops."""
-    for run in sorted(active, key=lambda run: worker().waiting(run.run_id) is None):
+    for run in sorted(active, key=lambda run: worker().find_position(run.run_id) is None):
         attempt(partial(worker().stop, run.run_id))

@@ -31,7 +31,7 @@ def draw_queue_list(runs: list[Run]) -> None:
 
 
 def _is_waiting(run: Run | None) -> bool:
-    return run is not None and worker().waiting(run.run_id) is not None
+    return run is not None and worker().find_position(run.run_id) is not None
 
 
 def _draw_line(run: Run, place: int, places: int) -> None:

@@ -118,7 +118,7 @@ def test_validation_and_test_images_are_never_touched_and_timing_is_kept(folder,
     assert {path.relative_to(folder).as_posix() for path in read} == set(training["id"])
     assert set(advice.networks[0].ids) == set(training["id"])
     timed = settings(folder, backbone=network)
-    assert SpeedBook().speed(timed) is not None
+    assert SpeedBook().get_speed(timed) is not None
     monkeypatch.setattr(timing, "_measure", lambda *_: pytest.fail("timed again"))
     assert advise_on(folder, network)[1].candidates[0].seconds > 0
 
@@ -186,7 +186,7 @@ def test_it_waits_for_its_turn_on_the_device_and_stops_meanwhile(folder, hold_de
     work = advise(load_dataset(folder), settings(folder), [tiny_folder()], 40, own_sizes=False)
     assert next(step for step in work if step.phase == "device").subject == tiny_folder()
     work.close()
-    assert SpeedBook().speed(settings(folder, backbone=tiny_folder())) is None
+    assert SpeedBook().get_speed(settings(folder, backbone=tiny_folder())) is None
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(make_run):
     for other in (better, alike):
         save_as_flips(run, other)
         [test, _] = evaluate_flips(run)
-        words.append((test.different, test.in_words()))
+        words.append((test.different, test.to_text()))
     assert [different for different, _ in words] == [True, False]
     assert "25.0 points against without" in words[0][1]
     assert words[0][1].endswith("better.")

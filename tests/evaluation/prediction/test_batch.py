@@ -62,7 +62,7 @@ def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predic
     assert {one.unlike for one in predictions} == {None}
     readable = [one for one in predictions if one.probabilities is not None]
     found = np.stack([one.probabilities for one in readable])
-    alone = predictor.probabilities([strangers / one.file for one in readable])
+    alone = predictor.predict_proba([strangers / one.file for one in readable])
     np.testing.assert_allclose(found, alone, rtol=1e-3, atol=1e-5)
 
 
@@ -103,7 +103,9 @@ def test_with_the_training_images_known_each_is_said_to_be_like_them_or_not(
     _, predictions = drain(predict_images(predictor, list_images(strangers), (looks, near)))
     for one in predictions:
         if one.probabilities is not None:
-            assert one.unlike == near.unlike(looks.encode_image(strangers / one.file)[0][None])[0]
+            assert (
+                one.unlike == near.find_unlike(looks.encode_image(strangers / one.file)[0][None])[0]
+            )
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

@@ -103,7 +103,7 @@ def test_real_backbones_are_explained_and_left_exactly_as_they_were(name):
         assert heat.max() in (0, pytest.approx(1))
     for drawn in (explanation.overlays[2], explanation.picture):
         assert Image.open(io.BytesIO(drawn)).size == (320, 320)
-    expected = predictor.probabilities([image])[0]
+    expected = predictor.predict_proba([image])[0]
     np.testing.assert_allclose(explanation.probabilities, expected, rtol=1e-5)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == needing

@@ -51,7 +51,7 @@ def test_a_training_image_is_nearest_to_itself(run, looks, near):
     np.testing.assert_allclose(np.linalg.norm(near.features, axis=2), 1, atol=1e-5)
     for row in (0, len(near.ids) // 2, len(near.ids) - 1):
         features, _ = looks.encode_image(type(run.run_dir)(run.config.data, near.ids[row]))
-        order, distances = near.nearest(features)
+        order, distances = near.find_nearest(features)
         assert order[0] == row
         assert distances[0] == pytest.approx(0, abs=1e-4)
         assert len(order) == 5
@@ -63,7 +63,7 @@ def test_neighbours_are_of_the_images_own_class(run, looks, near):
     for kind in ("red", "blue", NASTY):
         label = run.history.started["classes"].index(kind)
         result = [
-            near.nearest(looks.encode_image(file)[0])[0] for file in list_files(run, kind)[:10]
+            near.find_nearest(looks.encode_image(file)[0])[0] for file in list_files(run, kind)[:10]
         ]
         assert (near.labels[np.concatenate(result)] == label).mean() > 0.9
 
@@ -71,7 +71,7 @@ def test_neighbours_are_of_the_images_own_class(run, looks, near):
 def test_the_encoder_says_what_the_network_says(run, looks):
     some = list_files(run, "red")[:3]
     result = np.stack([looks.encode_image(file)[1] for file in some])
-    np.testing.assert_allclose(result, looks.predictor.probabilities(some), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(result, looks.predictor.predict_proba(some), rtol=1e-4, atol=1e-6)
     with pytest.raises(ImageError):
         looks.encode_image(b"hello")
 
@@ -81,10 +81,12 @@ def test_images_unlike_any_training_image_are_separated_from_the_others(run, loo
     buffer = io.BytesIO()
     board = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16)))
     Image.fromarray(np.uint8(255 * board)).save(buffer, "PNG")
-    assert near.unlike(looks.encode_image(buffer.getvalue())[0][None]).tolist() == [True]
+    assert near.find_unlike(looks.encode_image(buffer.getvalue())[0][None]).tolist() == [True]
     every = [path for kind in ("red", "blue", NASTY) for path in list_files(run, kind)]
     known = np.stack([looks.encode_image(path)[0] for path in every])
-    assert near.unlike(known).mean() < 0.2, "the limit itself is uncertain: it rests on few images"
+    assert near.find_unlike(known).mean() < 0.2, (
+        "the limit itself is uncertain: it rests on few images"
+    )
     assert near.error == pytest.approx(2 / 19), "18 validation images cannot tell one in a hundred"
 
 
@@ -104,7 +106,7 @@ def test_no_more_are_called_unlike_in_error_than_was_set(count, parts):
         likeness = np.einsum("mpd,npd->pmn", unit(count), train)
         usual = np.sort(1 - np.sort(likeness, axis=2)[:, :, -5:].mean(2), axis=1)
         result = Neighbourhood(np.empty(0), np.empty(0), train, usual, True)
-        shares.append(result.unlike(unit(500)).mean())
+        shares.append(result.find_unlike(unit(500)).mean())
     assert result.error == pytest.approx(max(0.01, parts / (count + 1)))
     uncertain = 4 * np.std(shares) / np.sqrt(60)
     assert np.mean(shares) <= result.error + uncertain
@@ -141,11 +143,11 @@ def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pret
 ):
     """Only the features from before training tell this image from a class."""
     inside = near.features[0].copy()
-    assert not near.unlike(inside[None])[0]
+    assert not near.find_unlike(inside[None])[0]
     stranger = inside.copy()
     stranger[1] = -near.features[:, 1].mean(0) / np.linalg.norm(near.features[:, 1].mean(0))
-    assert near.unlike(stranger[None])[0]
-    assert near.nearest(stranger)[0][0] == near.nearest(inside)[0][0]
+    assert near.find_unlike(stranger[None])[0]
+    assert near.find_nearest(stranger)[0][0] == near.find_nearest(inside)[0][0]
 
 
 def test_a_frozen_network_has_no_other_features_from_before(run, trained_runs):

@@ -21,15 +21,15 @@ def test_a_reloaded_network_says_what_the_run_said(run):
     result = evaluate(load_predictions(run.run_dir), classes)
     files = [Path(run.config.data, name) for name in result.predictions["id"]]
     predictor = load_predictor(run)
-    found = predictor.probabilities(files)
+    found = predictor.predict_proba(files)
     expected = np.stack(result.predictions["probabilities"])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert predictor.classes == classes
     # uploaded bytes are treated like files
-    uploaded = predictor.probabilities([files[0].read_bytes()])
-    np.testing.assert_array_equal(uploaded, predictor.probabilities(files[:1]))
+    uploaded = predictor.predict_proba([files[0].read_bytes()])
+    np.testing.assert_array_equal(uploaded, predictor.predict_proba(files[:1]))
     with pytest.raises(ImageError):
-        predictor.probabilities([b"hello"])
+        predictor.predict_proba([b"hello"])
 
 
 def test_other_backbone_weights_than_the_runs_are_refused(run, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from finetune_core.data.dataset import load_dataset
-from finetune_core.evaluation.single_run.copies import look_for_copies
+from finetune_core.evaluation.single_run.copies import find_known_copies
 from finetune_core.evaluation.single_run.other_data import index_other_data
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
@@ -46,8 +46,8 @@ def mixed(ids, trained_runs, tmp_path):
 
 def look_for(run, data, roots=()):
     other = finish(index_other_data(str(data)))
-    known = finish(look_for_copies(run, other, roots))
-    return known, known.copies(np.ones(len(other.table), bool)), other.table["id"]
+    known = finish(find_known_copies(run, other, roots))
+    return known, known.count_copies(np.ones(len(other.table), bool)), other.table["id"]
 
 
 @pytest.mark.train

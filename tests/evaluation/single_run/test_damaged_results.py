@@ -275,7 +275,7 @@ def test_an_undamaged_run_predicts_as_before(run_dir):
     result = evaluation(run)
     files = [Path(run.config.data, name) for name in result.predictions["id"]]
     expected = np.stack(result.predictions["probabilities"])
-    found = load_predictor(run).probabilities(files)
+    found = load_predictor(run).predict_proba(files)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 

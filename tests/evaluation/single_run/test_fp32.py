@@ -40,7 +40,7 @@ def stopped_once(native_bf16, home_of_shared_fixtures, tmp_path_factory):
 def stopped(stopped_once, tmp_path):
     """Return ``stopped()``, which reads a copy of the run in its current state."""
     copy = copy_run(stopped_once, tmp_path / "runs")
-    return lambda: RunStore(copy.parent).run(copy.name)
+    return lambda: RunStore(copy.parent).get_run(copy.name)
 
 
 @pytest.mark.train
@@ -57,7 +57,7 @@ def test_it_then_holds_the_fp32_answers_of_its_best_epoch_and_still_goes_on(stop
     table = load_predictions(run.run_dir)
     logits = np.stack(table["logits"]).astype(float)
     images = [Path(run.config.data, name) for name in table["id"]]
-    expected = load_predictor(run).probabilities(images)
+    expected = load_predictor(run).predict_proba(images)
     np.testing.assert_allclose(softmax(logits, axis=1), expected, atol=1e-5)
     assert result["accuracy"] == (expected.argmax(1) == table["label"]).mean()
     list(execute(reopen_run(run.run_dir)))

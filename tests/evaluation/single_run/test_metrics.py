@@ -110,12 +110,12 @@ def test_the_hardest_classes_come_first_and_those_without_images_last(table):
 def test_a_cell_of_the_confusion_matrix_has_its_images(table):
     result = evaluate(table, CLASSES)
     true, predicted = np.argwhere(result.confusion * (1 - np.eye(4, dtype=int)))[0]
-    cell = result.cell(true, predicted)
+    cell = result.get_cell(true, predicted)
     assert len(cell) == result.confusion[true, predicted]
     assert (cell["label"] == true).all()
     assert (cell["predicted"] == predicted).all()
     assert cell["confidence"].is_monotonic_decreasing
-    for axis, whole in ((1, result.cell(true, None)), (0, result.cell(None, predicted))):
+    for axis, whole in ((1, result.get_cell(true, None)), (0, result.get_cell(None, predicted))):
         assert len(whole) == result.confusion.sum(axis)[predicted if axis == 0 else true]
         assert set(cell["id"]) <= set(whole["id"])
         assert whole["loss"].is_monotonic_decreasing

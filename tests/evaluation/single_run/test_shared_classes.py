@@ -117,7 +117,7 @@ def test_a_comparison_drops_by_the_same_classes(make_run, hard_dogs, measure):
     assert [one["value"] for one in result["in_distribution"]["arms"]] == [
         arm.score.value for arm in both.matched.arms
     ]
-    assert any("“dog” (40 images)" in line for line in both.left_out())
+    assert any("“dog” (40 images)" in line for line in both.describe_left_out())
     assert not missing_in_reference({*result, *result["in_distribution"]})
 
 
@@ -141,4 +141,4 @@ def test_shifted_images_without_own_ones_of_their_class_are_left_out_too(make_ru
 def test_where_both_sides_have_all_classes_nothing_is_said():
     found = find_shared_classes(("cat", "dog"), np.array([0, 1, 1]), np.array([1, 0]))
     assert found.is_complete
-    assert found.in_words() == []
+    assert found.to_sentences() == []

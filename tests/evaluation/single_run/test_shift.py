@@ -73,7 +73,7 @@ def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(
     assert {"index", "copies", "decode", "evaluate"} <= {step.phase for step in steps}
     table = load_shifted_predictions(run.run_dir, fingerprint, 3)
     result = evaluate_shifted(run, fingerprint)
-    probabilities = load_predictor(run).probabilities([folder / sample for sample in table["id"]])
+    probabilities = load_predictor(run).predict_proba([folder / sample for sample in table["id"]])
     rows = result.predictions.set_index("id").loc[table["id"]]
     np.testing.assert_allclose(np.stack(rows["probabilities"]), probabilities, atol=1e-5)
     assert [result.classes[label] for label in table["label"]] == [
