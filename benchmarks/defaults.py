@@ -30,7 +30,7 @@ from finetune_core.config import auto_setting_names, make_config
 from finetune_core.evaluation.single_run.evaluate import compute_run_calibration
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
-from finetune_core.training.recipes import fill_auto
+from finetune_core.training.strategies.recipes import fill_auto
 
 STRATEGIES = (
     "linear_probe",

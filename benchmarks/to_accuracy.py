@@ -29,7 +29,7 @@ from pathlib import Path
 import timm
 from finetune_core.config import make_config
 from finetune_core.training.loop import fit
-from finetune_core.training.recipes import fill_auto
+from finetune_core.training.strategies.recipes import fill_auto
 settings, images, work = json.loads(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 config = fill_auto(make_config(settings), images)
 (work / "run").mkdir()

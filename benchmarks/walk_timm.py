@@ -42,7 +42,7 @@ from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.stages import Stage, replace_head
 from finetune_core.training.compute import place_network, train_step
 from finetune_core.training.device import Device
-from finetune_core.training.stage_plan import plan_strategy
+from finetune_core.training.strategies.stage_plan import plan_strategy
 
 CLASSES = 7
 UNUSUAL = 1009  # number of classes that no other dimension of a network equals

@@ -48,7 +48,7 @@ from finetune_core.profiling.settings import SEEDS
 from finetune_core.runs.extend import extend_run
 from finetune_core.runs.record import reopen_run
 from finetune_core.runs.store import Run, resolve_run_dir
-from finetune_core.training.recipes import AUTO
+from finetune_core.training.strategies.recipes import AUTO
 
 # ``advise`` has its own argument for the networks.
 _ADVISED = tuple(name for name in ADVISED if name != "backbone")

@@ -18,7 +18,7 @@ from finetune_core.formatting import (
     pluralize,
 )
 from finetune_core.inspection.deep import DeepReport
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 from pages.shared.chrome import PLAIN, draw_next_step, escape_markdown, go, start_page
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import PROBES, VIEW, analyze, compare_layers, has_outdated_report

@@ -21,7 +21,7 @@ from finetune_core.formatting import (
 )
 from finetune_core.runs.about import MOST_TAGS
 from finetune_core.runs.store import Run, summarize_run
-from finetune_core.training.strategies import STRATEGIES, count_epochs
+from finetune_core.training.strategies.catalogue import STRATEGIES, count_epochs
 from pages.shared.account import can_change
 from pages.shared.chrome import draw_next_step, escape_markdown, start_page
 from pages.shared.configure.stages import add_unused_stages, draw_passing, draw_stages

@@ -13,7 +13,11 @@ from finetune_core.config import (
 )
 from finetune_core.config.metadata import SECTIONS
 from finetune_core.errors import ConfigError, FinetuneError
-from finetune_core.training.recipes import DEMO_RECIPE, FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
+from finetune_core.training.strategies.recipes import (
+    DEMO_RECIPE,
+    FEATURE_EXTRACTION_RECIPE,
+    TUTORIAL_RECIPE,
+)
 
 NUMBERS = [
     name for name, field in RunConfig.model_fields.items() if field.annotation in (int, float)

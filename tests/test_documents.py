@@ -10,7 +10,7 @@ from typer.main import get_command
 from finetune_core.__main__ import app
 from finetune_core.data.findings import KINDS, Finding
 from finetune_core.evaluation.single_run.scores import NAMES
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 from tests.documents import missing_in_reference
 
 ROOT = Path(__file__).parent.parent

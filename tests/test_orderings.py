@@ -34,7 +34,7 @@ from finetune_core.runs.design import arm_key
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore, summarize_run
-from finetune_core.training.stage_plan import list_stages, plan_strategy
+from finetune_core.training.strategies.stage_plan import list_stages, plan_strategy
 from tests.factories import TINY_BACKBONE, tiny_weights
 
 CLASSES, IMAGES = 3, 400

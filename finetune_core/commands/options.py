@@ -16,7 +16,7 @@ from finetune_core.commands.terminal import err, escape_line
 from finetune_core.config import get_setting, setting_names
 from finetune_core.config.metadata import HARDWARE, SECTIONS, SPLIT, TRAINING, Setting
 from finetune_core.errors import ConfigError, FinetuneError, OutOfMemory, TrainingError
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 
 DATA_HELP = (
     "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, "

@@ -8,7 +8,7 @@ from finetune_core.config import RunConfig, get_setting
 from finetune_core.config.changes import list_changed_settings
 from finetune_core.errors import FinetuneError
 from finetune_core.models.catalogue import default_image_size
-from finetune_core.training.recipes import TUTORIAL
+from finetune_core.training.strategies.recipes import TUTORIAL
 
 
 def train_command(config: RunConfig, config_file: Path) -> str:

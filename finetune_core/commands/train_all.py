@@ -22,7 +22,7 @@ from finetune_core.runs.record import create_run
 from finetune_core.runs.store import Run, RunStore, summarize_run
 from finetune_core.runs.worker import Worker
 from finetune_core.training.prepare import check_config
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 
 _LOOK = 0.5  # seconds between two looks
 

@@ -15,7 +15,7 @@ from finetune_core.evaluation.run_accuracy import best_run, run_accuracy, split_
 from finetune_core.formatting import SPLIT_TITLES, format_percent, lower_first
 from finetune_core.runs.design import features_key, is_baseline
 from finetune_core.runs.store import Run, RunStore
-from finetune_core.training.strategies import describe_run_kind
+from finetune_core.training.strategies.catalogue import describe_run_kind
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from finetune_core.runs.log import (
     describe_precision,
     name_devices,
 )
-from finetune_core.training.strategies import count_epochs, describe_run_kind
+from finetune_core.training.strategies.catalogue import count_epochs, describe_run_kind
 
 CARD = "README.md"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")

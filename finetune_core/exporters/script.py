@@ -30,8 +30,8 @@ from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.batches import sample_keys, take_subset
 from finetune_core.training.networks import build_initial_network, load_initial_head
-from finetune_core.training.stage_plan import StagePlan, Strategy, plan_strategy
-from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
+from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
+from finetune_core.training.strategies.stage_plan import StagePlan, Strategy, plan_strategy
 
 SCRIPT, SPLIT, START_FILE = "train.py", "split.csv", "start.safetensors"
 _TEMPLATE = Path(__file__).with_name("standalone") / "train.template"

@@ -12,7 +12,7 @@ from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.figures.axes import make_count_axis, make_share_axis
 from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS, escape_plotly
 from finetune_core.formatting import accuracy_name
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 
 Kind = Literal["loss", "accuracy"]
 Axis = Literal["epoch", "seconds"]

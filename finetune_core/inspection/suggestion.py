@@ -13,8 +13,8 @@ from finetune_core.config import make_config
 from finetune_core.formatting import format_percent, format_points
 from finetune_core.inspection.learned import Probe
 from finetune_core.models.network import network_stages
-from finetune_core.training.stage_plan import cut_index, plan_strategy
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
+from finetune_core.training.strategies.stage_plan import cut_index, plan_strategy
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from finetune_core.config import RunConfig, make_config
 from finetune_core.profiling.settings import HEAD, SEEDS, SHORT, Setup
 from finetune_core.runs.design import features_key, find_profiled_stage
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import BASELINE
+from finetune_core.training.strategies.catalogue import BASELINE
 
 _OWN = {"stage_rates", "seed", "epochs", "warmup_epochs"}
 

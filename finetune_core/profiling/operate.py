@@ -42,7 +42,7 @@ from finetune_core.training.forecast import forecast_run
 from finetune_core.training.networks import build_initial_network
 from finetune_core.training.predictions import load_predictions, predictions_mtime
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import list_stages
+from finetune_core.training.strategies.stage_plan import list_stages
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Work, with_subject
 

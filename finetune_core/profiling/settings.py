@@ -11,8 +11,8 @@ from finetune_core.config import RunConfig, make_config
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import has_linear_head
 from finetune_core.runs.design import depends_on_seed, design_runs
-from finetune_core.training.stage_plan import list_stages
-from finetune_core.training.strategies import BASELINE
+from finetune_core.training.strategies.catalogue import BASELINE
+from finetune_core.training.strategies.stage_plan import list_stages
 
 SEEDS = (0, 1)
 HEAD = "head"

@@ -13,10 +13,10 @@ from finetune_core.config import RunConfig, all_settings, make_config
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
 from finetune_core.training.forecast import forecast_run
-from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import cut_index, list_stages, plan_strategy
-from finetune_core.training.strategies import BASELINE, count_epochs
+from finetune_core.training.strategies.catalogue import BASELINE, count_epochs
+from finetune_core.training.strategies.recipes import fill_auto
+from finetune_core.training.strategies.stage_plan import cut_index, list_stages, plan_strategy
 
 FROM = "from:"  # prefix of a strategy in which everything from a stage on trains
 PROFILE_RATES = (1.0, 3.0)  # times the learning rate, tried for each stage of a profile

@@ -21,7 +21,7 @@ from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoi
 from finetune_core.training.events import LONGEST_LINE
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 
 _COPIED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)
 _ENDS = ("RunFinished", "RunStopped", "RunFailed", "RunReopened")

@@ -14,7 +14,7 @@ from finetune_core.formatting import (
     lower_first,
     pluralize,
 )
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 
 Row = Mapping[str, Any]
 

@@ -21,7 +21,7 @@ from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.training.events import Row
-from finetune_core.training.strategies import STRATEGIES, count_epochs
+from finetune_core.training.strategies.catalogue import STRATEGIES, count_epochs
 
 _TRASH = ".trash"
 

@@ -11,7 +11,7 @@ from finetune_core.training.events import Event, Progress
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.out_of_memory import explain_out_of_memory
-from finetune_core.training.stage_plan import list_frozen_tensors
+from finetune_core.training.strategies.stage_plan import list_frozen_tensors
 
 _Norm = nn.modules.batchnorm._BatchNorm
 

@@ -23,8 +23,8 @@ from finetune_core.formatting import pluralize
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import Count, Lineage, Name
-from finetune_core.training.lora import NONE, LowRank, make_low_rank
-from finetune_core.training.stage_plan import (
+from finetune_core.training.strategies.lora import NONE, LowRank, make_low_rank
+from finetune_core.training.strategies.stage_plan import (
     Strategy,
     cut_index,
     factored_matrices,

@@ -14,7 +14,7 @@ from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import pluralize
 from finetune_core.training.events import Numerics
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 
 # TF32 keeps 10 bits of each factor in "fp32", on recent NVIDIA GPUs only, and is the default for
 # convolutions. cuDNN is set by the older option: torch.export raises where only the newer ones are

@@ -44,7 +44,7 @@ from finetune_core.training.networks import describe_ancestor, load_best_network
 from finetune_core.training.parents import Parent, check_unchanged, read_members
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
 from finetune_core.training.prepare import check_config, list_finding_rows, report_progress
-from finetune_core.training.stage_plan import (
+from finetune_core.training.strategies.stage_plan import (
     count_parameters,
     count_trainable_parameters,
     describe_strategy,

@@ -31,7 +31,7 @@ from finetune_core.training.predictions import (
     save_predictions,
 )
 from finetune_core.training.prepare import EVENT_SECONDS, make_exact_job
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
-from finetune_core.training.stage_plan import Strategy
+from finetune_core.training.strategies.stage_plan import Strategy
 
 
 def keep_depthwise_exact(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.prepare import report_progress
 from finetune_core.training.probe_memo import fit_once
 from finetune_core.training.prototypes import fit_prototypes
-from finetune_core.training.strategies import STRATEGIES, count_epochs
+from finetune_core.training.strategies.catalogue import STRATEGIES, count_epochs
 
 _PARAMETERS = {"linear_probe": "C", "prototypes": "scale", "nearest_neighbours": "k"}
 _TOO_MANY_FEATURES = (

@@ -11,21 +11,21 @@ from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.training.device import device_for_run
 from finetune_core.training.feeding import forward_batch_size
 from finetune_core.training.placement import get_idle_row_budget
-from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import Speed, SpeedBook
-from finetune_core.training.stage_plan import (
+from finetune_core.training.strategies.catalogue import (
+    BASELINE,
+    STRATEGIES,
+    count_epochs,
+    has_fitted_initial_head,
+)
+from finetune_core.training.strategies.recipes import fill_auto
+from finetune_core.training.strategies.stage_plan import (
     Strategy,
     count_factored,
     count_trainable_parameters,
     cut_index,
     list_stages,
     plan_strategy,
-)
-from finetune_core.training.strategies import (
-    BASELINE,
-    STRATEGIES,
-    count_epochs,
-    has_fitted_initial_head,
 )
 from finetune_core.training.trunk import choose_num_views, why_uncached
 

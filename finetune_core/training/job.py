@@ -24,11 +24,11 @@ from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport, Lineage
 from finetune_core.training.feeding import forward_batch_size, load_batches
-from finetune_core.training.lora import LowRank, make_low_rank
 from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.ranks import ALONE, Ranks
-from finetune_core.training.stage_plan import Strategy, list_trained_parameters
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
+from finetune_core.training.strategies.lora import LowRank, make_low_rank
+from finetune_core.training.strategies.stage_plan import Strategy, list_trained_parameters
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.transfers import copy_to_device

@@ -60,7 +60,6 @@ from finetune_core.training.footprint import (
     record_saved_storages,
 )
 from finetune_core.training.forecast import forecast_run
-from finetune_core.training.freezing import apply_strategy, has_trained_batchnorm
 from finetune_core.training.job import Job, make_step_rule
 from finetune_core.training.loss_scale import LossScale, make_loss_scale
 from finetune_core.training.lost import LostImages
@@ -83,13 +82,14 @@ from finetune_core.training.ranks import ALONE, GradientSum, Ranks
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import (
+from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
+from finetune_core.training.strategies.freezing import apply_strategy, has_trained_batchnorm
+from finetune_core.training.strategies.stage_plan import (
     count_parameters,
     count_trainable_parameters,
     describe_strategy,
     list_frozen_tensors,
 )
-from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
 from finetune_core.training.training_state import (
     TrainingState,
     restore_training_state,

@@ -46,8 +46,8 @@ from finetune_core.training.checkpoints import (
 from finetune_core.training.events import Ancestor
 from finetune_core.training.nearest import add_empty_neighbours, count_features
 from finetune_core.training.predictions import PREDICTIONS_FILE, load_predictions
-from finetune_core.training.stage_plan import find_last_stage, plan_strategy
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
+from finetune_core.training.strategies.stage_plan import find_last_stage, plan_strategy
 
 _MEMBERS = "members"  # folder of an ensemble's run
 

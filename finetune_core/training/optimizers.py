@@ -7,9 +7,9 @@ from torch import nn
 
 from finetune_core.config import RunConfig
 from finetune_core.models.stages import Stage
-from finetune_core.training.lora import NONE, LowRank
-from finetune_core.training.parameter_groups import parameter_groups
-from finetune_core.training.stage_plan import Strategy
+from finetune_core.training.strategies.lora import NONE, LowRank
+from finetune_core.training.strategies.parameter_groups import parameter_groups
+from finetune_core.training.strategies.stage_plan import Strategy
 
 _MOMENTUM = 0.9
 

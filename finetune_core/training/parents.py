@@ -35,8 +35,8 @@ from finetune_core.training.predictions import (
     load_predictions,
     predictions_precision,
 )
-from finetune_core.training.stage_plan import list_frozen_tensors, plan_strategy
-from finetune_core.training.strategies import STRATEGIES, has_fitted_initial_head
+from finetune_core.training.strategies.catalogue import STRATEGIES, has_fitted_initial_head
+from finetune_core.training.strategies.stage_plan import list_frozen_tensors, plan_strategy
 
 Problems = dict[Path, str]  # a run's folder -> why it cannot be averaged
 

@@ -36,8 +36,13 @@ from finetune_core.training.networks import InitialNetwork, build_initial_networ
 from finetune_core.training.parents import read_parents
 from finetune_core.training.placement import measure_row_budget, place_lookups
 from finetune_core.training.ranks import ALONE, Ranks, check_gpus
-from finetune_core.training.stage_plan import Strategy, cut_index, list_stages, plan_strategy
-from finetune_core.training.strategies import count_epochs, has_fitted_initial_head
+from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
+from finetune_core.training.strategies.stage_plan import (
+    Strategy,
+    cut_index,
+    list_stages,
+    plan_strategy,
+)
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import (
     CachedTrunk,

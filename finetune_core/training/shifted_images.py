@@ -32,7 +32,7 @@ from finetune_core.training.events import Classes, Event
 from finetune_core.training.job import Job
 from finetune_core.training.predictions import read_fact, read_table
 from finetune_core.training.prepare import report_progress
-from finetune_core.training.stage_plan import cut_index
+from finetune_core.training.strategies.stage_plan import cut_index
 from finetune_core.training.trunk import CachedTrunk, split_network
 
 SHIFTED_FILE = re.compile(r"shifted-([0-9a-f]{16})\.parquet")  # beside predictions.parquet

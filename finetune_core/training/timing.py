@@ -25,19 +25,19 @@ from finetune_core.training.device import Device, device_for_run
 from finetune_core.training.device_memory import measure_peak_bytes
 from finetune_core.training.device_turn import run_in_turn
 from finetune_core.training.footprint import record_saved_storages
-from finetune_core.training.freezing import apply_strategy
-from finetune_core.training.lora import make_low_rank
 from finetune_core.training.loss_scale import make_loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.speed_book import Speed, SpeedBook, conditions
-from finetune_core.training.stage_plan import (
+from finetune_core.training.strategies.catalogue import count_epochs
+from finetune_core.training.strategies.freezing import apply_strategy
+from finetune_core.training.strategies.lora import make_low_rank
+from finetune_core.training.strategies.stage_plan import (
     Strategy,
     cut_index,
     find_last_stage,
     list_stages,
     plan_strategy,
 )
-from finetune_core.training.strategies import count_epochs
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
 

@@ -22,7 +22,7 @@ from finetune_core.models.partition import Segments, trace
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Feed, forward_batch_size, stream_outputs
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 from finetune_core.work import Work, with_subject
 
 _EPOCHS_PER_VIEW = 4

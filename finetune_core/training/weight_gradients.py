@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import conv2d, pad
 
 from finetune_core.models.stages import Stage
-from finetune_core.training.stage_plan import Strategy
+from finetune_core.training.strategies.stage_plan import Strategy
 
 # Smallest number of output channels. With fewer, copying the patches takes longer than the product
 # saves.

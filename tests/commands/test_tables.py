@@ -14,7 +14,7 @@ from finetune_core.evaluation.advice.advise import Advice
 from finetune_core.evaluation.advice.probes import NetworkProbes
 from finetune_core.evaluation.advice.ranking import Candidate
 from finetune_core.models.catalogue import find_backbones
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 from tests.command_line import thaw
 from tests.factories import shared_images, tiny_config, trained_run
 

@@ -7,7 +7,7 @@ from finetune_core.config import make_config
 from finetune_core.inspection.learned import Probe
 from finetune_core.inspection.suggestion import find_strategy, suggest_cut
 from finetune_core.models.network import network_stages
-from finetune_core.training.stage_plan import cut_index, plan_strategy
+from finetune_core.training.strategies.stage_plan import cut_index, plan_strategy
 
 LITE = "efficientnet_lite0"
 

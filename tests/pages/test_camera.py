@@ -14,7 +14,7 @@ from finetune_core.data.camera import (
     recordings_folder,
 )
 from finetune_core.data.entry import load_split
-from finetune_core.training.strategies import BASELINE
+from finetune_core.training.strategies.catalogue import BASELINE
 from finetune_core.work import finish
 from pages.shared import camera
 from tests.data.test_camera import encode_base64, jpeg, make_message, press

@@ -7,7 +7,7 @@ from finetune_core.evaluation.single_run.evaluate import HELD_OUT
 from finetune_core.formatting import format_number
 from finetune_core.models.network import network_stages
 from finetune_core.runs.store import RunStore, summarize_run
-from finetune_core.training.strategies import BASELINE
+from finetune_core.training.strategies.catalogue import BASELINE
 from tests.deadline import wait_until
 from tests.factories import shared_images, trained_run
 from tests.pages.harness import button_labels, open_page, page_text, place_run, widget_keys

@@ -21,7 +21,7 @@ from finetune_core.runs.design import (
     set_rates,
 )
 from finetune_core.training.speed_book import Speed, SpeedBook
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 from tests.factories import shared_images, tiny_config
 
 BASE = make_config({"data": "/pets", "backbone": "efficientnet_lite0", "epochs": 4})

@@ -22,8 +22,8 @@ from finetune_core.training.forecast import forecast_run
 from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import list_stages
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
+from finetune_core.training.strategies.stage_plan import list_stages
 from finetune_core.training.timing import calibrate
 from finetune_core.training.trunk import TrunkTables
 from finetune_core.work import finish

@@ -36,7 +36,7 @@ from finetune_core.training.nearest import NEIGHBOURS, TEMPERATURE, NearestNeigh
 from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prototypes import class_means, fit_prototypes
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.work import finish
 from tests.factories import copy_run, tiny_config, trained_run
 from tests.training.fits import only, record_run

@@ -12,8 +12,8 @@ from finetune_core.errors import TrainingError
 from finetune_core.training import events, timing
 from finetune_core.training.forecast import compute_forecast, forecast_run, list_comparable_configs
 from finetune_core.training.speed_book import Speed, SpeedBook
-from finetune_core.training.stage_plan import list_stages
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
+from finetune_core.training.strategies.stage_plan import list_stages
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step
 from tests.factories import shared_images, tiny_config

@@ -27,7 +27,7 @@ from finetune_core.training.ranks import (
     rendezvous_file,
     select_device,
 )
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 from tests.factories import image_folder, shared_images, tiny_config, trained_run
 from tests.training.equal import check_equal
 from tests.training.rank_program import GONE, Task, train_together

@@ -15,7 +15,7 @@ from finetune_core.models.stages import Stage
 from finetune_core.training import weight_gradients
 from finetune_core.training.compute import place_network
 from finetune_core.training.device import Device
-from finetune_core.training.stage_plan import StagePlan, plan_strategy
+from finetune_core.training.strategies.stage_plan import StagePlan, plan_strategy
 
 FULL_STEP = """
 import sys
@@ -24,7 +24,7 @@ from finetune_core.config import make_config
 from finetune_core.models.network import build_network
 from finetune_core.training.compute import place_network, train_step
 from finetune_core.training.device import Device
-from finetune_core.training.stage_plan import plan_strategy
+from finetune_core.training.strategies.stage_plan import plan_strategy
 
 backbone, device = sys.argv[1], Device("cpu", "", "fp32")
 network = build_network(backbone, "none", 3, 0, 64)

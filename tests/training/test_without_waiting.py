@@ -28,7 +28,7 @@ from finetune_core.training.loop import fit
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import prepare
 from finetune_core.training.running_metrics import RunningMetrics
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.training_state import TrainingState
 from tests.drain import drain

@@ -24,7 +24,7 @@ from finetune_core.markup import paragraphs, table
 from finetune_core.runs.design import design_runs
 from finetune_core.training.logistic import MOST_CHOSEN_ON, split_probe_folds
 from finetune_core.training.prepare import check_classes
-from finetune_core.training.strategies import BASELINE, STRATEGIES
+from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES
 from finetune_core.work import Work, with_subject
 
 IMAGES, BUDGET = 2_000, 30.0  # images, minutes

@@ -17,7 +17,7 @@ from finetune_core.training.batches import sample_keys, take_subset
 from finetune_core.training.forecast import forecast_run, list_comparable_configs
 from finetune_core.training.logistic import cross_validate_probe
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.strategies import BASELINE, STRATEGIES
+from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step, Work, with_fixed_step, with_phase
 

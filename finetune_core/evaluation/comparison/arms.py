@@ -14,7 +14,7 @@ from finetune_core.formatting import format_percent, pluralize
 from finetune_core.runs.convergence import UNKNOWN, Convergence
 from finetune_core.runs.design import depends_on_seed, find_ineffective_settings
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import describe_run_kind
+from finetune_core.training.strategies.catalogue import describe_run_kind
 
 STRATEGY_FIELDS = ("strategy", "cut", "stage_rates", "features_from", "lora_from", "averaged")
 

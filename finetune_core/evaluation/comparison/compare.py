@@ -65,7 +65,7 @@ from finetune_core.formatting import pluralize
 from finetune_core.runs.convergence import Convergence, judge_together
 from finetune_core.runs.design import arm_key, depends_on_seed, run_key
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.formatting import format_duration
 from finetune_core.runs.design import depends_on_seed, features_key, is_baseline
-from finetune_core.training.strategies import BASELINE, STRATEGIES, count_epochs
+from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES, count_epochs
 
 
 def describe_baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:

@@ -19,7 +19,7 @@ from finetune_core.evaluation.comparison.thaw_next import (
     format_stages,
 )
 from finetune_core.formatting import format_percent
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
 
 
 def propose_thaw(evidence: Evidence) -> Experiment | None:

@@ -36,7 +36,7 @@ from finetune_core.runs.design import (
     is_baseline,
 )
 from finetune_core.runs.store import Run, RunStore
-from finetune_core.training.strategies import STRATEGIES, count_epochs
+from finetune_core.training.strategies.catalogue import STRATEGIES, count_epochs
 
 _SEEDS = 3  # enough to tell a better strategy from a lucky run
 _LP_FT = "linear_probe_then_full"

@@ -25,7 +25,7 @@ from finetune_core.formatting import (
     pluralize,
 )
 from finetune_core.runs.design import is_baseline
-from finetune_core.training.strategies import BASELINE, STRATEGIES, count_epochs
+from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES, count_epochs
 
 # A difference that matters: more test images are requested to show it, and a linear probe is not
 # called as good while such a difference may be hidden.

@@ -20,7 +20,7 @@ from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.feeding import Forward
 from finetune_core.training.networks import load_best_network
 from finetune_core.training.preview import network_input
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 
 
 @dataclass(frozen=True)

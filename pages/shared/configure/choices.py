@@ -26,10 +26,14 @@ from finetune_core.models.catalogue import PACKAGED, backbone_info, list_ready_b
 from finetune_core.models.weights import why_no_download
 from finetune_core.runs.store import Run
 from finetune_core.training.forecast import Forecast, forecast_run
-from finetune_core.training.recipes import fill_auto
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe_strategy, list_stages, plan_strategy
-from finetune_core.training.strategies import BASELINE, STRATEGIES, Fit
+from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES, Fit
+from finetune_core.training.strategies.recipes import fill_auto
+from finetune_core.training.strategies.stage_plan import (
+    describe_strategy,
+    list_stages,
+    plan_strategy,
+)
 from pages.shared.account import owner
 from pages.shared.chrome import escape_markdown
 from pages.shared.configure import settings

@@ -26,9 +26,9 @@ from finetune_core.runs.design import (
     set_rates,
 )
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.recipes import DEMO_RECIPE
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.strategies import BASELINE, STRATEGIES, count_epochs
+from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES, count_epochs
+from finetune_core.training.strategies.recipes import DEMO_RECIPE
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Work
 from pages.shared.address import link_parameters

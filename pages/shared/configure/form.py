@@ -21,8 +21,8 @@ from finetune_core.models.timm_networks import FOLDER
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.store import Run
 from finetune_core.training.prepare import check_classes, check_config
-from finetune_core.training.recipes import fill_auto
-from finetune_core.training.strategies import STRATEGIES, Fit
+from finetune_core.training.strategies.catalogue import STRATEGIES, Fit
+from finetune_core.training.strategies.recipes import fill_auto
 from pages.shared.chrome import escape_markdown
 from pages.shared.configure import settings
 from pages.shared.configure.networks import offer_look_up, warn_about_licence

@@ -8,7 +8,7 @@ import streamlit as st
 
 from finetune_core.config import all_settings, auto_setting_names
 from finetune_core.models.catalogue import PACKAGED, backbone_info
-from finetune_core.training.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
+from finetune_core.training.strategies.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
 from pages.shared.configure import form, settings
 from pages.shared.configure.weights import format_download_size
 

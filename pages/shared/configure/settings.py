@@ -31,7 +31,7 @@ from finetune_core.models.network import network_stages
 from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.saved_settings import load_settings, save_settings
-from finetune_core.training.strategies import BASELINE, STRATEGIES
+from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES
 from pages.shared.configure import COMPARISON_PREFIX, FIELD_PREFIX
 
 FROM_STAGE, EVERY_STAGE = "From one stage on", "A rate for each stage"

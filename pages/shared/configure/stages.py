@@ -16,14 +16,14 @@ from finetune_core.formatting import (
     format_short_number,
 )
 from finetune_core.models.network import network_stages
-from finetune_core.training.stage_plan import (
+from finetune_core.training.strategies.catalogue import STRATEGIES, Fit
+from finetune_core.training.strategies.stage_plan import (
     cut_index,
     describe_strategy,
     find_last_stage,
     list_stages,
     plan_strategy,
 )
-from finetune_core.training.strategies import STRATEGIES, Fit
 
 _HEAD_WORDS: dict[Fit | None, str] = {
     None: "new, trains",

@@ -21,7 +21,7 @@ from finetune_core.data.camera import (
 from finetune_core.data.frames import Batch
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.formatting import pluralize
-from finetune_core.training.strategies import BASELINE, STRATEGIES
+from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES
 from pages.shared.account import owner
 from pages.shared.camera import draw_camera
 from pages.shared.chrome import escape_markdown, go

@@ -19,7 +19,7 @@ from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.formatting import format_learning_rate, format_percent, lower_first, pluralize
 from finetune_core.runs.design import find_ineffective_settings
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import describe_run_kind
+from finetune_core.training.strategies.catalogue import describe_run_kind
 from pages.shared.runs.backend import describe_status
 
 _MOST_REMEMBERED = 20_000

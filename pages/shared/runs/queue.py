@@ -17,7 +17,7 @@ from finetune_core.runs.design import arm_key, forecast_arm
 from finetune_core.runs.stop_request import read_stop_request
 from finetune_core.runs.store import Run, summarize_run
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 from pages.shared.account import can_change
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset

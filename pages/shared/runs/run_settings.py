@@ -10,7 +10,7 @@ from finetune_core.data.edits import describe_edits
 from finetune_core.formatting import pluralize
 from finetune_core.runs.log import describe_lineage
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import count_epochs
+from finetune_core.training.strategies.catalogue import count_epochs
 from pages.shared.chrome import escape_markdown
 from pages.shared.configure import form
 from pages.shared.runs.again import describe_differences, use_again

@@ -18,7 +18,7 @@ from finetune_core.formatting import (
     pluralize,
 )
 from finetune_core.runs.store import Run, summarize_run
-from finetune_core.training.strategies import describe_run_kind
+from finetune_core.training.strategies.catalogue import describe_run_kind
 from pages.shared.chrome import escape_markdown
 from pages.shared.runs.backend import STATUS_WORDS, describe_status
 from pages.shared.runs.labels import effective_value, parse_queue_time, short_data_name

@@ -3,8 +3,8 @@
 import pytest
 
 from finetune_core.config import auto_setting_names, make_config
-from finetune_core.training.recipes import fill_auto
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies.catalogue import STRATEGIES
+from finetune_core.training.strategies.recipes import fill_auto
 
 
 def fill(num_images, auto=None, **settings):

@@ -12,7 +12,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.network import has_linear_head, network_stages
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import StageRow
-from finetune_core.training.strategies import STRATEGIES, Part, Rule
+from finetune_core.training.strategies.catalogue import STRATEGIES, Part, Rule
 
 BatchNormMode = Literal["frozen", "statistics", "train"]
 _MODES: dict[str, BatchNormMode] = {"auto": "train", "frozen": "frozen", "statistics": "statistics"}

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from finetune_core.models.network import Network
-from finetune_core.training.stage_plan import Strategy, factored_matrices
+from finetune_core.training.strategies.stage_plan import Strategy, factored_matrices
 
 # Devices that compute a matrix product to the same bits each time.
 _REPEATABLE = ("cpu",)

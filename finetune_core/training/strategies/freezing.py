@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from finetune_core.models.stages import Stage
-from finetune_core.training.stage_plan import (
+from finetune_core.training.strategies.stage_plan import (
     BatchNormMode,
     Strategy,
     factored_matrices,

@@ -6,8 +6,12 @@ from typing import Any
 from torch import nn
 
 from finetune_core.models.stages import Stage
-from finetune_core.training.lora import NONE, LowRank
-from finetune_core.training.stage_plan import Strategy, factored_matrices, list_trained_parameters
+from finetune_core.training.strategies.lora import NONE, LowRank
+from finetune_core.training.strategies.stage_plan import (
+    Strategy,
+    factored_matrices,
+    list_trained_parameters,
+)
 
 
 def parameter_groups(

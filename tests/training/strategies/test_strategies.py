@@ -14,11 +14,12 @@ from finetune_core.runs.store import read_run
 from finetune_core.training import events, loop
 from finetune_core.training.checkpoints import LAST, load_tensors
 from finetune_core.training.exact_layers import keep_depthwise_exact
-from finetune_core.training.freezing import apply_strategy
 from finetune_core.training.nearest import NearestNeighbours
-from finetune_core.training.parameter_groups import parameter_groups
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.stage_plan import (
+from finetune_core.training.strategies.catalogue import STRATEGIES
+from finetune_core.training.strategies.freezing import apply_strategy
+from finetune_core.training.strategies.parameter_groups import parameter_groups
+from finetune_core.training.strategies.stage_plan import (
     StagePlan,
     count_trainable_parameters,
     cut_index,
@@ -27,7 +28,6 @@ from finetune_core.training.stage_plan import (
     list_stages,
     plan_strategy,
 )
-from finetune_core.training.strategies import STRATEGIES
 from tests.factories import TINY_BACKBONE, tiny_config
 from tests.training.fits import ends_epoch, fit_all, fit_until, record_run
 

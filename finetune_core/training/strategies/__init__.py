@@ -1,0 +1,1 @@
+"""Strategies: which stages train, how fast, and how that is applied to a network."""
