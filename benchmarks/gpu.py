@@ -36,7 +36,7 @@ from benchmarks.speed import PLAIN, ROOT, Work, run_other, run_thaw, write_image
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import pluralize
 from finetune_core.models.network import check_image_size
-from finetune_core.training.device import Device, choose_device
+from finetune_core.training.devices.device import Device, choose_device
 
 NETWORKS = {"resnet18": "ResNet-18", "vit_b_16": "ViT-B/16"}
 STRATEGIES = {"feature_extraction": "head only", "last_block": "last block", "full": "full"}

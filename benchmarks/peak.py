@@ -28,7 +28,7 @@ from finetune_core.models.network import build_network
 from finetune_core.training import compute
 from finetune_core.training.compiler_process import CompilerProcess
 from finetune_core.training.compute import place_network, train_step
-from finetune_core.training.device import Device, choose_device
+from finetune_core.training.devices.device import Device, choose_device
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.packages import load_package
 from finetune_core.training.strategies.freezing import apply_strategy

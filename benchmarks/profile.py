@@ -43,7 +43,7 @@ from finetune_core.profiling.settings import Setup, set_up
 from finetune_core.runs.design import PROFILE_RATES, run_key
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import Run, RunStore
-from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.work import Work, finish
 
 SEEDS = (0, 1, 2)  # for measurements without a profile

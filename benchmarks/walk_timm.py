@@ -41,7 +41,7 @@ from finetune_core.models.network import build_network, head_paths, network_stag
 from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.stages import Stage, replace_head
 from finetune_core.training.compute import place_network, train_step
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 from finetune_core.training.strategies.stage_plan import plan_strategy
 
 CLASSES = 7

@@ -349,8 +349,8 @@ def train(
         reserve_run,
         train_on_devices,
     )
+    from finetune_core.training.devices.ranks import Ranks
     from finetune_core.training.prepare import check_shared
-    from finetune_core.training.ranks import Ranks
 
     @contextmanager
     def reserve(ranks: Ranks) -> Iterator[ReservedRun]:
@@ -384,8 +384,8 @@ def resume(
     from finetune_core.commands.train import ReservedRun, train_on_devices
     from finetune_core.runs.extend import extend_run
     from finetune_core.runs.record import reopen_run
+    from finetune_core.training.devices.ranks import Ranks
     from finetune_core.training.prepare import check_shared
-    from finetune_core.training.ranks import Ranks
 
     @contextmanager
     def reserve(ranks: Ranks) -> Iterator[ReservedRun]:

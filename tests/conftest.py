@@ -134,7 +134,7 @@ def fake_compiler(monkeypatch):
     compile, which runs instead and whose output is multiplied by ``factor``.
     """
     from finetune_core.training import compiled
-    from finetune_core.training.speed_book import Compilation, SpeedBook
+    from finetune_core.training.devices.speed_book import Compilation, SpeedBook
 
     class Process:
         result, elapsed, started, closed, used, module, factor = None, 1e-9, 0, 0, 0, None, 1
@@ -222,7 +222,7 @@ def hold_device(home):
     separate their owners, even within a process.
     """
     # The module imports torch, which many tests do without.
-    from finetune_core.training.device_turn import Turn
+    from finetune_core.training.devices.turn import Turn
 
     turns = []
 
@@ -243,7 +243,8 @@ def gpu(monkeypatch):
     import torch
 
     from finetune_core.randomness import make_generator
-    from finetune_core.training import compute, device
+    from finetune_core.training import compute
+    from finetune_core.training.devices import device
 
     moved, hold = [], device.Device.move_module
 

@@ -7,7 +7,7 @@ from rich.markup import escape
 
 from finetune_core.commands.terminal import err
 from finetune_core.runs.executors import Executor, create_executor
-from finetune_core.training.ranks import ALONE, Ranks
+from finetune_core.training.devices.ranks import ALONE, Ranks
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from finetune_core.profiling.result import Profile
 from finetune_core.profiling.settings import SEEDS, set_up
 from finetune_core.runs.executors import Executor
 from finetune_core.runs.store import RunStore
-from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.strategies.recipes import AUTO
 from finetune_core.work import Work, finish, with_phase
 

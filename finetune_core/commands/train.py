@@ -37,7 +37,7 @@ from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.record import Reservation, create_run, follow
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import Run, RunStore, summarize_run
-from finetune_core.training.ranks import Ranks, read_torchrun_ranks
+from finetune_core.training.devices.ranks import Ranks, read_torchrun_ranks
 from finetune_core.training.strategies.recipes import AUTO, RECIPES, fill_auto
 from finetune_core.work import with_phase
 

@@ -31,7 +31,7 @@ from finetune_core.models.stages import Stage, replace_head
 from finetune_core.models.weights import load_state_tensors
 from finetune_core.randomness import use_seed
 from finetune_core.training.checkpoints import check_tensors
-from finetune_core.training.device import choose_device
+from finetune_core.training.devices.device import choose_device
 from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.events import Classes, Name
 from finetune_core.work import Step, Work

@@ -14,10 +14,10 @@ from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.runs.record import Reservation, execute
 from finetune_core.runs.together import execute_on_devices
-from finetune_core.training.device import choose_device
+from finetune_core.training.devices.device import choose_device
+from finetune_core.training.devices.ranks import ALONE, Ranks, max_devices
 from finetune_core.training.events import Event
 from finetune_core.training.prepare import check_devices
-from finetune_core.training.ranks import ALONE, Ranks, max_devices
 
 if TYPE_CHECKING:
     from finetune_core.runs.ray_executor import RayExecutor

@@ -11,7 +11,7 @@ from finetune_core.runs.lines import EventLines
 from finetune_core.runs.log import name_devices
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.steps import Steps
-from finetune_core.training.device_turn import WAITING
+from finetune_core.training.devices.turn import WAITING
 from finetune_core.training.events import END_EVENTS, Row
 
 _ENDS = {event.__name__ for event in END_EVENTS}

@@ -12,7 +12,7 @@ import sys
 
 from finetune_core.data.threads import count_usable_cores
 from finetune_core.lifeline import exit_with_stdin
-from finetune_core.training.ranks import rendezvous_file
+from finetune_core.training.devices.ranks import rendezvous_file
 
 _THREADS = "OMP_NUM_THREADS"
 

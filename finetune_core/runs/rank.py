@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from finetune_core.runs.remote import run_from_row, train_and_report
-from finetune_core.training.ranks import Ranks, select_device
+from finetune_core.training.devices.ranks import Ranks, select_device
 
 
 def main(run: str, task: str, place: str, rank: str, world: str) -> None:

@@ -31,7 +31,9 @@ from finetune_core.runs.ownership import RunTakenOver
 from finetune_core.runs.stop_request import PAUSE, STOP_FILE, read_stop_request
 from finetune_core.runs.turns import wait_for_turn
 from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoint_path
-from finetune_core.training.device import choose_device
+from finetune_core.training.devices.device import choose_device
+from finetune_core.training.devices.ranks import ALONE, MainProcessEnded, RankLost, Ranks
+from finetune_core.training.devices.speed_book import SpeedBook, learn_from_run
 from finetune_core.training.events import (
     END_EVENTS,
     EpochEnded,
@@ -48,8 +50,6 @@ from finetune_core.training.networks import copy_earlier_runs
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
 from finetune_core.training.prepare import check_config, check_devices
-from finetune_core.training.ranks import ALONE, MainProcessEnded, RankLost, Ranks
-from finetune_core.training.speed_book import SpeedBook, learn_from_run
 
 EVENTS_FILE = "events.jsonl"
 _SAVED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)  # written by training, beside the checkpoints

@@ -22,8 +22,8 @@ from finetune_core.runs.history import History
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.ownership import Owner, claim, current_holder
 from finetune_core.runs.record import Reservation, append_event, execute, follow
+from finetune_core.training.devices.ranks import ALONE, Ranks
 from finetune_core.training.events import Event, RunFailed, RunPlaced, make_event
-from finetune_core.training.ranks import ALONE, Ranks
 
 MOST_TRIES = 6
 LOOK = 0.25  # seconds

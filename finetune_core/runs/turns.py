@@ -5,7 +5,7 @@ A run waits for its turn, and can be stopped meanwhile.
 
 from collections.abc import Generator
 
-from finetune_core.training.device_turn import WAITING, Turn
+from finetune_core.training.devices.turn import WAITING, Turn
 from finetune_core.training.events import Event, Progress, RunStopped
 from finetune_core.training.loop import StopRequested
 

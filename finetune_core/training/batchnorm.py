@@ -7,10 +7,10 @@ from torch import nn
 
 from finetune_core.data.splits import TRAIN
 from finetune_core.training.batches import TOO_LARGE_A_BATCH
+from finetune_core.training.devices.out_of_memory import explain_out_of_memory
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
-from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.strategies.stage_plan import list_frozen_tensors
 
 _Norm = nn.modules.batchnorm._BatchNorm

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from finetune_core.training.device import Device
+    from finetune_core.training.devices.device import Device
 
 # How many times as far from fp32 as the eager pass a compiled pass may be. On one batch two
 # roundings differ by a few percent.

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from finetune_core.files import temporary_folder
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 
 KILLED = "the compiler was killed, perhaps because memory ran out"
 

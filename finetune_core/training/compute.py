@@ -11,12 +11,16 @@ from torch.nn.functional import cross_entropy
 from finetune_core.errors import TrainingError, is_out_of_memory_in_network
 from finetune_core.models.network import Network
 from finetune_core.randomness import make_generator, use_generator
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.out_of_memory import (
+    explain_out_of_memory,
+    run_halving,
+    split_parts,
+)
+from finetune_core.training.devices.ranks import GradientSum, Ranks
 from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.optimizers import take_step
-from finetune_core.training.out_of_memory import explain_out_of_memory, run_halving, split_parts
-from finetune_core.training.ranks import GradientSum, Ranks
 from finetune_core.training.strategies.lora import NONE, LowRank
 from finetune_core.training.strategies.stage_plan import Strategy
 from finetune_core.training.weight_gradients import slice_trained, use_products

@@ -25,7 +25,7 @@ from finetune_core.training.checkpoints import (
     read_info,
     save_checkpoint,
 )
-from finetune_core.training.device import choose_device, read_numerics
+from finetune_core.training.devices.device import choose_device, read_numerics
 from finetune_core.training.evaluation import evaluate_table
 from finetune_core.training.events import (
     Ancestor,

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from finetune_core.training.batches import prefetch, split_batches
-from finetune_core.training.device import Device
-from finetune_core.training.out_of_memory import run_in_parts
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.out_of_memory import run_in_parts
 from finetune_core.transfers import PendingTensor, Transfers
 
 # Images. With more of them a processor gains nothing.

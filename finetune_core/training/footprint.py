@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from finetune_core.data.rowcache import Lookup
-from finetune_core.training.device_memory import peak_memory_bytes
+from finetune_core.training.devices.memory import peak_memory_bytes
 from finetune_core.training.job import Job
 from finetune_core.training.weight_ema import WeightEMA
 

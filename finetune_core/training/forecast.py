@@ -8,10 +8,10 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_info_for
-from finetune_core.training.device import device_for_run
+from finetune_core.training.devices.device import device_for_run
+from finetune_core.training.devices.speed_book import Speed, SpeedBook
 from finetune_core.training.feeding import forward_batch_size
 from finetune_core.training.placement import get_idle_row_budget
-from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies.catalogue import (
     BASELINE,
     STRATEGIES,

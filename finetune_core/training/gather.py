@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from finetune_core.data.rowcache import CACHE, Layout, Lookup
-from finetune_core.training.ranks import Ranks
+from finetune_core.training.devices.ranks import Ranks
 from finetune_core.work import Step, Work
 
 # The largest number of bytes that a machine sends, and receives, before it writes them.

@@ -21,11 +21,11 @@ from finetune_core.training.batches import (
 )
 from finetune_core.training.checkpoints import changing_tensors
 from finetune_core.training.compute import StepRule
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.out_of_memory import explain_out_of_memory
+from finetune_core.training.devices.ranks import ALONE, Ranks
 from finetune_core.training.events import CacheReport, Lineage
 from finetune_core.training.feeding import forward_batch_size, load_batches
-from finetune_core.training.out_of_memory import explain_out_of_memory
-from finetune_core.training.ranks import ALONE, Ranks
 from finetune_core.training.strategies.catalogue import count_epochs
 from finetune_core.training.strategies.lora import LowRank, make_low_rank
 from finetune_core.training.strategies.stage_plan import Strategy, list_trained_parameters

@@ -28,8 +28,11 @@ from finetune_core.training.checkpoints import (
     save_checkpoint,
 )
 from finetune_core.training.compute import SharedStep, StepRule, train_step
-from finetune_core.training.device import read_numerics
-from finetune_core.training.device_memory import peak_memory_bytes
+from finetune_core.training.devices.device import read_numerics
+from finetune_core.training.devices.memory import peak_memory_bytes
+from finetune_core.training.devices.out_of_memory import explain_out_of_memory
+from finetune_core.training.devices.ranks import ALONE, GradientSum, Ranks
+from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.early_stopping import EarlyStopping
 from finetune_core.training.ensembles import create_ensemble_run
 from finetune_core.training.evaluation import (
@@ -67,7 +70,6 @@ from finetune_core.training.movement import copy_parameters, is_measured, measur
 from finetune_core.training.nearest import count_neighbours
 from finetune_core.training.networks import head_tensors
 from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.out_of_memory import explain_out_of_memory
 from finetune_core.training.pending import (
     PendingStep,
     ReadStep,
@@ -78,10 +80,8 @@ from finetune_core.training.pending import (
 from finetune_core.training.prediction_history import add_predictions
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
 from finetune_core.training.prepare import list_finding_rows, prepare
-from finetune_core.training.ranks import ALONE, GradientSum, Ranks
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
-from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
 from finetune_core.training.strategies.freezing import apply_strategy, has_trained_batchnorm
 from finetune_core.training.strategies.stage_plan import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 
 _FIRST, _GROWTH, _BACKOFF, _PATIENCE = 2.0**16, 2.0, 0.5, 2000  # as in torch.amp.GradScaler
 

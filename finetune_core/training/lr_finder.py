@@ -13,8 +13,8 @@ import numpy as np
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, TrainingError
 from finetune_core.training.compute import train_step
-from finetune_core.training.device import choose_device
-from finetune_core.training.device_turn import run_in_turn
+from finetune_core.training.devices.device import choose_device
+from finetune_core.training.devices.turn import run_in_turn
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.fitting import fit_probe
 from finetune_core.training.job import Inputs, Job, make_step_rule

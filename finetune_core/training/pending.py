@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from finetune_core.training.compute import StepResult
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.ranks import ALONE, Ranks
 from finetune_core.training.events import StageMeasures
 from finetune_core.training.movement import Measurement
-from finetune_core.training.ranks import ALONE, Ranks
 
 _READ_BACK_SECONDS = 0.25
 # Below this scale, gradients overflow for another reason.

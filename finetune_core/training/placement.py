@@ -11,7 +11,7 @@ import torch
 
 from finetune_core.data.rowcache import Lookup
 from finetune_core.errors import is_out_of_memory
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 
 # The memory of a step is known only after the first one, and on a full device the step would have
 # to be cut into parts. Half of the memory leaves each step as much as the rows have. A batch of

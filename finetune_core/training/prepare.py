@@ -26,8 +26,9 @@ from finetune_core.models.partition import Segments, SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM, download
 from finetune_core.training.batches import sample_keys, take_subset
 from finetune_core.training.compute import place_network
-from finetune_core.training.device import Device, choose_device, device_for_run
-from finetune_core.training.device_memory import reset_peak_memory
+from finetune_core.training.devices.device import Device, choose_device, device_for_run
+from finetune_core.training.devices.memory import reset_peak_memory
+from finetune_core.training.devices.ranks import ALONE, Ranks, check_gpus
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
 from finetune_core.training.feeding import forward_batch_size
 from finetune_core.training.gather import find_cached_nowhere, gather_rows
@@ -35,7 +36,6 @@ from finetune_core.training.job import Job
 from finetune_core.training.networks import InitialNetwork, build_initial_network, check_earlier_run
 from finetune_core.training.parents import read_parents
 from finetune_core.training.placement import measure_row_budget, place_lookups
-from finetune_core.training.ranks import ALONE, Ranks, check_gpus
 from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
 from finetune_core.training.strategies.stage_plan import (
     Strategy,

@@ -10,7 +10,7 @@ from finetune_core.data.pixels import Pixels
 from finetune_core.data.rowcache import Lookup
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.training.batches import augment, center_crop, normalize
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 from finetune_core.training.feeding import Feed
 
 

@@ -9,7 +9,7 @@ from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.formatting import format_bytes, pluralize
 from finetune_core.runs.store import DamagedRun, Run
-from finetune_core.training.device import describe_machine
+from finetune_core.training.devices.device import describe_machine
 from pages.shared.address import link_parameters
 from pages.shared.chrome import draw_next_step, escape_markdown, go
 from pages.shared.data.chosen import draw_recent, recent_data

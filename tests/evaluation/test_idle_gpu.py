@@ -17,7 +17,7 @@ from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.exporters.formats import export_run
 from finetune_core.inspection.features import compute_features
 from finetune_core.runs.store import read_run
-from finetune_core.training.device_turn import Turn
+from finetune_core.training.devices.turn import Turn
 from finetune_core.work import finish
 from tests.factories import copy_run, trained_run
 

@@ -16,7 +16,7 @@ from finetune_core.errors import ExportError, RunError
 from finetune_core.exporters import script
 from finetune_core.exporters.formats import export_run
 from finetune_core.runs.store import RunStore
-from finetune_core.training import device
+from finetune_core.training.devices import device
 from tests.exporters.conftest import check_same, colours, parse_metrics, train_shared
 from tests.factories import copy_run
 

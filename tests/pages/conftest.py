@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest, local_script_runner
 from finetune_core import paths
 from finetune_core.data.recent import remember_source
 from finetune_core.runs.store import read_run
-from finetune_core.training.device import choose_device
+from finetune_core.training.devices.device import choose_device
 from finetune_core.work import Step
 from pages.shared import account
 from pages.shared.jobs import jobs
@@ -156,7 +156,7 @@ def drawn_stages(monkeypatch):
 @pytest.fixture
 def device_is_taken(monkeypatch):
     """Occupy the devices like another program until ``close``: runs that are started wait."""
-    monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
+    monkeypatch.setattr("finetune_core.training.devices.turn._POLL", 0.05)
     locks = paths.home() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with ExitStack() as taken:

@@ -8,7 +8,7 @@ from finetune_core.errors import DataError
 from finetune_core.evaluation.advice import probes
 from finetune_core.inspection.features import Features
 from finetune_core.runs.worker import Worker
-from finetune_core.training.speed_book import Speed
+from finetune_core.training.devices.speed_book import Speed
 from finetune_core.work import Step
 from pages.shared.configure import advice as page
 from tests.factories import shared_images

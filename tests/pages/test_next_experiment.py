@@ -18,8 +18,8 @@ from finetune_core.evaluation.comparison.next_experiment import (
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.inspection.learned import Probe
 from finetune_core.runs.store import RunStore
+from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import finish
 from tests.answers import answer_rightly
 from tests.deadline import wait_until

@@ -20,7 +20,7 @@ from finetune_core.runs.design import (
     run_key,
     set_rates,
 )
-from finetune_core.training.speed_book import Speed, SpeedBook
+from finetune_core.training.devices.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from tests.factories import shared_images, tiny_config
 

@@ -14,10 +14,11 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.turns import wait_for_turn
-from finetune_core.training import device_turn, events
-from finetune_core.training.device_turn import Turn
+from finetune_core.training import events
+from finetune_core.training.devices import turn as device_turn
+from finetune_core.training.devices.speed_book import SpeedBook
+from finetune_core.training.devices.turn import Turn
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
 from tests.deadline import wait_until

@@ -1,6 +1,6 @@
 """A processor that is treated like a GPU: it finishes batches and holds rows as a GPU would."""
 
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 
 
 class PretendedGPU(Device):

@@ -174,7 +174,7 @@ def _take_part(environment, tasks, line):
     import torch
 
     from finetune_core.errors import TrainingError
-    from finetune_core.training.ranks import MainProcessEnded, read_torchrun_ranks
+    from finetune_core.training.devices.ranks import MainProcessEnded, read_torchrun_ranks
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     ranks = read_torchrun_ranks()
@@ -259,7 +259,7 @@ def _without_memory(*_):
 def _record_answer(task, ranks):
     """Yield an answer that records what the rank computes and sends."""
     from finetune_core.training import gather, trunk
-    from finetune_core.training.ranks import Ranks
+    from finetune_core.training.devices.ranks import Ranks
 
     answer, outputs, exchange = Answer(), trunk.stream_outputs, Ranks.exchange
 

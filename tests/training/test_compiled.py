@@ -20,11 +20,11 @@ from finetune_core.training import compiled, events, feeding
 from finetune_core.training.compile_child import find_difference
 from finetune_core.training.compiled import Compiler, Part, is_worthwhile, match_batch
 from finetune_core.training.compiler_process import KILLED, CompilerProcess
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.out_of_memory import run_in_parts
+from finetune_core.training.devices.speed_book import Compilation, SpeedBook
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.packages import load_package
-from finetune_core.training.speed_book import Compilation, SpeedBook
 from finetune_core.training.trunk import split_network
 from tests.deadline import wait_until
 from tests.factories import TINY_BACKBONE, shared_images, tiny_config

@@ -13,7 +13,7 @@ from finetune_core.models.network import build_network
 from finetune_core.training import compute, events
 from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.compute import StepRule, train_step
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 from finetune_core.training.optimizers import take_step
 from finetune_core.training.schedules import learning_rate_factor
 from finetune_core.training.weight_ema import WeightEMA

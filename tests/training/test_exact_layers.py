@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 from finetune_core.training.evaluation import predict_splits
 from finetune_core.training.exact_layers import use_exact_head
 from finetune_core.training.lost import LostImages

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 from finetune_core.training.feeding import Feed, forward_batch_size, load_batches, stream_outputs
 from finetune_core.training.prepare import prepare
 from finetune_core.transfers import Transfers

@@ -10,12 +10,12 @@ import torch
 from finetune_core.data.dataset import load_dataset
 from finetune_core.models.network import network_stages
 from finetune_core.training import events
+from finetune_core.training.devices.speed_book import Speed, SpeedBook
 from finetune_core.training.footprint import measure_footprint, record_saved_storages
 from finetune_core.training.forecast import compute_forecast, forecast_run
 from finetune_core.training.loop import fit
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import prepare
-from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
 from tests.drain import drain

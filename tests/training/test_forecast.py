@@ -10,8 +10,8 @@ from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import TrainingError
 from finetune_core.training import events, timing
+from finetune_core.training.devices.speed_book import Speed, SpeedBook
 from finetune_core.training.forecast import compute_forecast, forecast_run, list_comparable_configs
-from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.strategies.stage_plan import list_stages
 from finetune_core.training.timing import calibrate
@@ -217,7 +217,7 @@ def test_a_book_is_parsed_once_until_it_changes(config, folder, monkeypatch):
     book.learn_decoding(dataset.fingerprint, 32, 0.001)
     really = json.loads
     monkeypatch.setattr(
-        "finetune_core.training.speed_book.json.loads",
+        "finetune_core.training.devices.speed_book.json.loads",
         lambda text: parsed.append(text) or really(text),
     )
     assert [
@@ -247,7 +247,7 @@ def test_a_book_that_cannot_be_written_costs_no_run(config, tmp_path, monkeypatc
     def refuse(*_):
         raise OSError("read-only")
 
-    monkeypatch.setattr("finetune_core.training.speed_book.write_bytes", refuse)
+    monkeypatch.setattr("finetune_core.training.devices.speed_book.write_bytes", refuse)
     _, found = record_run(config(epochs=1), tmp_path)
     assert isinstance(found[-1], events.RunFinished)
 

@@ -9,10 +9,11 @@ from torch import nn
 
 from finetune_core.errors import TrainingError
 from finetune_core.runs.log import describe_event
-from finetune_core.training import device, events, loss_scale
+from finetune_core.training import events, loss_scale
 from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.compute import StepRule, train_step
-from finetune_core.training.device import Device
+from finetune_core.training.devices import device
+from finetune_core.training.devices.device import Device
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.pending import ReadStep

@@ -16,7 +16,7 @@ from finetune_core.data.rowcache import CACHE, RowCache
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.training import events, prepare
 from finetune_core.training.batches import sample_keys
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 from finetune_core.training.feeding import load_batches
 from finetune_core.training.loop import fit
 from finetune_core.training.placement import measure_row_budget, place_lookups

@@ -23,7 +23,7 @@ from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training import compute, events, loop
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 from finetune_core.training.loop import fit
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import prepare

@@ -13,8 +13,8 @@ from finetune_core.evaluation.comparison.pair_text import quote
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.formatting import format_duration, format_memory
 from finetune_core.runs.design import features_key, forecast_arm
+from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.forecast import Forecast, forecast_run
-from finetune_core.training.speed_book import SpeedBook
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.files import staging_folder
 from finetune_core.paths import data_dir
 from finetune_core.training.compiled import Compiler
-from finetune_core.training.device import Device
-from finetune_core.training.device_turn import run_on_idle_device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.predictions import FINAL_PRECISION
 from finetune_core.training.preview import network_input
 from finetune_core.work import Step, Work

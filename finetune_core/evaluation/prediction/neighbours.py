@@ -32,8 +32,8 @@ from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
 from finetune_core.training.compiled import Compiler, Part
-from finetune_core.training.device import Device
-from finetune_core.training.device_turn import run_on_idle_device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.feeding import Forward
 from finetune_core.training.predictions import FINAL_PRECISION
 from finetune_core.training.preview import network_input

@@ -15,7 +15,7 @@ from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info
 from finetune_core.training.compiled import Part
-from finetune_core.training.device import Device, choose_device
+from finetune_core.training.devices.device import Device, choose_device
 from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.feeding import Forward
 from finetune_core.training.networks import load_best_network

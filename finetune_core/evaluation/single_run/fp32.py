@@ -20,8 +20,8 @@ from finetune_core.formatting import pluralize
 from finetune_core.runs.locks import hold_lock
 from finetune_core.runs.store import Run
 from finetune_core.training.answers import OutputFunction, compute_outputs
-from finetune_core.training.device import Device
-from finetune_core.training.device_turn import run_on_idle_device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.predictions import (
     FINAL_PRECISION,

@@ -27,8 +27,8 @@ from finetune_core.evaluation.single_run.shift_files import (
 )
 from finetune_core.runs.store import Run
 from finetune_core.training.answers import compute_outputs
-from finetune_core.training.device import Device
-from finetune_core.training.device_turn import run_on_idle_device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.predictions import (
     FINAL_PRECISION,

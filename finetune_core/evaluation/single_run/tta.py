@@ -22,8 +22,8 @@ from finetune_core.evaluation.single_run.fp32 import predict_again
 from finetune_core.files import Stamp, file_stamp
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.runs.store import Run
-from finetune_core.training.device import Device
-from finetune_core.training.device_turn import run_on_idle_device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.predictions import (
     FINAL_PRECISION,

@@ -25,8 +25,8 @@ from finetune_core.runs.design import (
     group_by_arm,
     set_rates,
 )
+from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES, count_epochs
 from finetune_core.training.strategies.recipes import DEMO_RECIPE
 from finetune_core.training.timing import calibrate

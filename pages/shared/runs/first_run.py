@@ -14,8 +14,8 @@ from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.formatting import format_percent, format_points, format_rough_duration, pluralize
 from finetune_core.jobs import Job
 from finetune_core.runs.store import Run
+from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.forecast import forecast_run
-from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES
 from finetune_core.training.strategies.recipes import DEMO_RECIPE
 from finetune_core.training.timing import calibrate

@@ -19,7 +19,7 @@ from finetune_core.formatting import (
 from finetune_core.runs.log import describe_event, describe_fit, describe_live_metrics, format_log
 from finetune_core.runs.smoothing import smooth
 from finetune_core.runs.store import Run
-from finetune_core.training.device_turn import WAITING
+from finetune_core.training.devices.turn import WAITING
 from finetune_core.training.prediction_history import Flip, find_flips, load_prediction_history
 from pages.shared.chrome import escape_markdown
 from pages.shared.images import Picture, draw_gallery, make_run_picture

@@ -21,7 +21,7 @@ from finetune_core.profiling.plan import Progress
 from finetune_core.profiling.queued import train_in_queue
 from finetune_core.profiling.result import Profile
 from finetune_core.profiling.settings import set_up
-from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.work import Work
 from pages.shared.account import owner
 from pages.shared.chrome import escape_markdown

@@ -16,7 +16,7 @@ from finetune_core.formatting import format_percent, format_time_left, pluralize
 from finetune_core.runs.design import arm_key, forecast_arm
 from finetune_core.runs.stop_request import read_stop_request
 from finetune_core.runs.store import Run, summarize_run
-from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.strategies.catalogue import count_epochs
 from pages.shared.account import can_change
 from pages.shared.data.chosen import data_folder

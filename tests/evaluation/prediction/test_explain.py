@@ -15,7 +15,7 @@ from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network
 from finetune_core.models.stages import derive_stages, find_head
-from finetune_core.training.device import choose_device
+from finetune_core.training.devices.device import choose_device
 from tests.factories import TINY_BACKBONE
 
 SIZE = 64

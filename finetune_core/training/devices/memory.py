@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 
 
 def reset_peak_memory(device: Device) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
-from finetune_core.training.speed_book import Compilation, Speed, SpeedBook
+from finetune_core.training.devices.speed_book import Compilation, Speed, SpeedBook
 from tests.factories import shared_images
 
 SPEED = Speed(0.01, 0.02, 0.005, 1000, 5_000_000, 0.0)

@@ -8,8 +8,8 @@ from typing import Self, TypeVar
 from filelock import FileLock, Timeout
 
 from finetune_core import paths
-from finetune_core.training.device import Device, choose_device
-from finetune_core.training.device_memory import release_memory
+from finetune_core.training.devices.device import Device, choose_device
+from finetune_core.training.devices.memory import release_memory
 from finetune_core.work import Step, Work
 
 WAITING = "device"  # phase of the steps while waiting

@@ -3,8 +3,8 @@ import torch
 
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import pluralize
-from finetune_core.training import device as device_module
-from finetune_core.training.device import choose_device, describe_machine, read_numerics
+from finetune_core.training.devices import device as device_module
+from finetune_core.training.devices.device import choose_device, describe_machine, read_numerics
 
 
 @pytest.fixture

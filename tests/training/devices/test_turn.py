@@ -7,10 +7,11 @@ import pytest
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError
 from finetune_core.jobs import Jobs
-from finetune_core.training import device_memory, device_turn
-from finetune_core.training.device_turn import Turn, run_in_turn
+from finetune_core.training.devices import memory as device_memory
+from finetune_core.training.devices import turn as device_turn
+from finetune_core.training.devices.speed_book import SpeedBook
+from finetune_core.training.devices.turn import Turn, run_in_turn
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step, finish
 from tests.deadline import wait_until

@@ -17,7 +17,7 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
 from finetune_core.files import Stamp, file_stamp, read_regular, write_bytes
-from finetune_core.training.device import device_for_run
+from finetune_core.training.devices.device import device_for_run
 
 _KNOWN_SPEEDS = 200
 _LARGEST = 2**24  # bytes of the book

@@ -15,10 +15,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.training import events
-from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.predictions import load_predictions
-from finetune_core.training.prepare import check_devices
-from finetune_core.training.ranks import (
+from finetune_core.training.devices.ranks import (
     ALONE,
     RankLost,
     Ranks,
@@ -27,6 +24,9 @@ from finetune_core.training.ranks import (
     rendezvous_file,
     select_device,
 )
+from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.predictions import load_predictions
+from finetune_core.training.prepare import check_devices
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from tests.factories import image_folder, shared_images, tiny_config, trained_run
 from tests.training.equal import check_equal

@@ -14,9 +14,9 @@ from finetune_core.errors import TrainingError, is_out_of_memory
 from finetune_core.training import evaluation, events, job, movement
 from finetune_core.training.batches import prefetch, split_batches
 from finetune_core.training.compute import StepRule, train_step
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.out_of_memory import run_halving, run_in_parts, split_parts
 from finetune_core.training.loop import fit
-from finetune_core.training.out_of_memory import run_halving, run_in_parts, split_parts
 from finetune_core.training.prepare import prepare
 from tests.drain import drain
 from tests.factories import image_folder, tiny_config
@@ -32,7 +32,7 @@ import json, resource, sys
 import psutil, torch
 from torch import nn
 from finetune_core.training.compute import StepRule, train_step
-from finetune_core.training.device import Device
+from finetune_core.training.devices.device import Device
 from finetune_core.training.evaluation import compute_logits_in_parts
 
 torch.set_num_threads(1)
@@ -88,7 +88,7 @@ import psutil
 import finetune_core.__main__ as command, torch
 # Import before the limit is set.
 import finetune_core.evaluation.advice.advise, finetune_core.inspection.deep
-from finetune_core.training import device_turn
+from finetune_core.training.devices import turn as device_turn
 
 usual = device_turn.run_on_idle_device
 
