@@ -133,7 +133,7 @@ def fake_compiler(monkeypatch):
     ``closed`` processes; ``used``, the number of compiled passes; ``module``, the module to
     compile, which runs instead and whose output is multiplied by ``factor``.
     """
-    from finetune_core.training import compiled
+    from finetune_core.training.compile import compiler as compiled
     from finetune_core.training.devices.speed_book import Compilation, SpeedBook
 
     class Process:

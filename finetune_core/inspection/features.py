@@ -23,7 +23,7 @@ from finetune_core.models.partition import SplitError
 from finetune_core.models.truncated import Pooling, choose_pooling, pool
 from finetune_core.models.weights import PRETRAINED
 from finetune_core.training.batches import split_batches
-from finetune_core.training.compiled import Compiler, Part
+from finetune_core.training.compile.compiler import Compiler, Part
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.feeding import forward_batch_size, load_batches, stream_outputs

@@ -19,7 +19,7 @@ from finetune_core.data.rowcache import CACHE, Lookup, Where
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
-from finetune_core.training.compiled import Compiler, Part
+from finetune_core.training.compile.compiler import Compiler, Part
 from finetune_core.training.devices.device import Device
 from finetune_core.training.feeding import Feed, forward_batch_size, stream_outputs
 from finetune_core.training.strategies.catalogue import count_epochs

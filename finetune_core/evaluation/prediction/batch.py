@@ -20,7 +20,7 @@ from finetune_core.evaluation.prediction.neighbours import Known
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.files import staging_folder
 from finetune_core.paths import data_dir
-from finetune_core.training.compiled import Compiler
+from finetune_core.training.compile.compiler import Compiler
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.predictions import FINAL_PRECISION

@@ -31,7 +31,7 @@ from finetune_core.inspection.features import iterate_inputs
 from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
-from finetune_core.training.compiled import Compiler, Part
+from finetune_core.training.compile.compiler import Compiler, Part
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.feeding import Forward

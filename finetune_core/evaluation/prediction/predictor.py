@@ -14,7 +14,7 @@ from finetune_core.models.network import Network
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info
-from finetune_core.training.compiled import Part
+from finetune_core.training.compile.compiler import Part
 from finetune_core.training.devices.device import Device, choose_device
 from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.feeding import Forward

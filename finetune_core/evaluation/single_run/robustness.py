@@ -18,7 +18,7 @@ from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness_files import Robustness, save_robustness
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import center_crop, normalize
-from finetune_core.training.compiled import Compiler
+from finetune_core.training.compile.compiler import Compiler
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.feeding import Forward

@@ -3,7 +3,7 @@
 It is a process of its own because Dynamo is not thread-safe, and compiling holds the interpreter
 lock.
 
-``python -m finetune_core.training.compile_child FOLDER`` reads ``request.pt`` there and writes
+``python -m finetune_core.training.compile.child FOLDER`` reads ``request.pt`` there and writes
 ``package.pt2``. Errors are written to stderr. The process ends when its stdin does, with everything
 it has started, so it never outlives the process that asked for it.
 """
@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
     import torch
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
-    from finetune_core.training.folding import scale_convolutions
+    from finetune_core.training.compile.folding import scale_convolutions
 
     torch.set_num_threads(1)
     request = torch.load(folder / "request.pt", weights_only=False)

@@ -22,11 +22,16 @@ from torch import fx, nn
 
 from finetune_core.errors import is_out_of_memory
 from finetune_core.formatting import pluralize
-from finetune_core.training.compiler_process import KILLED, CompilerProcess
+from finetune_core.training.compile.packages import (
+    Compiled,
+    load_package,
+    read_package,
+    write_package,
+)
+from finetune_core.training.compile.process import KILLED, CompilerProcess
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.speed_book import Compilation, SpeedBook
 from finetune_core.training.feeding import Forward
-from finetune_core.training.packages import Compiled, load_package, read_package, write_package
 from finetune_core.version import __version__
 
 # Libraries whose code a package is compiled from, beside Thaw's own.

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from finetune_core import paths
-from finetune_core.training.packages import read_package, write_package
+from finetune_core.training.compile.packages import read_package, write_package
 from tests.other_user import AS_ROOT, as_another_user, open_to_all
 
 pytestmark = pytest.mark.skipif(

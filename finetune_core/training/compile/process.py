@@ -19,7 +19,7 @@ from finetune_core.training.devices.device import Device
 
 KILLED = "the compiler was killed, perhaps because memory ran out"
 
-_PROJECT = Path(__file__).resolve().parents[2]
+_PROJECT = Path(__file__).resolve().parents[3]
 
 
 class CompilerProcess:
@@ -49,7 +49,7 @@ class CompilerProcess:
             # write to its usual places.
             folders = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"), str(self._folder))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_core.training.compile_child", str(self._folder)],
+                [sys.executable, "-m", "finetune_core.training.compile.child", str(self._folder)],
                 cwd=_PROJECT,
                 env=os.environ | folders | {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
                 stdin=subprocess.PIPE,
