@@ -29,11 +29,11 @@ from finetune_core.training import compute
 from finetune_core.training.compile.packages import load_package
 from finetune_core.training.compile.process import CompilerProcess
 from finetune_core.training.compute import place_network, train_step
+from finetune_core.training.data_pipeline.trunk import split_network
 from finetune_core.training.devices.device import Device, choose_device
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.strategies.freezing import apply_strategy
 from finetune_core.training.strategies.stage_plan import cut_index, plan_strategy
-from finetune_core.training.trunk import split_network
 
 ROUNDS, CLASSES = 9, 10
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

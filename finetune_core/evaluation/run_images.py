@@ -14,7 +14,7 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.errors import DataError, RunError
 from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.runs.store import Run
-from finetune_core.training.batches import sample_keys, take_subset
+from finetune_core.training.data_pipeline.batches import sample_keys, take_subset
 from finetune_core.work import Work, with_phase
 
 

@@ -20,7 +20,7 @@ from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.measure import Measurement, measure
 from finetune_core.exporters.sidecar import SIDECAR, describe_network, write_sidecar
 from finetune_core.exporters.source import Source
-from finetune_core.training.answers import OutputFunction
+from finetune_core.training.data_pipeline.answers import OutputFunction
 from finetune_core.work import Step, Work
 
 ONNX, PROGRAM = FORMATS["onnx"].file, FORMATS["torch_export"].file

@@ -13,7 +13,7 @@ from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.exporters.source import Source
 from finetune_core.formatting import accuracy_name, format_number, format_percent, pluralize
-from finetune_core.training.answers import OutputFunction, compute_outputs
+from finetune_core.training.data_pipeline.answers import OutputFunction, compute_outputs
 from finetune_core.training.predictions import prediction_table
 from finetune_core.work import Work
 

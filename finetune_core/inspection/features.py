@@ -22,13 +22,17 @@ from finetune_core.models.network import Network, build_network, check_image_siz
 from finetune_core.models.partition import SplitError
 from finetune_core.models.truncated import Pooling, choose_pooling, pool
 from finetune_core.models.weights import PRETRAINED
-from finetune_core.training.batches import split_batches
 from finetune_core.training.compile.compiler import Compiler, Part
+from finetune_core.training.data_pipeline.batches import split_batches
+from finetune_core.training.data_pipeline.feeding import (
+    forward_batch_size,
+    load_batches,
+    stream_outputs,
+)
+from finetune_core.training.data_pipeline.training_images import validation_feed
+from finetune_core.training.data_pipeline.trunk import TrunkTables, split_network
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
-from finetune_core.training.feeding import forward_batch_size, load_batches, stream_outputs
-from finetune_core.training.training_images import validation_feed
-from finetune_core.training.trunk import TrunkTables, split_network
 from finetune_core.work import Work, with_phase
 
 _BATCH = 32

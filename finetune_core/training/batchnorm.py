@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from finetune_core.data.splits import TRAIN
-from finetune_core.training.batches import TOO_LARGE_A_BATCH
+from finetune_core.training.data_pipeline.batches import TOO_LARGE_A_BATCH
 from finetune_core.training.devices.out_of_memory import explain_out_of_memory
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.job import Job

@@ -17,7 +17,6 @@ from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.models.network import Network
-from finetune_core.training.batches import sample_keys, take_subset
 from finetune_core.training.checkpoints import (
     BEST,
     START,
@@ -25,6 +24,7 @@ from finetune_core.training.checkpoints import (
     read_info,
     save_checkpoint,
 )
+from finetune_core.training.data_pipeline.batches import sample_keys, take_subset
 from finetune_core.training.devices.device import choose_device, read_numerics
 from finetune_core.training.evaluation import evaluate_table
 from finetune_core.training.events import (

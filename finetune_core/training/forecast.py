@@ -8,10 +8,11 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_info_for
+from finetune_core.training.data_pipeline.feeding import forward_batch_size
+from finetune_core.training.data_pipeline.placement import get_idle_row_budget
+from finetune_core.training.data_pipeline.trunk import choose_num_views, why_uncached
 from finetune_core.training.devices.device import device_for_run
 from finetune_core.training.devices.speed_book import Speed, SpeedBook
-from finetune_core.training.feeding import forward_batch_size
-from finetune_core.training.placement import get_idle_row_budget
 from finetune_core.training.strategies.catalogue import (
     BASELINE,
     STRATEGIES,
@@ -27,7 +28,6 @@ from finetune_core.training.strategies.stage_plan import (
     list_stages,
     plan_strategy,
 )
-from finetune_core.training.trunk import choose_num_views, why_uncached
 
 # Building the network, opening the data, the last checkpoint.
 _FIXED_SECONDS = 0.8

@@ -13,24 +13,24 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TRAIN
 from finetune_core.models.network import Network
-from finetune_core.training.batches import (
+from finetune_core.training.checkpoints import changing_tensors
+from finetune_core.training.compute import StepRule
+from finetune_core.training.data_pipeline.batches import (
     TOO_LARGE_A_BATCH,
     make_balanced_batches,
     make_epoch_batches,
     split_batches,
 )
-from finetune_core.training.checkpoints import changing_tensors
-from finetune_core.training.compute import StepRule
+from finetune_core.training.data_pipeline.feeding import forward_batch_size, load_batches
+from finetune_core.training.data_pipeline.training_images import TrainingImages
+from finetune_core.training.data_pipeline.trunk import CachedTrunk
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.out_of_memory import explain_out_of_memory
 from finetune_core.training.devices.ranks import ALONE, Ranks
 from finetune_core.training.events import CacheReport, Lineage
-from finetune_core.training.feeding import forward_batch_size, load_batches
 from finetune_core.training.strategies.catalogue import count_epochs
 from finetune_core.training.strategies.lora import LowRank, make_low_rank
 from finetune_core.training.strategies.stage_plan import Strategy, list_trained_parameters
-from finetune_core.training.training_images import TrainingImages
-from finetune_core.training.trunk import CachedTrunk
 from finetune_core.transfers import copy_to_device
 
 Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]

@@ -35,7 +35,7 @@ from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
 from finetune_core.data.threads import count_usable_cores
 from finetune_core.errors import DataError
-from finetune_core.training.batches import disable_helper_threads
+from finetune_core.training.data_pipeline.batches import disable_helper_threads
 from finetune_core.training.events import Candidate
 from finetune_core.training.folds import FOLDS, Fold, stratified_folds
 from finetune_core.work import Step, Work, finish

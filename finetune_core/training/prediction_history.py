@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from finetune_core.errors import RunError
 from finetune_core.files import describe_problem, path_exists, read_regular, write_bytes
-from finetune_core.training.batches import draw_uniform
+from finetune_core.training.data_pipeline.batches import draw_uniform
 
 PREDICTION_HISTORY_FILE, _EARLIER_FILE = "prediction_history.json", "guesses.json"
 _MOST = 300

@@ -24,27 +24,13 @@ from finetune_core.models.catalogue import BackboneInfo, backbone_info
 from finetune_core.models.network import Network, check_image_size, has_linear_head
 from finetune_core.models.partition import Segments, SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM, download
-from finetune_core.training.batches import sample_keys, take_subset
 from finetune_core.training.compute import place_network
-from finetune_core.training.devices.device import Device, choose_device, device_for_run
-from finetune_core.training.devices.memory import reset_peak_memory
-from finetune_core.training.devices.ranks import ALONE, Ranks, check_gpus
-from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
-from finetune_core.training.feeding import forward_batch_size
-from finetune_core.training.gather import find_cached_nowhere, gather_rows
-from finetune_core.training.job import Job
-from finetune_core.training.networks import InitialNetwork, build_initial_network, check_earlier_run
-from finetune_core.training.parents import read_parents
-from finetune_core.training.placement import measure_row_budget, place_lookups
-from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
-from finetune_core.training.strategies.stage_plan import (
-    Strategy,
-    cut_index,
-    list_stages,
-    plan_strategy,
-)
-from finetune_core.training.training_images import TrainingImages
-from finetune_core.training.trunk import (
+from finetune_core.training.data_pipeline.batches import sample_keys, take_subset
+from finetune_core.training.data_pipeline.feeding import forward_batch_size
+from finetune_core.training.data_pipeline.gather import find_cached_nowhere, gather_rows
+from finetune_core.training.data_pipeline.placement import measure_row_budget, place_lookups
+from finetune_core.training.data_pipeline.training_images import TrainingImages
+from finetune_core.training.data_pipeline.trunk import (
     CachedTrunk,
     TrunkTables,
     choose_num_views,
@@ -55,6 +41,20 @@ from finetune_core.training.trunk import (
     split_network,
     why_eager,
     why_uncached,
+)
+from finetune_core.training.devices.device import Device, choose_device, device_for_run
+from finetune_core.training.devices.memory import reset_peak_memory
+from finetune_core.training.devices.ranks import ALONE, Ranks, check_gpus
+from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
+from finetune_core.training.job import Job
+from finetune_core.training.networks import InitialNetwork, build_initial_network, check_earlier_run
+from finetune_core.training.parents import read_parents
+from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
+from finetune_core.training.strategies.stage_plan import (
+    Strategy,
+    cut_index,
+    list_stages,
+    plan_strategy,
 )
 from finetune_core.work import Work, with_phase
 

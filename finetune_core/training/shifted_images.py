@@ -26,14 +26,14 @@ from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.models.partition import Segments
-from finetune_core.training.answers import compute_outputs
+from finetune_core.training.data_pipeline.answers import compute_outputs
+from finetune_core.training.data_pipeline.trunk import CachedTrunk, split_network
 from finetune_core.training.evaluation import compute_logits_in_parts
 from finetune_core.training.events import Classes, Event
 from finetune_core.training.job import Job
 from finetune_core.training.predictions import read_fact, read_table
 from finetune_core.training.prepare import report_progress
 from finetune_core.training.strategies.stage_plan import cut_index
-from finetune_core.training.trunk import CachedTrunk, split_network
 
 SHIFTED_FILE = re.compile(r"shifted-([0-9a-f]{16})\.parquet")  # beside predictions.parquet
 SHIFT_FACTS = b"thaw.shift"  # in the file's metadata

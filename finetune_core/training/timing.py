@@ -21,6 +21,7 @@ from finetune_core.models.network import Network, build_network
 from finetune_core.models.partition import SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import StepRule, place_network, train_step
+from finetune_core.training.data_pipeline.trunk import split_network
 from finetune_core.training.devices.device import Device, device_for_run
 from finetune_core.training.devices.memory import measure_peak_bytes
 from finetune_core.training.devices.speed_book import Speed, SpeedBook, conditions
@@ -38,7 +39,6 @@ from finetune_core.training.strategies.stage_plan import (
     list_stages,
     plan_strategy,
 )
-from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
 
 _SECONDS = 0.4  # per measurement

@@ -30,8 +30,8 @@ from finetune_core.exporters.graphs import BATCHES, TOLERANCE, compare
 from finetune_core.exporters.tensors import load_export
 from finetune_core.formatting import format_percent
 from finetune_core.runs.store import summarize_run
+from finetune_core.training.data_pipeline.preview import network_input
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.preview import network_input
 from finetune_core.work import finish
 from tests.exporters.conftest import colours, train_shared
 

@@ -13,11 +13,11 @@ from finetune_core.inspection.features import compute_features
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network
 from finetune_core.models.partition import SplitError
-from finetune_core.training import feeding
+from finetune_core.training.data_pipeline import feeding
+from finetune_core.training.data_pipeline.preview import network_input
+from finetune_core.training.data_pipeline.trunk import split_network
 from finetune_core.training.devices import turn as device_turn
 from finetune_core.training.devices.device import choose_device
-from finetune_core.training.preview import network_input
-from finetune_core.training.trunk import split_network
 from finetune_core.work import Step
 from tests.drain import drain
 from tests.factories import image_folder

@@ -7,7 +7,7 @@ from torch import nn
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import build_network, network_stages
 from finetune_core.models.truncated import pool, pooling_dims
-from finetune_core.training.trunk import split_network
+from finetune_core.training.data_pipeline.trunk import split_network
 
 SIDE = 64
 IMAGES = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

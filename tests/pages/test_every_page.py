@@ -275,7 +275,7 @@ import torch
 import pages.shared.home
 from finetune_core.models.catalogue import backbone_info, backbone_names
 from finetune_core.models.network import network_stages
-from finetune_core.training.batches import center_crop
+from finetune_core.training.data_pipeline.batches import center_crop
 from finetune_core.training.folds import stratified_folds
 
 uses = [

@@ -258,7 +258,7 @@ def _without_memory(*_):
 @contextmanager
 def _record_answer(task, ranks):
     """Yield an answer that records what the rank computes and sends."""
-    from finetune_core.training import gather, trunk
+    from finetune_core.training.data_pipeline import gather, trunk
     from finetune_core.training.devices.ranks import Ranks
 
     answer, outputs, exchange = Answer(), trunk.stream_outputs, Ranks.exchange

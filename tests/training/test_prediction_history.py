@@ -5,7 +5,7 @@ import pytest
 
 from finetune_core.errors import RunError
 from finetune_core.training import prediction_history
-from finetune_core.training.batches import sample_keys
+from finetune_core.training.data_pipeline.batches import sample_keys
 from finetune_core.training.prediction_history import (
     add_predictions,
     find_flips,

@@ -13,7 +13,7 @@ from finetune_core.inspection.features import Features, compute_features
 from finetune_core.models.catalogue import backbone_info, default_image_size
 from finetune_core.models.network import check_image_size, network_stages
 from finetune_core.models.weights import PRETRAINED, download, fetch_description
-from finetune_core.training.batches import sample_keys, take_subset
+from finetune_core.training.data_pipeline.batches import sample_keys, take_subset
 from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.forecast import forecast_run, list_comparable_configs
 from finetune_core.training.logistic import cross_validate_probe

@@ -21,10 +21,10 @@ from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.files import staging_folder
 from finetune_core.paths import data_dir
 from finetune_core.training.compile.compiler import Compiler
+from finetune_core.training.data_pipeline.preview import network_input
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.predictions import FINAL_PRECISION
-from finetune_core.training.preview import network_input
 from finetune_core.work import Step, Work
 
 _BATCH = 32

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import Predictor
-from finetune_core.training.preview import network_input
+from finetune_core.training.data_pipeline.preview import network_input
 
 _SIDE = 320  # pixels of an overlay
 _STRONGEST = 0.65  # opacity of the highest heat

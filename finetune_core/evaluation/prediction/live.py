@@ -7,7 +7,7 @@ import numpy as np
 
 from finetune_core.evaluation.prediction.neighbours import Known
 from finetune_core.evaluation.prediction.predictor import Predictor
-from finetune_core.training.batches import disable_helper_threads
+from finetune_core.training.data_pipeline.batches import disable_helper_threads
 
 # One image is too little work to share between threads: on busy cores they wait for each other
 # many times longer than the work takes.

@@ -19,7 +19,7 @@ from finetune_core.evaluation.single_run.evaluate import evaluation_precision, l
 from finetune_core.formatting import pluralize
 from finetune_core.runs.locks import hold_lock
 from finetune_core.runs.store import Run
-from finetune_core.training.answers import OutputFunction, compute_outputs
+from finetune_core.training.data_pipeline.answers import OutputFunction, compute_outputs
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.evaluation import compute_logits

@@ -17,11 +17,11 @@ from finetune_core.evaluation.single_run.corruptions import corrupt, list_corrup
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness_files import Robustness, save_robustness
 from finetune_core.runs.store import Run
-from finetune_core.training.batches import center_crop, normalize
 from finetune_core.training.compile.compiler import Compiler
+from finetune_core.training.data_pipeline.batches import center_crop, normalize
+from finetune_core.training.data_pipeline.feeding import Forward
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
-from finetune_core.training.feeding import Forward
 from finetune_core.training.predictions import FINAL_PRECISION, predictions_mtime
 from finetune_core.work import Step, Work
 

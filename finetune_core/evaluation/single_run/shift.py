@@ -26,7 +26,7 @@ from finetune_core.evaluation.single_run.shift_files import (
     save_shift,
 )
 from finetune_core.runs.store import Run
-from finetune_core.training.answers import compute_outputs
+from finetune_core.training.data_pipeline.answers import compute_outputs
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.evaluation import compute_logits

@@ -29,9 +29,9 @@ from finetune_core.training.compile.packages import (
     write_package,
 )
 from finetune_core.training.compile.process import KILLED, CompilerProcess
+from finetune_core.training.data_pipeline.feeding import Forward
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.speed_book import Compilation, SpeedBook
-from finetune_core.training.feeding import Forward
 from finetune_core.version import __version__
 
 # Libraries whose code a package is compiled from, beside Thaw's own.

@@ -8,7 +8,7 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import CROP, PAD
 from finetune_core.errors import FinetuneError
 from finetune_core.models.catalogue import BackboneInfo, backbone_info_for
-from finetune_core.training.preview import make_augmented_versions, network_input
+from finetune_core.training.data_pipeline.preview import make_augmented_versions, network_input
 from pages.shared.chrome import escape_markdown
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import backbone_and_size

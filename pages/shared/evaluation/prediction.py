@@ -37,8 +37,8 @@ from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.figures.evaluation import plot_probabilities
 from finetune_core.formatting import format_number, format_percent, pluralize
 from finetune_core.runs.store import Run
+from finetune_core.training.data_pipeline.preview import draw_crop
 from finetune_core.training.predictions import predictions_mtime
-from finetune_core.training.preview import draw_crop
 from finetune_core.work import Work, with_phase
 from pages.shared.chrome import PLAIN, escape_markdown
 from pages.shared.data.chosen import readable_roots

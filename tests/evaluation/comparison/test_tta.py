@@ -21,8 +21,8 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import resolve_run_image
 from finetune_core.evaluation.single_run.tta import load_flip_predictions, predict_with_flips
 from finetune_core.runs.store import read_run
+from finetune_core.training.data_pipeline.preview import network_input
 from finetune_core.training.predictions import load_predictions, save_predictions
-from finetune_core.training.preview import network_input
 from finetune_core.work import finish
 from tests.documents import missing_in_reference
 

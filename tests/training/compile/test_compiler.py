@@ -16,17 +16,18 @@ from torch import nn
 from finetune_core import paths
 from finetune_core.data.rowcache import CACHE
 from finetune_core.models.network import build_network
-from finetune_core.training import events, feeding
+from finetune_core.training import events
 from finetune_core.training.compile import compiler as compiled
 from finetune_core.training.compile.child import find_difference
 from finetune_core.training.compile.compiler import Compiler, Part, is_worthwhile, match_batch
 from finetune_core.training.compile.packages import load_package
 from finetune_core.training.compile.process import KILLED, CompilerProcess
+from finetune_core.training.data_pipeline import feeding
+from finetune_core.training.data_pipeline.trunk import split_network
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.out_of_memory import run_in_parts
 from finetune_core.training.devices.speed_book import Compilation, SpeedBook
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.trunk import split_network
 from tests.deadline import wait_until
 from tests.factories import TINY_BACKBONE, shared_images, tiny_config
 from tests.other_user import AS_ROOT, as_another_user, open_to_all

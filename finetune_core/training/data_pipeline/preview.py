@@ -10,7 +10,12 @@ from PIL import Image, ImageDraw
 from finetune_core.config import Augmentation
 from finetune_core.data.decode import PAD, read_scaled, read_square
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import augment, center_crop, normalize, sample_keys
+from finetune_core.training.data_pipeline.batches import (
+    augment,
+    center_crop,
+    normalize,
+    sample_keys,
+)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from finetune_core.training.batches import augment
-from finetune_core.training.crops import crop_and_resize
+from finetune_core.training.data_pipeline.batches import augment
+from finetune_core.training.data_pipeline.crops import crop_and_resize
 
 VECTORISED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 

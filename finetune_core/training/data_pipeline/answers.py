@@ -7,7 +7,12 @@ import torch
 
 from finetune_core.data.pixels import Pixels
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import center_crop, normalize, prefetch, split_batches
+from finetune_core.training.data_pipeline.batches import (
+    center_crop,
+    normalize,
+    prefetch,
+    split_batches,
+)
 from finetune_core.work import Step, Work
 
 _BATCH = 32

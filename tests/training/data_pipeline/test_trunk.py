@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from finetune_core import paths
 from finetune_core.data.rowcache import CACHE
 from finetune_core.models.partition import SplitError
-from finetune_core.training import events, trunk
+from finetune_core.training import events
+from finetune_core.training.data_pipeline import trunk
 from finetune_core.training.loop import fit
 from finetune_core.training.predictions import load_predictions
 from tests.factories import image_folder, shared_images, tiny_config

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune_core.training.batches import prefetch, split_batches
+from finetune_core.training.data_pipeline.batches import prefetch, split_batches
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.out_of_memory import run_in_parts
 from finetune_core.transfers import PendingTensor, Transfers

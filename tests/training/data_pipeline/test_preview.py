@@ -10,8 +10,12 @@ from PIL import Image, ImageOps
 
 from finetune_core.errors import ImageError
 from finetune_core.models.catalogue import backbone_info, backbone_info_for
+from finetune_core.training.data_pipeline.preview import (
+    draw_crop,
+    make_augmented_versions,
+    network_input,
+)
 from finetune_core.training.prepare import prepare
-from finetune_core.training.preview import draw_crop, make_augmented_versions, network_input
 from finetune_core.work import finish
 from tests.factories import image_folder, tiny_config
 

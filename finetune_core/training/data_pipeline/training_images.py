@@ -9,9 +9,9 @@ from finetune_core.config import RunConfig
 from finetune_core.data.pixels import Pixels
 from finetune_core.data.rowcache import Lookup
 from finetune_core.models.catalogue import BackboneInfo
-from finetune_core.training.batches import augment, center_crop, normalize
+from finetune_core.training.data_pipeline.batches import augment, center_crop, normalize
+from finetune_core.training.data_pipeline.feeding import Feed
 from finetune_core.training.devices.device import Device
-from finetune_core.training.feeding import Feed
 
 
 def validation_feed(pixels: Pixels, info: BackboneInfo, image_size: int, device: Device) -> Feed:

@@ -15,13 +15,13 @@ from finetune_core.data.pixels import Pixels
 from finetune_core.data.rowcache import CACHE, RowCache
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.training import events, prepare
-from finetune_core.training.batches import sample_keys
+from finetune_core.training.data_pipeline.batches import sample_keys
+from finetune_core.training.data_pipeline.feeding import load_batches
+from finetune_core.training.data_pipeline.placement import measure_row_budget, place_lookups
+from finetune_core.training.data_pipeline.training_images import TrainingImages, validation_feed
+from finetune_core.training.data_pipeline.trunk import CachedTrunk
 from finetune_core.training.devices.device import Device
-from finetune_core.training.feeding import load_batches
 from finetune_core.training.loop import fit
-from finetune_core.training.placement import measure_row_budget, place_lookups
-from finetune_core.training.training_images import TrainingImages, validation_feed
-from finetune_core.training.trunk import CachedTrunk
 from finetune_core.work import finish
 from tests.drain import drain
 from tests.factories import tiny_config

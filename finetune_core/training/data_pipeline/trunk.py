@@ -20,8 +20,8 @@ from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
 from finetune_core.training.compile.compiler import Compiler, Part
+from finetune_core.training.data_pipeline.feeding import Feed, forward_batch_size, stream_outputs
 from finetune_core.training.devices.device import Device
-from finetune_core.training.feeding import Feed, forward_batch_size, stream_outputs
 from finetune_core.training.strategies.catalogue import count_epochs
 from finetune_core.work import Work, with_subject
 

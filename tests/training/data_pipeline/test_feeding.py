@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+from finetune_core.training.data_pipeline.feeding import (
+    Feed,
+    forward_batch_size,
+    load_batches,
+    stream_outputs,
+)
 from finetune_core.training.devices.device import Device
-from finetune_core.training.feeding import Feed, forward_batch_size, load_batches, stream_outputs
 from finetune_core.training.prepare import prepare
 from finetune_core.transfers import Transfers
 from finetune_core.work import finish as finish_work

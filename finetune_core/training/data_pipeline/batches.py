@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from finetune_core.config import Augmentation
 from finetune_core.errors import is_out_of_memory
-from finetune_core.training.crops import crop_and_resize
+from finetune_core.training.data_pipeline.crops import crop_and_resize
 from finetune_core.training.devices.out_of_memory import explain_out_of_memory
 from finetune_core.transfers import copy_to_device
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from finetune_core.training.batches import (
+from finetune_core.training.data_pipeline.batches import (
     augment,
     center_crop,
     draw_uniform,

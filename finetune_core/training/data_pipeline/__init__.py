@@ -1,0 +1,1 @@
+"""Images and activations on their way into a network."""
