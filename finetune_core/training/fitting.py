@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from finetune_core.data.dataset import assign_units
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import TrainingError
+from finetune_core.models.nearest import NEIGHBOURS, NearestNeighbours, replace_head
 from finetune_core.models.network import Network
 from finetune_core.training.devices.out_of_memory import explain_out_of_memory
 from finetune_core.training.evaluation import predict_splits
@@ -20,7 +21,6 @@ from finetune_core.training.footprint import measure_fit_footprint
 from finetune_core.training.job import Job
 from finetune_core.training.logistic import Choice, Linear
 from finetune_core.training.lost import LostImages
-from finetune_core.training.nearest import NEIGHBOURS, NearestNeighbours, replace_head
 from finetune_core.training.prepare import report_progress
 from finetune_core.training.probe_memo import fit_once
 from finetune_core.training.prototypes import fit_prototypes

@@ -17,6 +17,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.files import path_exists
+from finetune_core.models.nearest import count_neighbours
 from finetune_core.randomness import step_seed
 from finetune_core.training.averaging import average_weights
 from finetune_core.training.checkpoints import (
@@ -67,7 +68,6 @@ from finetune_core.training.job import Job, make_step_rule
 from finetune_core.training.loss_scale import LossScale, make_loss_scale
 from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copy_parameters, is_measured, measure_step
-from finetune_core.training.nearest import count_neighbours
 from finetune_core.training.networks import head_tensors
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.pending import (

@@ -18,6 +18,7 @@ from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.files import copy_regular, is_link, stat_regular
 from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.models.ensemble import build_ensemble
+from finetune_core.models.nearest import add_empty_neighbours, count_features
 from finetune_core.models.network import (
     Network,
     build_network,
@@ -44,7 +45,6 @@ from finetune_core.training.checkpoints import (
     save_checkpoint,
 )
 from finetune_core.training.events import Ancestor
-from finetune_core.training.nearest import add_empty_neighbours, count_features
 from finetune_core.training.predictions import PREDICTIONS_FILE, load_predictions
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.strategies.stage_plan import find_last_stage, plan_strategy

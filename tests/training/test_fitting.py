@@ -15,6 +15,7 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, DataError, ExportError, RunError, TrainingError
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
+from finetune_core.models.nearest import NEIGHBOURS, TEMPERATURE, NearestNeighbours
 from finetune_core.models.network import build_network
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
@@ -32,7 +33,6 @@ from finetune_core.training.logistic import (
     objective,
 )
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.nearest import NEIGHBOURS, TEMPERATURE, NearestNeighbours
 from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prototypes import class_means, fit_prototypes

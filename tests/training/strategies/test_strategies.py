@@ -8,13 +8,13 @@ from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.models import network as networks
 from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.nearest import NearestNeighbours
 from finetune_core.models.network import build_network, network_stages
 from finetune_core.models.stages import Stage
 from finetune_core.runs.store import read_run
 from finetune_core.training import events, loop
 from finetune_core.training.checkpoints import LAST, load_tensors
 from finetune_core.training.exact_layers import keep_depthwise_exact
-from finetune_core.training.nearest import NearestNeighbours
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.strategies.freezing import apply_strategy
