@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 
 from benchmarks.image_sets import SIDE, write_set
-from finetune_core.training.checkpoints import BEST, load_checkpoint, save_checkpoint
+from finetune_core.training.checkpoints.files import BEST, load_checkpoint, save_checkpoint
 
 BACKBONE = "timm/test_resnet"
 LAST = "layer4"

@@ -25,7 +25,7 @@ from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import load_shifted_predictions
 from finetune_core.runs.record import create_run, reopen_run
 from finetune_core.runs.store import Run, RunStore, summarize_run
-from finetune_core.training.parents import make_averaged_config
+from finetune_core.training.checkpoints.parents import make_averaged_config
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.strategies.catalogue import count_epochs
 from finetune_core.training.strategies.stage_plan import list_stages

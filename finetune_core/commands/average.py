@@ -6,7 +6,7 @@ from pathlib import Path
 from finetune_core.commands.runs import open_run
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, FinetuneError
-from finetune_core.training.parents import make_averaged_config, why_not_averaged
+from finetune_core.training.checkpoints.parents import make_averaged_config, why_not_averaged
 
 
 def build_average_config(named: Sequence[str], how: str) -> RunConfig:

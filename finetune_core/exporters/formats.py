@@ -20,7 +20,7 @@ from finetune_core.markup import paragraphs
 from finetune_core.models.nearest import NearestNeighbours
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
-from finetune_core.training.checkpoints import BEST, checkpoint_path
+from finetune_core.training.checkpoints.files import BEST, checkpoint_path
 from finetune_core.work import Work, finish
 
 _PREDICT_SCRIPT = Path(__file__).with_name("standalone") / "predict.py"

@@ -28,8 +28,8 @@ from finetune_core.models.catalogue import build_recipe, packages
 from finetune_core.models.stages import Stage
 from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.training.checkpoints.networks import build_initial_network, load_initial_head
 from finetune_core.training.data_pipeline.batches import sample_keys, take_subset
-from finetune_core.training.networks import build_initial_network, load_initial_head
 from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
 from finetune_core.training.strategies.stage_plan import StagePlan, Strategy, plan_strategy
 

@@ -15,7 +15,7 @@ from finetune_core.models.network import Network
 from finetune_core.models.timm_networks import portable_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.store import Run, summarize_run
-from finetune_core.training.checkpoints import BEST, read_info
+from finetune_core.training.checkpoints.files import BEST, read_info
 from finetune_core.training.devices.device import choose_device
 
 

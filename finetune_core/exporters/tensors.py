@@ -30,7 +30,7 @@ from finetune_core.models.network import Network, head_paths, network_stages, tr
 from finetune_core.models.stages import Stage, replace_head
 from finetune_core.models.weights import load_state_tensors
 from finetune_core.randomness import use_seed
-from finetune_core.training.checkpoints import check_tensors
+from finetune_core.training.checkpoints.files import check_tensors
 from finetune_core.training.devices.device import choose_device
 from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.events import Classes, Name

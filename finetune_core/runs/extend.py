@@ -17,7 +17,7 @@ from finetune_core.files import copy_regular, open_regular, write_bytes
 from finetune_core.runs.about import About, write_about
 from finetune_core.runs.record import EVENTS_FILE, create_run
 from finetune_core.runs.store import Run
-from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoint_path
+from finetune_core.training.checkpoints.files import BEST, HEAD, LAST, START, checkpoint_path
 from finetune_core.training.events import LONGEST_LINE
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE

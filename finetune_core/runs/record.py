@@ -30,7 +30,8 @@ from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, write_err
 from finetune_core.runs.ownership import RunTakenOver
 from finetune_core.runs.stop_request import PAUSE, STOP_FILE, read_stop_request
 from finetune_core.runs.turns import wait_for_turn
-from finetune_core.training.checkpoints import BEST, HEAD, LAST, START, checkpoint_path
+from finetune_core.training.checkpoints.files import BEST, HEAD, LAST, START, checkpoint_path
+from finetune_core.training.checkpoints.networks import copy_earlier_runs
 from finetune_core.training.devices.device import choose_device
 from finetune_core.training.devices.ranks import ALONE, MainProcessEnded, RankLost, Ranks
 from finetune_core.training.devices.speed_book import SpeedBook, learn_from_run
@@ -46,7 +47,6 @@ from finetune_core.training.events import (
     RunStopped,
 )
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.networks import copy_earlier_runs
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
 from finetune_core.training.prepare import check_config, check_devices

@@ -14,7 +14,13 @@ from torch.nn.functional import cross_entropy
 
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.training.batchnorm import recompute_statistics
-from finetune_core.training.checkpoints import restore_tensors
+from finetune_core.training.checkpoints.files import restore_tensors
+from finetune_core.training.checkpoints.networks import describe_ancestor
+from finetune_core.training.checkpoints.parents import (
+    Parent,
+    check_unchanged,
+    read_matching_parents,
+)
 from finetune_core.training.evaluation import predict_splits
 from finetune_core.training.events import (
     Event,
@@ -28,8 +34,6 @@ from finetune_core.training.fitting import fit_probe
 from finetune_core.training.footprint import measure_stepless_footprint
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
-from finetune_core.training.networks import describe_ancestor
-from finetune_core.training.parents import Parent, check_unchanged, read_matching_parents
 from finetune_core.training.shifted_images import ShiftedImages, read_shifted_images
 
 State = Mapping[str, torch.Tensor]

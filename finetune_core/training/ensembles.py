@@ -17,13 +17,19 @@ from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.models.network import Network
-from finetune_core.training.checkpoints import (
+from finetune_core.training.checkpoints.files import (
     BEST,
     START,
     CheckpointInfo,
     read_info,
     save_checkpoint,
 )
+from finetune_core.training.checkpoints.networks import (
+    describe_ancestor,
+    load_best_network,
+    member_folders,
+)
+from finetune_core.training.checkpoints.parents import Parent, check_unchanged, read_members
 from finetune_core.training.data_pipeline.batches import sample_keys, take_subset
 from finetune_core.training.devices.device import choose_device, read_numerics
 from finetune_core.training.evaluation import evaluate_table
@@ -40,8 +46,6 @@ from finetune_core.training.events import (
     RunStarted,
     WeightsAveraged,
 )
-from finetune_core.training.networks import describe_ancestor, load_best_network, member_folders
-from finetune_core.training.parents import Parent, check_unchanged, read_members
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
 from finetune_core.training.prepare import check_config, list_finding_rows, report_progress
 from finetune_core.training.strategies.stage_plan import (

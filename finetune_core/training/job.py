@@ -13,7 +13,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TRAIN
 from finetune_core.models.network import Network
-from finetune_core.training.checkpoints import changing_tensors
+from finetune_core.training.checkpoints.files import changing_tensors
 from finetune_core.training.compute import StepRule
 from finetune_core.training.data_pipeline.batches import (
     TOO_LARGE_A_BATCH,

@@ -20,7 +20,7 @@ from finetune_core.files import path_exists
 from finetune_core.models.nearest import count_neighbours
 from finetune_core.randomness import step_seed
 from finetune_core.training.averaging import average_weights
-from finetune_core.training.checkpoints import (
+from finetune_core.training.checkpoints.files import (
     BEST,
     HEAD,
     LAST,
@@ -28,6 +28,7 @@ from finetune_core.training.checkpoints import (
     checkpoint_path,
     save_checkpoint,
 )
+from finetune_core.training.checkpoints.networks import head_tensors
 from finetune_core.training.compute import SharedStep, StepRule, train_step
 from finetune_core.training.devices.device import read_numerics
 from finetune_core.training.devices.memory import peak_memory_bytes
@@ -68,7 +69,6 @@ from finetune_core.training.job import Job, make_step_rule
 from finetune_core.training.loss_scale import LossScale, make_loss_scale
 from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copy_parameters, is_measured, measure_step
-from finetune_core.training.networks import head_tensors
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.pending import (
     PendingStep,

@@ -24,6 +24,12 @@ from finetune_core.models.catalogue import BackboneInfo, backbone_info
 from finetune_core.models.network import Network, check_image_size, has_linear_head
 from finetune_core.models.partition import Segments, SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM, download
+from finetune_core.training.checkpoints.networks import (
+    InitialNetwork,
+    build_initial_network,
+    check_earlier_run,
+)
+from finetune_core.training.checkpoints.parents import read_parents
 from finetune_core.training.compute import place_network
 from finetune_core.training.data_pipeline.batches import sample_keys, take_subset
 from finetune_core.training.data_pipeline.feeding import forward_batch_size
@@ -47,8 +53,6 @@ from finetune_core.training.devices.memory import reset_peak_memory
 from finetune_core.training.devices.ranks import ALONE, Ranks, check_gpus
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
 from finetune_core.training.job import Job
-from finetune_core.training.networks import InitialNetwork, build_initial_network, check_earlier_run
-from finetune_core.training.parents import read_parents
 from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
 from finetune_core.training.strategies.stage_plan import (
     Strategy,

@@ -16,7 +16,7 @@ from pydantic import AliasChoices, Field, TypeAdapter
 
 from finetune_core.errors import RunError
 from finetune_core.files import describe_problem
-from finetune_core.training.checkpoints import (
+from finetune_core.training.checkpoints.files import (
     LAST,
     CheckpointInfo,
     check_frozen,

@@ -7,8 +7,8 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
 from finetune_core.models.network import network_stages
-from finetune_core.training.checkpoints import load_tensors
-from finetune_core.training.networks import build_initial_network
+from finetune_core.training.checkpoints.files import load_tensors
+from finetune_core.training.checkpoints.networks import build_initial_network
 from tests.exporters.conftest import SGD, colours, train_shared
 from tests.factories import TINY_BACKBONE, tiny_config, train
 

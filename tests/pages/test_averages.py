@@ -4,7 +4,7 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.runs.store import RunStore
-from finetune_core.training.parents import make_averaged_config
+from finetune_core.training.checkpoints.parents import make_averaged_config
 from tests.deadline import wait_until
 from tests.factories import shared_images, train, trained_run
 from tests.pages.harness import open_page, place_run, press, unescaped_text

@@ -22,7 +22,7 @@ from finetune_core.evaluation.run_accuracy import (
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import network_stages
 from finetune_core.runs.store import RunStore
-from finetune_core.training.checkpoints import load_checkpoint
+from finetune_core.training.checkpoints.files import load_checkpoint
 from finetune_core.training.devices.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.strategies.recipes import fill_auto

@@ -11,7 +11,7 @@ from finetune_core.errors import RunError, TrainingError
 from finetune_core.files import replace_atomically
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.store import RunStore
-from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.checkpoints.files import load_tensors
 from finetune_core.training.events import StepEnded
 from tests.factories import shared_images, tiny_config
 from tests.training.equal import check_identical

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from finetune_core.config import make_config
-from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.checkpoints.files import load_tensors
 
 
 @pytest.fixture

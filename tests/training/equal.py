@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.checkpoints.files import load_tensors
 from finetune_core.training.predictions import load_predictions
 
 

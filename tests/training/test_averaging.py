@@ -30,11 +30,11 @@ from finetune_core.runs.store import read_run, summarize_run
 from finetune_core.training import averaging, events
 from finetune_core.training.averaging import COEFFICIENTS, average_states, interpolate_states
 from finetune_core.training.batchnorm import find_moving_norms, recompute_statistics
-from finetune_core.training.checkpoints import BEST, checkpoint_path, load_checkpoint
+from finetune_core.training.checkpoints.files import BEST, checkpoint_path, load_checkpoint
+from finetune_core.training.checkpoints.networks import load_best_network
+from finetune_core.training.checkpoints.parents import make_averaged_config
 from finetune_core.training.fitting import fit_probe
 from finetune_core.training.lost import LostImages
-from finetune_core.training.networks import load_best_network
-from finetune_core.training.parents import make_averaged_config
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
 from finetune_core.training.shifted_images import read_shifted_images

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network
 from finetune_core.training import compute, events
-from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.checkpoints.files import load_tensors
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.devices.device import Device
 from finetune_core.training.optimizers import take_step

@@ -32,10 +32,10 @@ from finetune_core.runs.log import format_log
 from finetune_core.runs.record import create_run
 from finetune_core.runs.store import read_run, summarize_run
 from finetune_core.training import events
-from finetune_core.training.checkpoints import BEST, checkpoint_path
+from finetune_core.training.checkpoints.files import BEST, checkpoint_path
+from finetune_core.training.checkpoints.parents import make_averaged_config
 from finetune_core.training.data_pipeline.preview import network_input
 from finetune_core.training.evaluation import compute_logits
-from finetune_core.training.parents import make_averaged_config
 from finetune_core.training.predictions import load_predictions, save_predictions
 from finetune_core.work import finish
 from tests.factories import copy_run, shared_images, tiny_config, trained_run

@@ -10,9 +10,9 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.training import evaluation, events
+from finetune_core.training.checkpoints.networks import load_best_network
 from finetune_core.training.data_pipeline.preview import network_input
 from finetune_core.training.loop import StopRequested
-from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions, predictions_precision
 from tests.factories import HUES, image_folder, tiny_config
 from tests.training.fits import ends_epoch, fit_all, fit_until, only

@@ -18,10 +18,10 @@ from finetune_core.runs.design import design_runs
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import summarize_run
 from finetune_core.training import events
+from finetune_core.training.checkpoints.networks import load_best_network
 from finetune_core.training.data_pipeline.trunk import TrunkTables
 from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.forecast import forecast_run
-from finetune_core.training.networks import load_best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.strategies.stage_plan import list_stages

@@ -10,7 +10,7 @@ from torch import nn
 from finetune_core.errors import TrainingError
 from finetune_core.runs.log import describe_event
 from finetune_core.training import events, loss_scale
-from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.checkpoints.files import load_tensors
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.devices import device
 from finetune_core.training.devices.device import Device

@@ -9,11 +9,11 @@ from finetune_core.runs.extend import extend_run
 from finetune_core.runs.record import execute, reopen_run
 from finetune_core.runs.store import RunStore, summarize_run
 from finetune_core.training import events, probe_memo
-from finetune_core.training.checkpoints import HEAD, LAST, checkpoint_path, load_tensors
+from finetune_core.training.checkpoints.files import HEAD, LAST, checkpoint_path, load_tensors
+from finetune_core.training.checkpoints.networks import load_best_network
+from finetune_core.training.checkpoints.parents import make_averaged_config
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.networks import load_best_network
-from finetune_core.training.parents import make_averaged_config
 from finetune_core.training.prepare import check_config
 from tests.drain import drain
 from tests.factories import copy_run, shared_images, tiny_config, trained_run

@@ -16,12 +16,12 @@ from finetune_core.data.decode import PADDING, Resize, read_square
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import load_run_images
 from finetune_core.models.catalogue import backbone_info, backbone_info_for
+from finetune_core.training.checkpoints.networks import build_initial_network
 from finetune_core.training.data_pipeline.preview import network_input
 from finetune_core.training.data_pipeline.trunk import _VERSIONS, TrunkTables
 from finetune_core.training.devices.device import choose_device
 from finetune_core.training.devices.speed_book import Speed
 from finetune_core.training.forecast import compute_forecast
-from finetune_core.training.networks import build_initial_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
 from finetune_core.work import finish

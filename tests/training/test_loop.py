@@ -9,7 +9,7 @@ import torch
 from finetune_core.errors import TrainingError
 from finetune_core.models.network import build_network
 from finetune_core.training import evaluation, events, loop
-from finetune_core.training.checkpoints import load_checkpoint, load_tensors
+from finetune_core.training.checkpoints.files import load_checkpoint, load_tensors
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.predictions import load_predictions
 from tests.factories import HUES, TINY_BACKBONE, image_folder, tiny_config

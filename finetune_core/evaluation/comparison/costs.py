@@ -10,8 +10,8 @@ from finetune_core.config import RunConfig
 from finetune_core.errors import RunError
 from finetune_core.files import stat_regular
 from finetune_core.runs.store import Run
-from finetune_core.training.checkpoints import BEST, checkpoint_path
-from finetune_core.training.networks import member_folders
+from finetune_core.training.checkpoints.files import BEST, checkpoint_path
+from finetune_core.training.checkpoints.networks import member_folders
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.strategies.stage_plan import list_stages
 

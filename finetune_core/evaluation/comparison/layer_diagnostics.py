@@ -36,10 +36,10 @@ from finetune_core.inspection.learned import Probe, fit_probe
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.runs.store import Run
+from finetune_core.training.checkpoints.networks import build_initial_network
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.events import Count, Length, Name, Number, Share
-from finetune_core.training.networks import build_initial_network
 from finetune_core.training.predictions import Moment, predictions_mtime
 from finetune_core.training.weight_gradients import slice_before_convolution
 from finetune_core.work import Step, Work

@@ -13,13 +13,18 @@ from finetune_core.errors import RunError
 from finetune_core.models.network import Network
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
-from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info
+from finetune_core.training.checkpoints.files import (
+    BEST,
+    CheckpointInfo,
+    checkpoint_path,
+    read_info,
+)
+from finetune_core.training.checkpoints.networks import load_best_network
 from finetune_core.training.compile.compiler import Part
 from finetune_core.training.data_pipeline.feeding import Forward
 from finetune_core.training.data_pipeline.preview import network_input
 from finetune_core.training.devices.device import Device, choose_device
 from finetune_core.training.evaluation import compute_logits
-from finetune_core.training.networks import load_best_network
 from finetune_core.training.strategies.catalogue import count_epochs
 
 

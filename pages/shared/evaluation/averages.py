@@ -13,7 +13,7 @@ from finetune_core.evaluation.comparison.arms import arm_titles, run_titles
 from finetune_core.formatting import pluralize
 from finetune_core.runs.design import arm_key
 from finetune_core.runs.store import Run
-from finetune_core.training.parents import make_averaged_config
+from finetune_core.training.checkpoints.parents import make_averaged_config
 from finetune_core.training.strategies.catalogue import count_epochs
 from pages.shared.chrome import escape_markdown
 from pages.shared.runs.backend import submit

@@ -10,7 +10,7 @@ from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.disagree import find_disagreements
 from finetune_core.evaluation.comparison.shift import compare_shift
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.training.parents import make_averaged_config
+from finetune_core.training.checkpoints.parents import make_averaged_config
 from finetune_core.work import finish
 from tests.factories import image_folder, tiny_config, train
 

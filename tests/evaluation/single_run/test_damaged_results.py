@@ -21,7 +21,7 @@ from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run
 from finetune_core.training import events
-from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.checkpoints.files import load_tensors
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.predictions import load_predictions, predictions_mtime
 from finetune_core.training.prepare import prepare

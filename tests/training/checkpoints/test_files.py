@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from finetune_core.errors import RunError
-from finetune_core.training.checkpoints import (
+from finetune_core.training.checkpoints.files import (
     CheckpointInfo,
     checkpoint_path,
     load_checkpoint,

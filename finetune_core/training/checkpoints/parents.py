@@ -23,8 +23,8 @@ from finetune_core.formatting import format_percent
 from finetune_core.models.catalogue import backbone_info_for
 from finetune_core.models.network import has_linear_head
 from finetune_core.models.weights import RANDOM
-from finetune_core.training.checkpoints import BEST, CheckpointInfo, load_checkpoint
-from finetune_core.training.networks import (
+from finetune_core.training.checkpoints.files import BEST, CheckpointInfo, load_checkpoint
+from finetune_core.training.checkpoints.networks import (
     build_initial_network,
     head_tensors,
     load_best_network,

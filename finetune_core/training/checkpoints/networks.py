@@ -33,7 +33,7 @@ from finetune_core.models.weights import (
     load_state_tensors,
     state_hash,
 )
-from finetune_core.training.checkpoints import (
+from finetune_core.training.checkpoints.files import (
     BEST,
     HEAD,
     START,

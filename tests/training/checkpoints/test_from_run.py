@@ -12,11 +12,11 @@ from finetune_core.runs.log import describe_event, describe_lineage
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summarize_run
-from finetune_core.training.checkpoints import START, checkpoint_path, load_checkpoint
+from finetune_core.training.checkpoints.files import START, checkpoint_path, load_checkpoint
+from finetune_core.training.checkpoints.networks import build_initial_network, load_best_network
 from finetune_core.training.data_pipeline.trunk import TrunkTables
 from finetune_core.training.events import EpochEnded
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.networks import build_initial_network, load_best_network
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.work import finish
 from tests.factories import copy_run, tiny_config, train, trained_run

@@ -1,0 +1,1 @@
+"""Checkpoints of runs, and the networks that are built from them."""
