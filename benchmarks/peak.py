@@ -25,13 +25,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune_core.config import make_config
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network
-from finetune_core.training import compute
 from finetune_core.training.compile.packages import load_package
 from finetune_core.training.compile.process import CompilerProcess
-from finetune_core.training.compute import place_network, train_step
 from finetune_core.training.data_pipeline.trunk import split_network
 from finetune_core.training.devices.device import Device, choose_device
-from finetune_core.training.optimizers import make_optimizer
+from finetune_core.training.step import compute
+from finetune_core.training.step.compute import place_network, train_step
+from finetune_core.training.step.optimizers import make_optimizer
 from finetune_core.training.strategies.freezing import apply_strategy
 from finetune_core.training.strategies.stage_plan import cut_index, plan_strategy
 
@@ -39,7 +39,7 @@ ROUNDS, CLASSES = 9, 10
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CPU = torch.device("cpu")
 
-# optimisation of a step -> function in training/compute.py, backbone, strategy, image size
+# optimisation of a step -> function in training/step/compute.py, backbone, strategy, image size
 IN_STEPS = {
     "products": ("use_products", "resnet18", "last_block", 224),
     "depthwise": ("keep_depthwise_exact", "efficientnet_lite0", "full", 96),

@@ -40,8 +40,8 @@ from finetune_core.models.meta import skip_norms_on_meta
 from finetune_core.models.network import build_network, head_paths, network_stages
 from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.stages import Stage, replace_head
-from finetune_core.training.compute import place_network, train_step
 from finetune_core.training.devices.device import Device
+from finetune_core.training.step.compute import place_network, train_step
 from finetune_core.training.strategies.stage_plan import plan_strategy
 
 CLASSES = 7

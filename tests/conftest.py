@@ -243,8 +243,8 @@ def gpu(monkeypatch):
     import torch
 
     from finetune_core.randomness import make_generator
-    from finetune_core.training import compute
     from finetune_core.training.devices import device
+    from finetune_core.training.step import compute
 
     moved, hold = [], device.Device.move_module
 

@@ -32,7 +32,8 @@ def plot_stage_curve(
 
     Args:
         quantity: the quantity.
-        measured: StepEnded rows with ``stages`` (``training/movement.py``), which are thinned out.
+        measured: StepEnded rows with ``stages`` (``training/step/movement.py``), which are thinned
+            out.
         stages: names of all stages, input to head.
         steps_per_epoch: number of steps in an epoch.
         epochs: number of epochs on the axis.

@@ -21,7 +21,7 @@ from finetune_core.config import RunConfig
 from finetune_core.config.run_config import FITTED
 from finetune_core.runs.design import features_key, is_baseline
 from finetune_core.runs.history import History
-from finetune_core.training.schedules import learning_rate_factor
+from finetune_core.training.step.schedules import learning_rate_factor
 
 FloatArray = NDArray[np.float64]
 

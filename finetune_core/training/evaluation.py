@@ -20,7 +20,6 @@ from finetune_core.training.data_pipeline.feeding import Forward, copy_to_proces
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.out_of_memory import run_in_parts
 from finetune_core.training.events import Event, Progress
-from finetune_core.training.exact_layers import use_exact_head
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.predictions import (
@@ -31,6 +30,7 @@ from finetune_core.training.predictions import (
     save_predictions,
 )
 from finetune_core.training.prepare import EVENT_SECONDS, make_exact_job
+from finetune_core.training.step.exact_layers import use_exact_head
 from finetune_core.training.strategies.catalogue import count_epochs
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from finetune_core.data.rowcache import Lookup
 from finetune_core.training.devices.memory import peak_memory_bytes
 from finetune_core.training.job import Job
-from finetune_core.training.weight_ema import WeightEMA
+from finetune_core.training.step.weight_ema import WeightEMA
 
 Storages = dict[int, int]  # address -> bytes
 

@@ -14,7 +14,6 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TRAIN
 from finetune_core.models.network import Network
 from finetune_core.training.checkpoints.files import changing_tensors
-from finetune_core.training.compute import StepRule
 from finetune_core.training.data_pipeline.batches import (
     TOO_LARGE_A_BATCH,
     make_balanced_batches,
@@ -28,6 +27,7 @@ from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.out_of_memory import explain_out_of_memory
 from finetune_core.training.devices.ranks import ALONE, Ranks
 from finetune_core.training.events import CacheReport, Lineage
+from finetune_core.training.step.compute import StepRule
 from finetune_core.training.strategies.catalogue import count_epochs
 from finetune_core.training.strategies.lora import LowRank, make_low_rank
 from finetune_core.training.strategies.stage_plan import Strategy, list_trained_parameters

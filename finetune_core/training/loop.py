@@ -29,13 +29,11 @@ from finetune_core.training.checkpoints.files import (
     save_checkpoint,
 )
 from finetune_core.training.checkpoints.networks import head_tensors
-from finetune_core.training.compute import SharedStep, StepRule, train_step
 from finetune_core.training.devices.device import read_numerics
 from finetune_core.training.devices.memory import peak_memory_bytes
 from finetune_core.training.devices.out_of_memory import explain_out_of_memory
 from finetune_core.training.devices.ranks import ALONE, GradientSum, Ranks
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.early_stopping import EarlyStopping
 from finetune_core.training.ensembles import create_ensemble_run
 from finetune_core.training.evaluation import (
     FinalEvaluation,
@@ -66,22 +64,25 @@ from finetune_core.training.footprint import (
 )
 from finetune_core.training.forecast import forecast_run
 from finetune_core.training.job import Job, make_step_rule
-from finetune_core.training.loss_scale import LossScale, make_loss_scale
 from finetune_core.training.lost import LostImages
-from finetune_core.training.movement import copy_parameters, is_measured, measure_step
-from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.pending import (
+from finetune_core.training.prediction_history import add_predictions
+from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
+from finetune_core.training.prepare import list_finding_rows, prepare
+from finetune_core.training.step.compute import SharedStep, StepRule, train_step
+from finetune_core.training.step.early_stopping import EarlyStopping
+from finetune_core.training.step.loss_scale import LossScale, make_loss_scale
+from finetune_core.training.step.movement import copy_parameters, is_measured, measure_step
+from finetune_core.training.step.optimizers import make_optimizer
+from finetune_core.training.step.pending import (
     PendingStep,
     ReadStep,
     make_pending_step,
     read_back,
     seconds_between_reads,
 )
-from finetune_core.training.prediction_history import add_predictions
-from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
-from finetune_core.training.prepare import list_finding_rows, prepare
-from finetune_core.training.running_metrics import RunningMetrics
-from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
+from finetune_core.training.step.running_metrics import RunningMetrics
+from finetune_core.training.step.schedules import learning_rate_factor, set_learning_rate
+from finetune_core.training.step.weight_ema import WeightEMA
 from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
 from finetune_core.training.strategies.freezing import apply_strategy, has_trained_batchnorm
 from finetune_core.training.strategies.stage_plan import (
@@ -95,7 +96,6 @@ from finetune_core.training.training_state import (
     restore_training_state,
     save_training_state,
 )
-from finetune_core.training.weight_ema import WeightEMA
 
 CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
 

@@ -12,16 +12,16 @@ import numpy as np
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, TrainingError
-from finetune_core.training.compute import train_step
 from finetune_core.training.devices.device import choose_device
 from finetune_core.training.devices.turn import run_in_turn
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.fitting import fit_probe
 from finetune_core.training.job import Inputs, Job, make_step_rule
-from finetune_core.training.loss_scale import make_loss_scale
 from finetune_core.training.lost import LostImages
-from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
+from finetune_core.training.step.compute import train_step
+from finetune_core.training.step.loss_scale import make_loss_scale
+from finetune_core.training.step.optimizers import make_optimizer
 from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
 from finetune_core.training.strategies.freezing import apply_strategy
 from finetune_core.work import Step, Work

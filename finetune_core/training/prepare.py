@@ -30,7 +30,6 @@ from finetune_core.training.checkpoints.networks import (
     check_earlier_run,
 )
 from finetune_core.training.checkpoints.parents import read_parents
-from finetune_core.training.compute import place_network
 from finetune_core.training.data_pipeline.batches import sample_keys, take_subset
 from finetune_core.training.data_pipeline.feeding import forward_batch_size
 from finetune_core.training.data_pipeline.gather import find_cached_nowhere, gather_rows
@@ -53,6 +52,7 @@ from finetune_core.training.devices.memory import reset_peak_memory
 from finetune_core.training.devices.ranks import ALONE, Ranks, check_gpus
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
 from finetune_core.training.job import Job
+from finetune_core.training.step.compute import place_network
 from finetune_core.training.strategies.catalogue import count_epochs, has_fitted_initial_head
 from finetune_core.training.strategies.stage_plan import (
     Strategy,

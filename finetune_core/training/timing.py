@@ -20,15 +20,15 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network
 from finetune_core.models.partition import SplitError
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.training.compute import StepRule, place_network, train_step
 from finetune_core.training.data_pipeline.trunk import split_network
 from finetune_core.training.devices.device import Device, device_for_run
 from finetune_core.training.devices.memory import measure_peak_bytes
 from finetune_core.training.devices.speed_book import Speed, SpeedBook, conditions
 from finetune_core.training.devices.turn import run_in_turn
 from finetune_core.training.footprint import record_saved_storages
-from finetune_core.training.loss_scale import make_loss_scale
-from finetune_core.training.optimizers import make_optimizer
+from finetune_core.training.step.compute import StepRule, place_network, train_step
+from finetune_core.training.step.loss_scale import make_loss_scale
+from finetune_core.training.step.optimizers import make_optimizer
 from finetune_core.training.strategies.catalogue import count_epochs
 from finetune_core.training.strategies.freezing import apply_strategy
 from finetune_core.training.strategies.lora import make_low_rank

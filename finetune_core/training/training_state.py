@@ -28,9 +28,9 @@ from finetune_core.training.checkpoints.files import (
 )
 from finetune_core.training.events import CheckpointSaved, Count, Epoch, Seconds, StageMeasures
 from finetune_core.training.job import Job
-from finetune_core.training.loss_scale import LossScale
-from finetune_core.training.running_metrics import RunningMetrics
-from finetune_core.training.weight_ema import WeightEMA
+from finetune_core.training.step.loss_scale import LossScale
+from finetune_core.training.step.running_metrics import RunningMetrics
+from finetune_core.training.step.weight_ema import WeightEMA
 
 _OPTIMIZER, _AVERAGE, _SCALE = "optimizer/", "average/", "loss_scale/"
 _SCALE_TENSORS = {

@@ -13,8 +13,8 @@ from finetune_core.models import catalogue
 from finetune_core.models.network import build_network
 from finetune_core.models.partition import trace
 from finetune_core.models.tracing import _Tracer, trace_graph
-from finetune_core.training.compute import train_step
 from finetune_core.training.devices.device import choose_device
+from finetune_core.training.step.compute import train_step
 
 CPU = choose_device("cpu", "fp32")
 # Wrapped functions, tensors created by code, attention, and modules that timm keeps out of traces.

@@ -230,7 +230,7 @@ def _set_up(task):
 @contextmanager
 def _inject_failure(task, ranks):
     """Make the second rank fail as the task says."""
-    from finetune_core.training import compute
+    from finetune_core.training.step import compute
 
     usual, steps = compute.cross_entropy, 0
 

@@ -29,7 +29,6 @@ from finetune_core.training.checkpoints.files import (
     save_checkpoint,
 )
 from finetune_core.training.checkpoints.networks import load_best_network
-from finetune_core.training.exact_layers import bypass_head, use_exact_head
 from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import (
     GRID,
@@ -42,6 +41,7 @@ from finetune_core.training.logistic import (
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prototypes import class_means, fit_prototypes
+from finetune_core.training.step.exact_layers import bypass_head, use_exact_head
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.work import finish
 from tests.factories import copy_run, tiny_config, trained_run

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from finetune_core.randomness import make_generator, step_seed, use_generator, use_seed
-from finetune_core.training import compute
-from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.devices.device import Device
+from finetune_core.training.step import compute
+from finetune_core.training.step.compute import StepRule, train_step
 
 CPU, CUDA = (Device(kind, "a device", "fp32") for kind in ("cpu", "cuda"))
 PATIENCE = 60  # seconds

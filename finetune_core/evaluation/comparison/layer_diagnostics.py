@@ -41,7 +41,7 @@ from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.events import Count, Length, Name, Number, Share
 from finetune_core.training.predictions import Moment, predictions_mtime
-from finetune_core.training.weight_gradients import slice_before_convolution
+from finetune_core.training.step.weight_gradients import slice_before_convolution
 from finetune_core.work import Step, Work
 
 _FILE = "layers.json"

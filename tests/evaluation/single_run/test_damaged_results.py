@@ -22,9 +22,9 @@ from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run
 from finetune_core.training import events
 from finetune_core.training.checkpoints.files import load_tensors
-from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.predictions import load_predictions, predictions_mtime
 from finetune_core.training.prepare import prepare
+from finetune_core.training.step.optimizers import make_optimizer
 from finetune_core.training.training_state import restore_training_state
 from finetune_core.work import finish
 from tests.factories import shared_images, tiny_config, trained_run

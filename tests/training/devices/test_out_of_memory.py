@@ -11,13 +11,14 @@ from torch import nn
 
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import TrainingError, is_out_of_memory
-from finetune_core.training import evaluation, events, job, movement
-from finetune_core.training.compute import StepRule, train_step
+from finetune_core.training import evaluation, events, job
 from finetune_core.training.data_pipeline.batches import prefetch, split_batches
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.out_of_memory import run_halving, run_in_parts, split_parts
 from finetune_core.training.loop import fit
 from finetune_core.training.prepare import prepare
+from finetune_core.training.step import movement
+from finetune_core.training.step.compute import StepRule, train_step
 from tests.drain import drain
 from tests.factories import image_folder, tiny_config
 
@@ -31,7 +32,7 @@ LIMITED = """
 import json, resource, sys
 import psutil, torch
 from torch import nn
-from finetune_core.training.compute import StepRule, train_step
+from finetune_core.training.step.compute import StepRule, train_step
 from finetune_core.training.devices.device import Device
 from finetune_core.training.evaluation import compute_logits_in_parts
 

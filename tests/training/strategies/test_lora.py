@@ -18,13 +18,13 @@ from finetune_core.models.stages import derive_stages
 from finetune_core.training import events
 from finetune_core.training.checkpoints.files import BEST, LAST, checkpoint_path, load_tensors
 from finetune_core.training.checkpoints.networks import load_best_network
-from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.speed_book import Speed
 from finetune_core.training.forecast import compute_forecast
-from finetune_core.training.loss_scale import LossScale
-from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
+from finetune_core.training.step.compute import StepRule, train_step
+from finetune_core.training.step.loss_scale import LossScale
+from finetune_core.training.step.optimizers import make_optimizer
 from finetune_core.training.strategies import lora
 from finetune_core.training.strategies.freezing import apply_strategy
 from finetune_core.training.strategies.lora import make_low_rank

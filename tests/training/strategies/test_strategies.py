@@ -14,8 +14,8 @@ from finetune_core.models.stages import Stage
 from finetune_core.runs.store import read_run
 from finetune_core.training import events, loop
 from finetune_core.training.checkpoints.files import LAST, load_tensors
-from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.predictions import load_predictions
+from finetune_core.training.step.exact_layers import keep_depthwise_exact
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.strategies.freezing import apply_strategy
 from finetune_core.training.strategies.parameter_groups import parameter_groups

@@ -18,12 +18,12 @@ from finetune_core.training.devices.out_of_memory import (
     split_parts,
 )
 from finetune_core.training.devices.ranks import GradientSum, Ranks
-from finetune_core.training.exact_layers import keep_depthwise_exact
-from finetune_core.training.loss_scale import LossScale
-from finetune_core.training.optimizers import take_step
+from finetune_core.training.step.exact_layers import keep_depthwise_exact
+from finetune_core.training.step.loss_scale import LossScale
+from finetune_core.training.step.optimizers import take_step
+from finetune_core.training.step.weight_gradients import slice_trained, use_products
 from finetune_core.training.strategies.lora import NONE, LowRank
 from finetune_core.training.strategies.stage_plan import Strategy
-from finetune_core.training.weight_gradients import slice_trained, use_products
 
 
 def place_network(network: Network, strategy: Strategy, device: Device) -> None:

@@ -10,13 +10,14 @@ from torch.nn.functional import cross_entropy
 
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network
-from finetune_core.training import compute, events
+from finetune_core.training import events
 from finetune_core.training.checkpoints.files import load_tensors
-from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.devices.device import Device
-from finetune_core.training.optimizers import take_step
-from finetune_core.training.schedules import learning_rate_factor
-from finetune_core.training.weight_ema import WeightEMA
+from finetune_core.training.step import compute
+from finetune_core.training.step.compute import StepRule, train_step
+from finetune_core.training.step.optimizers import take_step
+from finetune_core.training.step.schedules import learning_rate_factor
+from finetune_core.training.step.weight_ema import WeightEMA
 from tests.factories import TINY_BACKBONE, tiny_config
 from tests.training.fits import fit_all, only
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from finetune_core.training import events
-from finetune_core.training.movement import copy_parameters, is_measured, measure_step
+from finetune_core.training.step.movement import copy_parameters, is_measured, measure_step
 from tests.factories import tiny_config
 from tests.training.fits import fit_all, only
 

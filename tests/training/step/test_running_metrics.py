@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from finetune_core.training.running_metrics import RunningMetrics
+from finetune_core.training.step.running_metrics import RunningMetrics
 
 CLASSES = 5
 images = st.lists(

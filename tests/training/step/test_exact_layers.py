@@ -5,9 +5,9 @@ import torch
 
 from finetune_core.training.devices.device import Device
 from finetune_core.training.evaluation import predict_splits
-from finetune_core.training.exact_layers import use_exact_head
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import prepare
+from finetune_core.training.step.exact_layers import use_exact_head
 from finetune_core.training.strategies.freezing import apply_strategy
 from finetune_core.work import finish
 from tests.factories import tiny_config

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from finetune_core.training.compute import StepResult
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.ranks import ALONE, Ranks
 from finetune_core.training.events import StageMeasures
-from finetune_core.training.movement import Measurement
+from finetune_core.training.step.compute import StepResult
+from finetune_core.training.step.movement import Measurement
 
 _READ_BACK_SECONDS = 0.25
 # Below this scale, gradients overflow for another reason.

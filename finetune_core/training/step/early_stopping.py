@@ -6,7 +6,7 @@ A run ends once its validation metric has not improved for a number of epochs.
 from dataclasses import dataclass
 
 from finetune_core.config import EarlyStoppingMetric, RunConfig
-from finetune_core.training.running_metrics import RunningMetrics
+from finetune_core.training.step.running_metrics import RunningMetrics
 
 
 @dataclass(frozen=True)

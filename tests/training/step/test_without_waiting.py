@@ -22,13 +22,14 @@ from finetune_core.randomness import make_generator
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.training import compute, events, loop
+from finetune_core.training import events, loop
 from finetune_core.training.data_pipeline.training_images import TrainingImages
 from finetune_core.training.devices.device import Device
 from finetune_core.training.loop import fit
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import prepare
-from finetune_core.training.running_metrics import RunningMetrics
+from finetune_core.training.step import compute
+from finetune_core.training.step.running_metrics import RunningMetrics
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.training_state import TrainingState
 from tests.drain import drain

@@ -9,17 +9,18 @@ from torch import nn
 
 from finetune_core.errors import TrainingError
 from finetune_core.runs.log import describe_event
-from finetune_core.training import events, loss_scale
+from finetune_core.training import events
 from finetune_core.training.checkpoints.files import load_tensors
-from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.devices import device
 from finetune_core.training.devices.device import Device
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.loss_scale import LossScale
-from finetune_core.training.pending import ReadStep
 from finetune_core.training.predictions import load_predictions, predictions_precision
 from finetune_core.training.prepare import prepare
-from finetune_core.training.weight_ema import WeightEMA
+from finetune_core.training.step import loss_scale
+from finetune_core.training.step.compute import StepRule, train_step
+from finetune_core.training.step.loss_scale import LossScale
+from finetune_core.training.step.pending import ReadStep
+from finetune_core.training.step.weight_ema import WeightEMA
 from tests.drain import drain
 from tests.factories import tiny_config
 

@@ -12,9 +12,9 @@ from torch import nn
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network
 from finetune_core.models.stages import Stage
-from finetune_core.training import weight_gradients
-from finetune_core.training.compute import place_network
 from finetune_core.training.devices.device import Device
+from finetune_core.training.step import weight_gradients
+from finetune_core.training.step.compute import place_network
 from finetune_core.training.strategies.stage_plan import StagePlan, plan_strategy
 
 FULL_STEP = """
@@ -22,7 +22,7 @@ import sys
 import torch
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network
-from finetune_core.training.compute import place_network, train_step
+from finetune_core.training.step.compute import place_network, train_step
 from finetune_core.training.devices.device import Device
 from finetune_core.training.strategies.stage_plan import plan_strategy
 
