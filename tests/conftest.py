@@ -96,7 +96,7 @@ def home(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("THAW_HOME", str(folder))
     CACHE.clear()
-    if memo := sys.modules.get("finetune_core.training.probe_memo"):
+    if memo := sys.modules.get("finetune_core.training.heads.probe_memo"):
         memo.clear()
     if streamlit := sys.modules.get("streamlit"):
         # Pages of an earlier test would belong to another home.

@@ -11,7 +11,8 @@ from finetune_core.commands import advise as command
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.advice.advise import UNKNOWN
 from finetune_core.models.catalogue import list_ready_backbones
-from finetune_core.training import logistic, timing
+from finetune_core.training import timing
+from finetune_core.training.heads import logistic
 from tests.factories import shared_images, tiny_folder
 
 SETTINGS = {"images": 24, "image_size": 32, "epochs": 1, "batch_size": 8, "precision": "fp32"}

@@ -13,7 +13,7 @@ from sklearn.preprocessing import normalize
 
 from finetune_core.inspection.clusters import effective_images
 from finetune_core.training.events import Length, Name, Share
-from finetune_core.training.folds import FOLDS, stratified_folds
+from finetune_core.training.heads.folds import FOLDS, stratified_folds
 
 _DIMENSIONS = 128
 _MOST_FITTED = 20_000  # images; more take longer and do not improve a linear model

@@ -10,7 +10,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 
-from finetune_core.training.logistic import Linear
+from finetune_core.training.heads.logistic import Linear
 
 BATCH = 10  # images between two fits of the linear probe, and clusters
 _MASKS = 3  # M of the paper

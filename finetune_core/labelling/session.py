@@ -25,7 +25,7 @@ from finetune_core.labelling.orders import (
     rank_uncertain_diverse,
 )
 from finetune_core.labelling.pool import Unlabelled, find_pool
-from finetune_core.training.logistic import Linear, Scale, fit_logistic
+from finetune_core.training.heads.logistic import Linear, Scale, fit_logistic
 from finetune_core.work import Step, Work, finish, with_phase
 
 ORDERS = {

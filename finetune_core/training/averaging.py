@@ -30,8 +30,8 @@ from finetune_core.training.events import (
     ShiftedCurve,
     WeightsAveraged,
 )
-from finetune_core.training.fitting import fit_probe
 from finetune_core.training.footprint import measure_stepless_footprint
+from finetune_core.training.heads.fitting import fit_probe
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.shifted_images import ShiftedImages, read_shifted_images

@@ -55,7 +55,6 @@ from finetune_core.training.events import (
     RunStopped,
     StepEnded,
 )
-from finetune_core.training.fitting import fit_head, fit_probe
 from finetune_core.training.footprint import (
     Footprint,
     max_footprint,
@@ -63,6 +62,7 @@ from finetune_core.training.footprint import (
     record_saved_storages,
 )
 from finetune_core.training.forecast import forecast_run
+from finetune_core.training.heads.fitting import fit_head, fit_probe
 from finetune_core.training.job import Job, make_step_rule
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prediction_history import add_predictions

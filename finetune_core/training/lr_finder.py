@@ -15,7 +15,7 @@ from finetune_core.errors import ConfigError, TrainingError
 from finetune_core.training.devices.device import choose_device
 from finetune_core.training.devices.turn import run_in_turn
 from finetune_core.training.events import Event, Progress
-from finetune_core.training.fitting import fit_probe
+from finetune_core.training.heads.fitting import fit_probe
 from finetune_core.training.job import Inputs, Job, make_step_rule
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import check_config, prepare

@@ -8,7 +8,7 @@ from finetune_core.labelling.orders import (
     rank_similar,
     rank_uncertain_diverse,
 )
-from finetune_core.training.logistic import Linear
+from finetune_core.training.heads.logistic import Linear
 
 
 def draw_two_sides(random, count):

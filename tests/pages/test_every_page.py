@@ -276,7 +276,7 @@ import pages.shared.home
 from finetune_core.models.catalogue import backbone_info, backbone_names
 from finetune_core.models.network import network_stages
 from finetune_core.training.data_pipeline.batches import center_crop
-from finetune_core.training.folds import stratified_folds
+from finetune_core.training.heads.folds import stratified_folds
 
 uses = [
     lambda: backbone_names(),

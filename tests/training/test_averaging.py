@@ -33,7 +33,7 @@ from finetune_core.training.batchnorm import find_moving_norms, recompute_statis
 from finetune_core.training.checkpoints.files import BEST, checkpoint_path, load_checkpoint
 from finetune_core.training.checkpoints.networks import load_best_network
 from finetune_core.training.checkpoints.parents import make_averaged_config
-from finetune_core.training.fitting import fit_probe
+from finetune_core.training.heads.fitting import fit_probe
 from finetune_core.training.lost import LostImages
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare

@@ -22,7 +22,7 @@ from finetune_core.evaluation.advice.ranking import Candidate, best_stages, rank
 from finetune_core.formatting import format_duration, format_number, format_percent, pluralize
 from finetune_core.markup import paragraphs, table
 from finetune_core.runs.design import design_runs
-from finetune_core.training.logistic import MOST_CHOSEN_ON, split_probe_folds
+from finetune_core.training.heads.logistic import MOST_CHOSEN_ON, split_probe_folds
 from finetune_core.training.prepare import check_classes
 from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES
 from finetune_core.work import Work, with_subject

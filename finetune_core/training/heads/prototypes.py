@@ -25,8 +25,8 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from finetune_core.training.events import Candidate
-from finetune_core.training.folds import stratified_folds
-from finetune_core.training.logistic import Choice, Linear
+from finetune_core.training.heads.folds import stratified_folds
+from finetune_core.training.heads.logistic import Choice, Linear
 from finetune_core.work import Step, Work
 
 # Scales of the logits, relative to the mean length of a feature.

@@ -17,12 +17,12 @@ from finetune_core.training.devices.out_of_memory import explain_out_of_memory
 from finetune_core.training.evaluation import predict_splits
 from finetune_core.training.events import Event, HeadFitted, HeadInitialized
 from finetune_core.training.footprint import measure_fit_footprint
+from finetune_core.training.heads.logistic import Choice, Linear
+from finetune_core.training.heads.probe_memo import fit_once
+from finetune_core.training.heads.prototypes import fit_prototypes
 from finetune_core.training.job import Job
-from finetune_core.training.logistic import Choice, Linear
 from finetune_core.training.lost import LostImages
 from finetune_core.training.prepare import report_progress
-from finetune_core.training.probe_memo import fit_once
-from finetune_core.training.prototypes import fit_prototypes
 from finetune_core.training.step.exact_layers import bypass_head
 from finetune_core.training.strategies.catalogue import STRATEGIES, count_epochs
 

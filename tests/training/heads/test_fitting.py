@@ -20,7 +20,7 @@ from finetune_core.models.network import build_network
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summarize_run
-from finetune_core.training import events, probe_memo
+from finetune_core.training import events
 from finetune_core.training.checkpoints import networks
 from finetune_core.training.checkpoints.files import (
     BEST,
@@ -29,8 +29,9 @@ from finetune_core.training.checkpoints.files import (
     save_checkpoint,
 )
 from finetune_core.training.checkpoints.networks import load_best_network
-from finetune_core.training.folds import stratified_folds
-from finetune_core.training.logistic import (
+from finetune_core.training.heads import probe_memo
+from finetune_core.training.heads.folds import stratified_folds
+from finetune_core.training.heads.logistic import (
     GRID,
     Scale,
     cross_validate_probe,
@@ -38,9 +39,9 @@ from finetune_core.training.logistic import (
     linear_probe,
     objective,
 )
+from finetune_core.training.heads.prototypes import class_means, fit_prototypes
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.prototypes import class_means, fit_prototypes
 from finetune_core.training.step.exact_layers import bypass_head, use_exact_head
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.work import finish

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_core.training.logistic import linear_probe
-from finetune_core.training.probe_memo import fit_once
+from finetune_core.training.heads.logistic import linear_probe
+from finetune_core.training.heads.probe_memo import fit_once
 from finetune_core.work import finish
 
 

@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 import torch
 
-from finetune_core.training.logistic import Choice, Linear, linear_probe
+from finetune_core.training.heads.logistic import Choice, Linear, linear_probe
 from finetune_core.work import Work
 
 _MOST = 8  # heads of a few megabytes each

@@ -37,7 +37,7 @@ from finetune_core.data.threads import count_usable_cores
 from finetune_core.errors import DataError
 from finetune_core.training.data_pipeline.batches import disable_helper_threads
 from finetune_core.training.events import Candidate
-from finetune_core.training.folds import FOLDS, Fold, stratified_folds
+from finetune_core.training.heads.folds import FOLDS, Fold, stratified_folds
 from finetune_core.work import Step, Work, finish
 
 # Values of C, the strongest penalty first.

@@ -1,0 +1,1 @@
+"""Classifier heads that are fitted to frozen features, without epochs."""
