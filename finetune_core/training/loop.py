@@ -19,7 +19,8 @@ from finetune_core.errors import TrainingError
 from finetune_core.files import path_exists
 from finetune_core.models.nearest import count_neighbours
 from finetune_core.randomness import step_seed
-from finetune_core.training.averaging import average_weights
+from finetune_core.training.averaging.ensembles import create_ensemble_run
+from finetune_core.training.averaging.weights import average_weights
 from finetune_core.training.checkpoints.files import (
     BEST,
     HEAD,
@@ -34,7 +35,6 @@ from finetune_core.training.devices.memory import peak_memory_bytes
 from finetune_core.training.devices.out_of_memory import explain_out_of_memory
 from finetune_core.training.devices.ranks import ALONE, GradientSum, Ranks
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.ensembles import create_ensemble_run
 from finetune_core.training.evaluation import (
     FinalEvaluation,
     evaluate_best,

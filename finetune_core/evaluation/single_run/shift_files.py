@@ -19,6 +19,7 @@ from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import RunError
 from finetune_core.files import Stamp, describe_problem, file_stamp
 from finetune_core.runs.store import Run
+from finetune_core.training.averaging.shifted_images import SHIFT_FACTS, SHIFTED_FILE
 from finetune_core.training.events import Classes, Count, Name, Text
 from finetune_core.training.predictions import (
     Moment,
@@ -27,7 +28,6 @@ from finetune_core.training.predictions import (
     read_table,
     write_table,
 )
-from finetune_core.training.shifted_images import SHIFT_FACTS, SHIFTED_FILE
 
 MOST_LISTED = 100  # data sets per run
 _LARGEST = 2**24  # bytes of the metadata on the data set

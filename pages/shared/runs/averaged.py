@@ -6,7 +6,7 @@ from finetune_core.figures.averages import plot_mixing_curve
 from finetune_core.formatting import format_percent
 from finetune_core.runs.log import describe_average
 from finetune_core.runs.store import Run
-from finetune_core.training.shifted_images import MOST_IMAGES
+from finetune_core.training.averaging.shifted_images import MOST_IMAGES
 from pages.shared.chrome import escape_markdown
 
 _NO_SHIFT = (

@@ -27,9 +27,15 @@ from finetune_core.runs.log import describe_average, format_log
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summarize_run
-from finetune_core.training import averaging, events
-from finetune_core.training.averaging import COEFFICIENTS, average_states, interpolate_states
-from finetune_core.training.batchnorm import find_moving_norms, recompute_statistics
+from finetune_core.training import events
+from finetune_core.training.averaging import weights as averaging
+from finetune_core.training.averaging.batchnorm import find_moving_norms, recompute_statistics
+from finetune_core.training.averaging.shifted_images import read_shifted_images
+from finetune_core.training.averaging.weights import (
+    COEFFICIENTS,
+    average_states,
+    interpolate_states,
+)
 from finetune_core.training.checkpoints.files import BEST, checkpoint_path, load_checkpoint
 from finetune_core.training.checkpoints.networks import load_best_network
 from finetune_core.training.checkpoints.parents import make_averaged_config
@@ -37,7 +43,6 @@ from finetune_core.training.heads.fitting import fit_probe
 from finetune_core.training.lost import LostImages
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
-from finetune_core.training.shifted_images import read_shifted_images
 from finetune_core.work import finish
 from tests.factories import copy_run, image_folder, shared_images, tiny_config, trained_run
 from tests.shifted import darken_images

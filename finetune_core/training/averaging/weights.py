@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_core.data.splits import TRAIN, VAL
-from finetune_core.training.batchnorm import recompute_statistics
+from finetune_core.training.averaging.batchnorm import recompute_statistics
+from finetune_core.training.averaging.shifted_images import ShiftedImages, read_shifted_images
 from finetune_core.training.checkpoints.files import restore_tensors
 from finetune_core.training.checkpoints.networks import describe_ancestor
 from finetune_core.training.checkpoints.parents import (
@@ -34,7 +35,6 @@ from finetune_core.training.footprint import measure_stepless_footprint
 from finetune_core.training.heads.fitting import fit_probe
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
-from finetune_core.training.shifted_images import ShiftedImages, read_shifted_images
 
 State = Mapping[str, torch.Tensor]
 Value = TypeVar("Value")
