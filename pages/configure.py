@@ -16,7 +16,7 @@ from finetune_core.figures.curves import plot_lr_range_test
 from finetune_core.formatting import format_memory, format_rough_duration, pluralize
 from finetune_core.models.weights import RANDOM
 from finetune_core.training.data_pipeline.trunk import choose_num_views, why_uncached
-from finetune_core.training.lr_finder import RateCurve, find_rate
+from finetune_core.training.forecast.lr_finder import RateCurve, find_rate
 from finetune_core.training.strategies.catalogue import STRATEGIES, count_epochs
 from finetune_core.training.strategies.stage_plan import cut_index, list_stages, plan_strategy
 from pages.shared.chrome import draw_next_step, escape_markdown, go, start_page

@@ -11,7 +11,7 @@ from finetune_core.commands import advise as command
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.advice.advise import UNKNOWN
 from finetune_core.models.catalogue import list_ready_backbones
-from finetune_core.training import timing
+from finetune_core.training.forecast import timing
 from finetune_core.training.heads import logistic
 from tests.factories import shared_images, tiny_folder
 

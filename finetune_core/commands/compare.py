@@ -52,11 +52,11 @@ from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.design import design_runs, group_by_arm, set_rates
 from finetune_core.runs.store import Run
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.forecast import Forecast
-from finetune_core.training.lr_finder import find_rate
+from finetune_core.training.forecast.forecast import Forecast
+from finetune_core.training.forecast.lr_finder import find_rate
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.strategies.catalogue import BASELINE, count_epochs
 from finetune_core.training.strategies.recipes import AUTO
-from finetune_core.training.timing import calibrate
 
 
 def design_comparison(

@@ -40,10 +40,10 @@ from finetune_core.runs.design import run_key
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.checkpoints.networks import build_initial_network
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.forecast import forecast_run
+from finetune_core.training.forecast.forecast import forecast_run
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.predictions import load_predictions, predictions_mtime
 from finetune_core.training.strategies.stage_plan import list_stages
-from finetune_core.training.timing import calibrate
 from finetune_core.work import Work, with_subject
 
 Train = Callable[[Progress], Work[None]]

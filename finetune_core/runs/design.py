@@ -13,7 +13,7 @@ from finetune_core.config import RunConfig, all_settings, make_config
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.forecast import forecast_run
+from finetune_core.training.forecast.forecast import forecast_run
 from finetune_core.training.strategies.catalogue import BASELINE, count_epochs
 from finetune_core.training.strategies.recipes import fill_auto
 from finetune_core.training.strategies.stage_plan import cut_index, list_stages, plan_strategy

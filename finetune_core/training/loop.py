@@ -61,7 +61,7 @@ from finetune_core.training.footprint import (
     measure_footprint,
     record_saved_storages,
 )
-from finetune_core.training.forecast import forecast_run
+from finetune_core.training.forecast.forecast import forecast_run
 from finetune_core.training.heads.fitting import fit_head, fit_probe
 from finetune_core.training.job import Job, make_step_rule
 from finetune_core.training.lost import LostImages

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_core.errors import WeightsError
 from finetune_core.formatting import PHASE_TITLES
-from finetune_core.training import lr_finder
+from finetune_core.training.forecast import lr_finder
 from finetune_core.work import Step
 from pages.shared.jobs import jobs
 from tests.deadline import wait_until

@@ -18,8 +18,8 @@ from finetune_core.training import events
 from finetune_core.training.devices import turn as device_turn
 from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.devices.turn import Turn
-from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.timing import calibrate
+from finetune_core.training.forecast.lr_finder import find_rate
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.work import finish
 from tests.deadline import wait_until
 from tests.factories import shared_images, tiny_config

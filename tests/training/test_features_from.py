@@ -21,11 +21,11 @@ from finetune_core.training import events
 from finetune_core.training.checkpoints.networks import load_best_network
 from finetune_core.training.data_pipeline.trunk import TrunkTables
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.forecast import forecast_run
+from finetune_core.training.forecast.forecast import forecast_run
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.strategies.stage_plan import list_stages
-from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
 from tests.factories import tiny_config, trained_run
 from tests.training.fits import only, record_run

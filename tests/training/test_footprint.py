@@ -12,11 +12,11 @@ from finetune_core.models.network import network_stages
 from finetune_core.training import events
 from finetune_core.training.devices.speed_book import Speed, SpeedBook
 from finetune_core.training.footprint import measure_footprint, record_saved_storages
-from finetune_core.training.forecast import compute_forecast, forecast_run
+from finetune_core.training.forecast.forecast import compute_forecast, forecast_run
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.loop import fit
 from finetune_core.training.prepare import prepare
 from finetune_core.training.step.optimizers import make_optimizer
-from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
 from tests.drain import drain
 from tests.factories import tiny_config

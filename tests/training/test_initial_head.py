@@ -12,9 +12,9 @@ from finetune_core.training import events
 from finetune_core.training.checkpoints.files import HEAD, LAST, checkpoint_path, load_tensors
 from finetune_core.training.checkpoints.networks import load_best_network
 from finetune_core.training.checkpoints.parents import make_averaged_config
+from finetune_core.training.forecast.lr_finder import find_rate
 from finetune_core.training.heads import probe_memo
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.prepare import check_config
 from tests.drain import drain
 from tests.factories import copy_run, shared_images, tiny_config, trained_run

@@ -21,7 +21,7 @@ from finetune_core.training.data_pipeline.preview import network_input
 from finetune_core.training.data_pipeline.trunk import _VERSIONS, TrunkTables
 from finetune_core.training.devices.device import choose_device
 from finetune_core.training.devices.speed_book import Speed
-from finetune_core.training.forecast import compute_forecast
+from finetune_core.training.forecast.forecast import compute_forecast
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
 from finetune_core.work import finish

@@ -15,10 +15,10 @@ from finetune_core.models.network import check_image_size, network_stages
 from finetune_core.models.weights import PRETRAINED, download, fetch_description
 from finetune_core.training.data_pipeline.batches import sample_keys, take_subset
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.forecast import forecast_run, list_comparable_configs
+from finetune_core.training.forecast.forecast import forecast_run, list_comparable_configs
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.heads.logistic import cross_validate_probe
 from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES
-from finetune_core.training.timing import calibrate
 from finetune_core.work import Step, Work, with_fixed_step, with_phase
 
 TIMED = tuple(name for name, strategy in STRATEGIES.items() if strategy.classic or name == BASELINE)

@@ -14,7 +14,7 @@ from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.formatting import format_duration, format_memory
 from finetune_core.runs.design import features_key, forecast_arm
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.forecast import Forecast, forecast_run
+from finetune_core.training.forecast.forecast import Forecast, forecast_run
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from finetune_core.models.catalogue import PACKAGED, backbone_info, list_ready_b
 from finetune_core.models.weights import why_no_download
 from finetune_core.runs.store import Run
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.forecast import Forecast, forecast_run
+from finetune_core.training.forecast.forecast import Forecast, forecast_run
 from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES, Fit
 from finetune_core.training.strategies.recipes import fill_auto
 from finetune_core.training.strategies.stage_plan import (

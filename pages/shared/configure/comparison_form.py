@@ -26,10 +26,10 @@ from finetune_core.runs.design import (
     set_rates,
 )
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.lr_finder import find_rate
+from finetune_core.training.forecast.lr_finder import find_rate
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES, count_epochs
 from finetune_core.training.strategies.recipes import DEMO_RECIPE
-from finetune_core.training.timing import calibrate
 from finetune_core.work import Work
 from pages.shared.address import link_parameters
 from pages.shared.chrome import escape_markdown

@@ -11,9 +11,9 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.formatting import format_bytes, format_duration, format_number
 from finetune_core.models.catalogue import backbone_info
-from finetune_core.training.forecast import list_comparable_configs
+from finetune_core.training.forecast.forecast import list_comparable_configs
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.strategies.catalogue import STRATEGIES
-from finetune_core.training.timing import calibrate
 from pages.shared.configure import form
 from pages.shared.configure.choices import ChoiceContext
 from pages.shared.configure.weights import count_parameters

@@ -21,7 +21,7 @@ from finetune_core.runs.design import arm_key, depends_on_seed, run_key
 from finetune_core.runs.extend import extend_run, suggest_epochs, why_not_extended
 from finetune_core.runs.store import Run
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.timing import calibrate
+from finetune_core.training.forecast.timing import calibrate
 from pages.shared.account import owner
 from pages.shared.chrome import escape_markdown
 from pages.shared.data.chosen import data_folder

@@ -15,10 +15,10 @@ from finetune_core.formatting import format_percent, format_points, format_rough
 from finetune_core.jobs import Job
 from finetune_core.runs.store import Run
 from finetune_core.training.devices.speed_book import SpeedBook
-from finetune_core.training.forecast import forecast_run
+from finetune_core.training.forecast.forecast import forecast_run
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.strategies.catalogue import BASELINE, STRATEGIES
 from finetune_core.training.strategies.recipes import DEMO_RECIPE
-from finetune_core.training.timing import calibrate
 from finetune_core.work import Work
 from pages.shared.account import owner
 from pages.shared.chrome import escape_markdown, go

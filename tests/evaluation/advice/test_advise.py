@@ -16,10 +16,10 @@ from finetune_core.evaluation.advice.advise import advise, make_comparison_confi
 from finetune_core.evaluation.advice.probes import TIMED, sample_training_images
 from finetune_core.evaluation.advice.proposal import Proposal
 from finetune_core.models.network import network_stages
-from finetune_core.training import timing
 from finetune_core.training.devices import turn as device_turn
 from finetune_core.training.devices.device import choose_device
 from finetune_core.training.devices.speed_book import SpeedBook
+from finetune_core.training.forecast import timing
 from finetune_core.training.heads import logistic
 from finetune_core.work import Step, finish
 from tests.drain import drain

@@ -16,7 +16,7 @@ from finetune_core.training.checkpoints.files import START, checkpoint_path, loa
 from finetune_core.training.checkpoints.networks import build_initial_network, load_best_network
 from finetune_core.training.data_pipeline.trunk import TrunkTables
 from finetune_core.training.events import EpochEnded
-from finetune_core.training.lr_finder import find_rate
+from finetune_core.training.forecast.lr_finder import find_rate
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.work import finish
 from tests.factories import copy_run, tiny_config, train, trained_run

@@ -19,8 +19,8 @@ from finetune_core.inspection.features import compute_features
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.speed_book import SpeedBook
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.step import compute
-from finetune_core.training.timing import calibrate
 from finetune_core.work import finish
 from tests.factories import shared_images, tiny_config, train
 

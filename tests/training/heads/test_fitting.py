@@ -29,6 +29,7 @@ from finetune_core.training.checkpoints.files import (
     save_checkpoint,
 )
 from finetune_core.training.checkpoints.networks import load_best_network
+from finetune_core.training.forecast.lr_finder import find_rate
 from finetune_core.training.heads import probe_memo
 from finetune_core.training.heads.folds import stratified_folds
 from finetune_core.training.heads.logistic import (
@@ -40,7 +41,6 @@ from finetune_core.training.heads.logistic import (
     objective,
 )
 from finetune_core.training.heads.prototypes import class_means, fit_prototypes
-from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.step.exact_layers import bypass_head, use_exact_head
 from finetune_core.training.strategies.catalogue import STRATEGIES

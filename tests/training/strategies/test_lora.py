@@ -20,7 +20,7 @@ from finetune_core.training.checkpoints.files import BEST, LAST, checkpoint_path
 from finetune_core.training.checkpoints.networks import load_best_network
 from finetune_core.training.devices.device import Device
 from finetune_core.training.devices.speed_book import Speed
-from finetune_core.training.forecast import compute_forecast
+from finetune_core.training.forecast.forecast import compute_forecast
 from finetune_core.training.prepare import check_config, prepare
 from finetune_core.training.step.compute import StepRule, train_step
 from finetune_core.training.step.loss_scale import LossScale

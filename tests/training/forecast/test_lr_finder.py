@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_core.formatting import PHASE_TITLES
-from finetune_core.training.lr_finder import find_rate, suggest_rate
+from finetune_core.training.forecast.lr_finder import find_rate, suggest_rate
 from finetune_core.work import finish
 from tests.drain import drain
 from tests.factories import tiny_config

@@ -9,12 +9,17 @@ import torch
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import TrainingError
-from finetune_core.training import events, timing
+from finetune_core.training import events
 from finetune_core.training.devices.speed_book import Speed, SpeedBook
-from finetune_core.training.forecast import compute_forecast, forecast_run, list_comparable_configs
+from finetune_core.training.forecast import timing
+from finetune_core.training.forecast.forecast import (
+    compute_forecast,
+    forecast_run,
+    list_comparable_configs,
+)
+from finetune_core.training.forecast.timing import calibrate
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from finetune_core.training.strategies.stage_plan import list_stages
-from finetune_core.training.timing import calibrate
 from finetune_core.work import Step
 from tests.factories import shared_images, tiny_config
 from tests.training.fits import only, record_run
