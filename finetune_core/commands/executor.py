@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.markup import escape
 
 from finetune_core.commands.terminal import err
-from finetune_core.runs.executors import Executor, create_executor
+from finetune_core.runs.executors.in_process import Executor, create_executor
 from finetune_core.training.devices.ranks import ALONE, Ranks
 
 

@@ -22,7 +22,7 @@ def four_devices(monkeypatch):
 
 
 def has(monkeypatch, devices):
-    monkeypatch.setattr("finetune_core.runs.executors.max_devices", lambda: devices)
+    monkeypatch.setattr("finetune_core.runs.executors.in_process.max_devices", lambda: devices)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def devices_by_strategy(monkeypatch):
         yield from ()
 
     for name in ("execute", "execute_on_devices"):
-        monkeypatch.setattr(f"finetune_core.runs.executors.{name}", note)
+        monkeypatch.setattr(f"finetune_core.runs.executors.in_process.{name}", note)
     return found
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from finetune_core.errors import RunError
 
 _PROGRAMS: Final = ("torch", "torchvision", "timm", "numpy")
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Start one process per device of this machine, and wait for all of them.
 
-``python -m finetune_core.runs.launch DEVICES RUN TASK`` is a process of its own, started by
-``together.py``. It leads a process group, which ends with its stdin. Each process that it starts
+``python -m finetune_core.runs.executors.launch DEVICES RUN TASK`` is a process of its own, started
+by ``together.py``. It leads a process group, which ends with its stdin. Each process that it starts
 runs ``rank.py`` and inherits its stdin and stdout.
 """
 
@@ -30,7 +30,7 @@ def launch(devices: int, run: str, task: str) -> int:
     """
     os.environ.setdefault(_THREADS, str(max(1, count_usable_cores() // devices)))
     with rendezvous_file() as place:
-        command = [sys.executable, "-m", "finetune_core.runs.rank", run, task, str(place)]
+        command = [sys.executable, "-m", "finetune_core.runs.executors.rank", run, task, str(place)]
         ranks = [
             subprocess.Popen([*command, str(rank), str(devices)]).pid for rank in range(devices)
         ]

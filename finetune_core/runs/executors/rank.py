@@ -1,8 +1,9 @@
 """Train a run as one of its ranks.
 
-The program is ``python -m finetune_core.runs.rank RUN TASK PLACE RANK WORLD``. ``launch.py`` starts
-this process in its own process group, which ends when the app or command that asked for the run
-does. Rank 0 writes the outcome to stdout, as JSON. Everything else that is printed goes to stderr.
+The program is ``python -m finetune_core.runs.executors.rank RUN TASK PLACE RANK WORLD``.
+``launch.py`` starts this process in its own process group, which ends when the app or command that
+asked for the run does. Rank 0 writes the outcome to stdout, as JSON. Everything else that is
+printed goes to stderr.
 """
 
 import json
@@ -10,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from finetune_core.runs.remote import run_from_row, train_and_report
+from finetune_core.runs.executors.remote import run_from_row, train_and_report
 from finetune_core.training.devices.ranks import Ranks, select_device
 
 

@@ -7,10 +7,10 @@ import psutil
 import pytest
 
 from finetune_core.errors import ConfigError
+from finetune_core.runs.executors.together import execute_on_devices
 from finetune_core.runs.record import create_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
-from finetune_core.runs.together import execute_on_devices
 from finetune_core.runs.worker import Worker
 from tests.deadline import wait_until, wait_until_gone
 from tests.factories import shared_images, tiny_config
@@ -47,7 +47,7 @@ def list_ranks(process):
     return [
         one
         for one in process.children(recursive=True)
-        if "finetune_core.runs.rank" in one.cmdline()
+        if "finetune_core.runs.executors.rank" in one.cmdline()
     ]
 
 
@@ -91,7 +91,7 @@ def test_a_run_that_loses_its_processes_goes_on_exactly(worker, store, tmp_path,
     wait_until(lambda: len(store.get_run(run_id).history.epochs) > done or not worker.list_queues())
     family = [one for one in psutil.Process().children(recursive=True) if is_of_a_run(one)]
     assert len(family) == 3
-    next(one for one in family if "finetune_core.runs.launch" in one.cmdline()).kill()
+    next(one for one in family if "finetune_core.runs.executors.launch" in one.cmdline()).kill()
     wait_until_gone(family)
     assert wait_for_end(worker, store, run_id).status == "interrupted"
     assert not list(folder.iterdir())
@@ -143,7 +143,9 @@ def test_ranks_end_with_the_process_that_asked_for_them(store, processes):
 
 
 def test_processes_that_cannot_start_are_a_failed_run(worker, store, monkeypatch):
-    monkeypatch.setattr("finetune_core.runs.together.sys.executable", shutil.which("false"))
+    monkeypatch.setattr(
+        "finetune_core.runs.executors.together.sys.executable", shutil.which("false")
+    )
     run = wait_for_end(worker, store, worker.submit(together_config(), devices=2))
     assert run.status == "failed"
     assert "A process of the run has ended" in run.history.end["message"]

@@ -14,9 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from finetune_core.runs.lines import EventLines
-from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event
-from finetune_core.runs.remote import (
+from finetune_core.runs.executors.remote import (
     LOOK,
     RemoteRun,
     Row,
@@ -25,9 +23,11 @@ from finetune_core.runs.remote import (
     raise_problem,
     run_to_row,
 )
+from finetune_core.runs.lines import EventLines
+from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event
 from finetune_core.training.events import Event, RunFailed
 
-_PROJECT = Path(__file__).resolve().parents[2]
+_PROJECT = Path(__file__).resolve().parents[3]
 _LOST = (
     "A process of the run has ended, perhaps because memory ran out. "
     "Resume the run, on as many devices as there are."
@@ -80,7 +80,7 @@ class RankProcesses:
             [
                 sys.executable,
                 "-m",
-                "finetune_core.runs.launch",
+                "finetune_core.runs.executors.launch",
                 str(devices),
                 json.dumps(run_to_row(run)),
                 task,

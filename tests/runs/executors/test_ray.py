@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.runs.executors import create_executor
-from finetune_core.runs.ray_executor import RayExecutor
+from finetune_core.runs.executors.in_process import create_executor
+from finetune_core.runs.executors.ray_executor import RayExecutor
 from finetune_core.runs.record import create_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
@@ -217,7 +217,7 @@ def test_what_the_nodes_do_not_see_is_said_before_anything_trains(
 
         def __exit__(self, *_): ...
 
-    monkeypatch.setattr("finetune_core.runs.ray_executor.show_storage", Shown)
+    monkeypatch.setattr("finetune_core.runs.executors.ray_executor.show_storage", Shown)
     monkeypatch.setattr(executor, "_checked", set())
     reservation = create_run(ray_config(), store.runs_dir, remote=True)
     with pytest.raises(RunError, match="Not every machine") as caught:

@@ -62,7 +62,7 @@ def _make_rank_task(group: PlacementGroup, rank: int, share: dict[str, float]) -
 
 
 def _train_rank(run: Row, task: str, rank: int, world: int, place: str) -> Row:
-    from finetune_core.runs.remote import run_from_row, train_and_report
+    from finetune_core.runs.executors.remote import run_from_row, train_and_report
     from finetune_core.training.devices.ranks import Ranks
 
     return train_and_report(run_from_row(run), task, Ranks(rank, world, rank, world, Path(place)))

@@ -10,11 +10,16 @@ import pytest
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import RunError
 from finetune_core.runs import record
+from finetune_core.runs.executors.remote import (
+    MOST_TRIES,
+    RemoteRun,
+    run_from_row,
+    train_and_report,
+)
+from finetune_core.runs.executors.storage import find_differences, show_storage
 from finetune_core.runs.ownership import claim, current_holder
 from finetune_core.runs.record import append_event, create_run
-from finetune_core.runs.remote import MOST_TRIES, RemoteRun, run_from_row, train_and_report
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.storage import find_differences, show_storage
 from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded, RunPlaced
 from tests.factories import image_folder, shared_images, tiny_config
@@ -110,7 +115,7 @@ def test_a_run_that_costs_process_after_process_their_lives_fails(request_for):
 
 def test_a_task_does_not_take_a_run_that_another_process_has(request_for, monkeypatch):
     request = request_for()
-    monkeypatch.setattr("finetune_core.runs.remote._PATIENCE", 0.0)
+    monkeypatch.setattr("finetune_core.runs.executors.remote._PATIENCE", 0.0)
     other = claim(request.run_dir, handed=request.owner, task="other")
     assert "going on already" in train_and_report(request, "task")["problem"]
     other.release()
@@ -126,7 +131,7 @@ def test_problems_and_bugs_are_told_apart(request_for, monkeypatch, tmp_path):
     def broken(*_):
         raise AssertionError("a bug")
 
-    monkeypatch.setattr("finetune_core.runs.remote.train_as_main_process", broken)
+    monkeypatch.setattr("finetune_core.runs.executors.remote.train_as_main_process", broken)
     assert "AssertionError: a bug" in train_and_report(other, "task")["traceback"]
 
 

@@ -1,7 +1,7 @@
 """Ray's driver, in a process of its own.
 
-The program is ``python -m finetune_core.runs.ray_driver [ADDRESS]``. Without an address it starts a
-local Ray.
+The program is ``python -m finetune_core.runs.executors.ray_driver [ADDRESS]``. Without an address
+it starts a local Ray.
 
 Ray ends the processes of a local cluster with the thread that started it, replaces the handler of
 SIGTERM, and ends its driver if the cluster's head is gone. None of this may happen to a server or a
@@ -201,7 +201,7 @@ def _run_on_devices(run: Row, task: str, share: dict[str, float]) -> Row:
     """
     import ray
 
-    from finetune_core.runs.ray_ranks import train_together
+    from finetune_core.runs.executors.ray_ranks import train_together
 
     return train_together(run, task, share) | {"node": ray.get_runtime_context().get_node_id()}
 
@@ -210,7 +210,7 @@ def _run_on_one_device(run: Row, task: str) -> Row:
     """Train a run on one device. Ray sends this function by value, too."""
     import ray
 
-    from finetune_core.runs.remote import run_from_row, train_and_report
+    from finetune_core.runs.executors.remote import run_from_row, train_and_report
 
     return train_and_report(run_from_row(run), task) | {
         "node": ray.get_runtime_context().get_node_id()
@@ -219,7 +219,7 @@ def _run_on_one_device(run: Row, task: str) -> Row:
 
 def _look(seen: Row) -> Row:
     """Return what this machine does not see. Ray sends this function by value, too."""
-    from finetune_core.runs.storage import find_differences
+    from finetune_core.runs.executors.storage import find_differences
 
     return {"problems": find_differences(seen)}
 

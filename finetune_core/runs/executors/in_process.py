@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
+from finetune_core.runs.executors.together import execute_on_devices
 from finetune_core.runs.record import Reservation, execute
-from finetune_core.runs.together import execute_on_devices
 from finetune_core.training.devices.device import choose_device
 from finetune_core.training.devices.ranks import ALONE, Ranks, max_devices
 from finetune_core.training.events import Event
 from finetune_core.training.prepare import check_devices
 
 if TYPE_CHECKING:
-    from finetune_core.runs.ray_executor import RayExecutor
+    from finetune_core.runs.executors.ray_executor import RayExecutor
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,6 @@ def create_executor(
 
 
 def _make_ray_executor(address: str) -> "RayExecutor":
-    from finetune_core.runs.ray_executor import RayExecutor
+    from finetune_core.runs.executors.ray_executor import RayExecutor
 
     return RayExecutor(address)

@@ -24,12 +24,19 @@ from finetune_core import paths
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.formatting import pluralize
-from finetune_core.runs.executors import Machine
+from finetune_core.runs.executors.in_process import Machine
+from finetune_core.runs.executors.remote import (
+    LOOK,
+    Row,
+    follow_events,
+    hand_over,
+    raise_problem,
+    run_to_row,
+)
+from finetune_core.runs.executors.storage import show_storage
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event, execute
-from finetune_core.runs.remote import LOOK, Row, follow_events, hand_over, raise_problem, run_to_row
 from finetune_core.runs.stop_request import read_stop_request
-from finetune_core.runs.storage import show_storage
 from finetune_core.training.events import Event, RunFailed
 from finetune_core.training.prepare import check_devices
 
@@ -37,7 +44,7 @@ log = logging.getLogger(__name__)
 
 _START_SECONDS, _CHECK_SECONDS, _END_SECONDS = 300.0, 300.0, 20.0
 _MORE_TRIES = 2
-_PROJECT = Path(__file__).resolve().parents[2]
+_PROJECT = Path(__file__).resolve().parents[3]
 
 
 class RayExecutor:
@@ -260,7 +267,7 @@ class _Driver:
         self._writing, self._first = threading.Lock(), Queue[Row]()
         self._problems = tempfile.TemporaryFile()  # noqa: SIM115  closed with the driver
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_core.runs.ray_driver", address],
+            [sys.executable, "-m", "finetune_core.runs.executors.ray_driver", address],
             cwd=_PROJECT,
             env=os.environ | ({} if address else _local_environment()),
             stdin=subprocess.PIPE,
