@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from rich.markup import escape
 
 from finetune_core.commands.terminal import err
-from finetune_core.runs.executors.in_process import Executor, create_executor
+from finetune_core.runs.executors.create import create_executor
+from finetune_core.runs.executors.protocol import Executor
 from finetune_core.training.devices.ranks import ALONE, Ranks
 
 

@@ -21,7 +21,7 @@ from finetune_core.profiling.operate import ProfileRequest, profile
 from finetune_core.profiling.plan import ROUNDS, Progress
 from finetune_core.profiling.result import Profile
 from finetune_core.profiling.settings import SEEDS, set_up
-from finetune_core.runs.executors.in_process import Executor
+from finetune_core.runs.executors.protocol import Executor
 from finetune_core.runs.store import RunStore
 from finetune_core.training.devices.speed_book import SpeedBook
 from finetune_core.training.strategies.recipes import AUTO

@@ -33,7 +33,8 @@ from finetune_core.errors import ConfigError
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.models.catalogue import default_backbone
-from finetune_core.runs.executors.in_process import Executor, InProcess
+from finetune_core.runs.executors.in_process import InProcess
+from finetune_core.runs.executors.protocol import Executor
 from finetune_core.runs.record import Reservation, create_run, follow
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import Run, RunStore, summarize_run

@@ -16,7 +16,8 @@ from finetune_core.errors import FinetuneError
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.formatting import pluralize
 from finetune_core.runs.design import run_key
-from finetune_core.runs.executors.in_process import Executor, InProcess
+from finetune_core.runs.executors.in_process import InProcess
+from finetune_core.runs.executors.protocol import Executor
 from finetune_core.runs.log import describe_event
 from finetune_core.runs.record import create_run
 from finetune_core.runs.store import Run, RunStore, summarize_run

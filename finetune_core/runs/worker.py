@@ -13,7 +13,8 @@ from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_confi
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.files import path_exists
 from finetune_core.runs.about import read_about
-from finetune_core.runs.executors.in_process import Executor, InProcess
+from finetune_core.runs.executors.in_process import InProcess
+from finetune_core.runs.executors.protocol import Executor
 from finetune_core.runs.record import Reservation, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training.events import Event

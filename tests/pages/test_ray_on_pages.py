@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from finetune_core import paths
-from finetune_core.runs.executors.in_process import InProcess, Machine
+from finetune_core.runs.executors.in_process import InProcess
+from finetune_core.runs.executors.protocol import Machine
 from finetune_core.runs.record import append_event, create_run
 from finetune_core.training.events import Progress, RunPlaced, make_event
 from pages.shared.configure.comparison_form import _describe_total

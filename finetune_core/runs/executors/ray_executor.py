@@ -24,7 +24,7 @@ from finetune_core import paths
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.formatting import pluralize
-from finetune_core.runs.executors.in_process import Machine
+from finetune_core.runs.executors.protocol import Machine
 from finetune_core.runs.executors.remote import (
     LOOK,
     Row,

@@ -5,7 +5,7 @@ import streamlit as st
 from finetune_core import paths
 from finetune_core.config import RunConfig
 from finetune_core.exporters.mlflow import report_to_mlflow
-from finetune_core.runs.executors.in_process import make_app_executor
+from finetune_core.runs.executors.create import make_app_executor
 from finetune_core.runs.store import Run, RunStore, Status
 from finetune_core.runs.worker import Worker
 from pages.shared.account import owner

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from finetune_core.formatting import format_percent, pluralize
-from finetune_core.runs.executors.in_process import Machine
+from finetune_core.runs.executors.protocol import Machine
 from finetune_core.runs.log import name_devices
 from finetune_core.runs.store import Run
 from pages.shared.account import is_sign_in_required

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from finetune_core.__main__ import app
 from finetune_core.errors import ConfigError
 from finetune_core.runs.executors import ray_executor
-from finetune_core.runs.executors.in_process import InProcess, create_executor, make_app_executor
+from finetune_core.runs.executors.create import create_executor, make_app_executor
+from finetune_core.runs.executors.in_process import InProcess
 from finetune_core.runs.executors.ray_executor import RayExecutor
 from tests.factories import shared_images, tiny_config
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.runs.executors.in_process import create_executor
+from finetune_core.runs.executors.create import create_executor
 from finetune_core.runs.executors.ray_executor import RayExecutor
 from finetune_core.runs.record import create_run
 from finetune_core.runs.stop_request import request_stop
