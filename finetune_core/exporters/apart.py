@@ -1,22 +1,19 @@
 """Exports in a subprocess, because tracing changes torch's global state while the app trains.
 
-``python -m finetune_core.exporters.apart RUN FORMAT [ROOT…]`` exports into the run directory.
-It prints one JSON list per ``Step`` to stdout, and errors to stderr. It ends when its stdin is
-closed, so it never outlives the app.
+The program of the subprocess is ``exporters/__main__.py``. It ends when its stdin is closed, so it
+never outlives the app.
 """
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_core.errors import ExportError, FinetuneError, explain_memory_errors
-from finetune_core.lifeline import exit_with_stdin
-from finetune_core.runs.store import Run, RunStore
-from finetune_core.work import Step, Work, finish
+from finetune_core.errors import ExportError
+from finetune_core.runs.store import Run
+from finetune_core.work import Step, Work
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +30,7 @@ def export_in_subprocess(run: Run, format: str, roots: Sequence[Path] = ()) -> W
     command = [
         sys.executable,
         "-m",
-        "finetune_core.exporters.apart",
+        "finetune_core.exporters",
         str(run.run_dir),
         format,
         *map(str, roots),
@@ -64,27 +61,3 @@ def export_in_subprocess(run: Run, format: str, roots: Sequence[Path] = ()) -> W
                 message
                 or f"The export ended with status {process.returncode}: memory may have run out."
             )
-
-
-def main(run_dir: str, format: str, *roots: str) -> None:
-    """Export a run and print its progress. Exit with the message of an error."""
-    # Exit instead of dying, so that half an export is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    try:
-        with explain_memory_errors():
-            from finetune_core.exporters.formats import export_in_steps
-
-        run = RunStore(Path(run_dir).parent).load_run(Path(run_dir))
-        finish(export_in_steps(run, format, roots=[Path(root) for root in roots]), _print_step)
-    except FinetuneError as error:
-        sys.exit(str(error))
-
-
-def _print_step(step: Step) -> None:
-    sys.stdout.write(f"{json.dumps(step)}\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    exit_with_stdin()
-    main(*sys.argv[1:])
