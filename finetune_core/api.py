@@ -45,6 +45,7 @@ from finetune_core.labelling.session import ORDERS
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.profiling.result import Profile
 from finetune_core.profiling.settings import SEEDS
+from finetune_core.reports.notebook import show_comparison, show_shift
 from finetune_core.runs.extend import extend_run
 from finetune_core.runs.record import reopen_run
 from finetune_core.runs.store import Run, resolve_run_dir
@@ -339,7 +340,7 @@ def compare(
         comparison = shift.own if shift else compare_runs(opened_runs, measure)
         if report is not None:
             write_report(comparison, Path(report), shift)
-        return shift or comparison
+        return show_shift(shift) if shift else show_comparison(comparison)
 
 
 @_fill_docstring(formats=FORMATS)

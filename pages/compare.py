@@ -11,8 +11,8 @@ from finetune_core.evaluation.comparison.layer_diagnostics import representative
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
 from finetune_core.evaluation.comparison.next_experiment import collect_evidence
 from finetune_core.evaluation.comparison.shift import ShiftComparison
-from finetune_core.figures.report import build_report
 from finetune_core.formatting import format_number, pluralize
+from finetune_core.reports.build import build_report
 from finetune_core.runs.design import find_profiled_stage
 from finetune_core.runs.store import Run
 from pages.shared.chrome import draw_next_step, escape_markdown, start_page

@@ -42,13 +42,13 @@ from finetune_core.evaluation.comparison.next_experiment import (
     next_experiment,
 )
 from finetune_core.evaluation.comparison.pair_text import CLAIMS, describe_pair
-from finetune_core.evaluation.comparison.report import arms_table, detail_lines, footnotes
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.figures.report import build_report
 from finetune_core.files import write_output
 from finetune_core.formatting import pluralize
 from finetune_core.models.catalogue import default_backbone
+from finetune_core.reports.build import build_report
+from finetune_core.reports.html import arms_table, detail_lines, footnotes
 from finetune_core.runs.design import design_runs, group_by_arm, set_rates
 from finetune_core.runs.store import Run
 from finetune_core.training.devices.speed_book import SpeedBook

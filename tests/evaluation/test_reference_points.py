@@ -8,11 +8,11 @@ from finetune_core.commands.evaluate import evaluation_json, print_evaluation
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.report import comparison_html
 from finetune_core.evaluation.reference_points import reference_points
 from finetune_core.evaluation.run_accuracy import best_run, run_accuracy
 from finetune_core.evaluation.single_run.run_evaluation import evaluate_run
 from finetune_core.formatting import format_percent
+from finetune_core.reports.html import comparison_html
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run, RunStore
 from tests.factories import copy_run, shared_images, tiny_config, trained_run

@@ -5,7 +5,7 @@ import pytest
 from finetune_core.errors import DataError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.run_images import resolve_run_image
-from finetune_core.figures.report import build_report
+from finetune_core.reports.build import build_report
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from finetune_core.config import auto_setting_names
 from finetune_core.data.recent import remember_source
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.pair_text import describe_pair
-from finetune_core.evaluation.comparison.report import arm_verdict_text
+from finetune_core.reports.html import arm_verdict_text
 from finetune_core.runs.stop_request import read_stop_request
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker

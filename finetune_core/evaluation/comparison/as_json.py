@@ -5,34 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 from finetune_core.evaluation.comparison.arms import Arm, Member
-from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.measures import Measure
 from finetune_core.evaluation.comparison.pair_text import describe_pair
 from finetune_core.evaluation.comparison.pairs import Pair, PairVerdict
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.runs.store import summarize_run
-
-
-def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """Return the plain values that ``Comparison.to_json`` documents."""
-    arms = comparison.arms
-    return {
-        "measure": comparison.measure.name,
-        "split": comparison.split,
-        "images": comparison.images,
-        "runs": [_run_json(arm, member) for arm in arms for member in arm.members],
-        "arms": [_arm_json(arm) for arm in arms],
-        "pairs": [_pair_json(pair, arms) for pair in comparison.pairs],
-        "verdict": str(comparison.verdict),
-        **asdict(comparison.verdict),
-        "baseline": comparison.baseline,
-        "published": list(comparison.published),
-        "advised": None if comparison.advised is None else arms[comparison.advised].title,
-        "notes": [*comparison.notes, *([comparison.footnote] if comparison.footnote else [])],
-        "optimism": comparison.optimism,
-        "majority_class": comparison.majority_class,
-        "ensemble": comparison.ensemble and asdict(comparison.ensemble),
-    }
 
 
 def _score_json(measure: Measure, score: Interval) -> dict[str, Any]:
@@ -48,7 +25,8 @@ def _interval_json(interval: Interval) -> dict[str, float]:
     return {"accuracy": interval.value, "ci_low": interval.low, "ci_high": interval.high}
 
 
-def _run_json(arm: Arm, member: Member) -> dict[str, Any]:
+def run_json(arm: Arm, member: Member) -> dict[str, Any]:
+    """Return the summary of a run, with its arm, score and cost."""
     seed = {
         "arm": arm.title,
         "seed": member.run.config.seed,
@@ -63,7 +41,8 @@ def _run_json(arm: Arm, member: Member) -> dict[str, Any]:
     )
 
 
-def _arm_json(arm: Arm) -> dict[str, Any]:
+def arm_json(arm: Arm) -> dict[str, Any]:
+    """Return settings, runs, scores, convergence and cost of an arm."""
     low, high = arm.range
     return {
         "arm": arm.title,
@@ -87,7 +66,7 @@ def _arm_json(arm: Arm) -> dict[str, Any]:
     }
 
 
-def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
+def pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
     """Return both claims under their names, and the wider claim beside them.
 
     ``about`` names the wider claim.

@@ -4,7 +4,7 @@ Runs that differ in nothing but the seed are one arm.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -24,6 +24,7 @@ from finetune_core.evaluation.comparison.arms import (
     describe_ending,
     find_differing_settings,
 )
+from finetune_core.evaluation.comparison.as_json import arm_json, pair_json, run_json
 from finetune_core.evaluation.comparison.choice import choose
 from finetune_core.evaluation.comparison.costs import run_cost, run_depth, trunk_rate, usual_cost
 from finetune_core.evaluation.comparison.details import (
@@ -151,12 +152,6 @@ class Comparison:
             f"{self.verdict}>"
         )
 
-    def _repr_html_(self) -> str:
-        # Imported here because the module imports this one.
-        from finetune_core.evaluation.comparison.report import comparison_html
-
-        return comparison_html(self)
-
     def to_json(self) -> dict[str, Any]:
         """Return plain values.
 
@@ -164,10 +159,24 @@ class Comparison:
         ``baseline``, ``published``, ``images``, ``split``, ``notes``, ``optimism``,
         ``majority_class``, ``advised`` (None if the evidence does not suffice).
         """
-        # Imported here because the module imports this one.
-        from finetune_core.evaluation.comparison.as_json import comparison_json
-
-        return comparison_json(self)
+        arms = self.arms
+        return {
+            "measure": self.measure.name,
+            "split": self.split,
+            "images": self.images,
+            "runs": [run_json(arm, member) for arm in arms for member in arm.members],
+            "arms": [arm_json(arm) for arm in arms],
+            "pairs": [pair_json(pair, arms) for pair in self.pairs],
+            "verdict": str(self.verdict),
+            **asdict(self.verdict),
+            "baseline": self.baseline,
+            "published": list(self.published),
+            "advised": None if self.advised is None else arms[self.advised].title,
+            "notes": [*self.notes, *([self.footnote] if self.footnote else [])],
+            "optimism": self.optimism,
+            "majority_class": self.majority_class,
+            "ensemble": self.ensemble and asdict(self.ensemble),
+        }
 
 
 def compare_runs(

@@ -75,12 +75,6 @@ class ShiftComparison:
     def __repr__(self) -> str:
         return f"<{self.own!r}, on {self.other.described}: {self.shifted!r}>"
 
-    def _repr_html_(self) -> str:
-        # Imported here because the module imports this one.
-        from finetune_core.evaluation.comparison.report import comparison_html, shift_html
-
-        return comparison_html(self.own) + shift_html(self)
-
     def to_json(self) -> dict[str, Any]:
         """Return plain values.
 

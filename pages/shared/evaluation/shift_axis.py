@@ -7,7 +7,6 @@ import streamlit as st
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.measures import ACCURACY
-from finetune_core.evaluation.comparison.report import pairs_table
 from finetune_core.evaluation.comparison.shift import (
     ShiftComparison,
     compare_shift,
@@ -22,6 +21,7 @@ from finetune_core.evaluation.single_run.corruptions import CorruptedSplit
 from finetune_core.evaluation.single_run.shift_files import Shift, find_shift_problem
 from finetune_core.figures.comparison import plot_shift
 from finetune_core.formatting import pluralize
+from finetune_core.reports.html import pairs_table
 from finetune_core.runs.store import Run
 from pages.shared.chrome import escape_markdown
 from pages.shared.evaluation.claims import format_pair

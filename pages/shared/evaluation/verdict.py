@@ -8,14 +8,14 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.measures import MEASURES
 from finetune_core.evaluation.comparison.pair_text import CLAIMS
 from finetune_core.evaluation.comparison.pairs import Pair
-from finetune_core.evaluation.comparison.report import (
+from finetune_core.figures.comparison import plot_accuracies
+from finetune_core.formatting import SPLIT_TITLES, accuracy_name
+from finetune_core.reports.html import (
     arms_table,
     detail_lines,
     footnotes,
     pairs_table,
 )
-from finetune_core.figures.comparison import plot_accuracies
-from finetune_core.formatting import SPLIT_TITLES, accuracy_name
 from pages.shared.chrome import PLAIN, escape_markdown
 from pages.shared.configure import form
 from pages.shared.evaluation.claims import format_pair

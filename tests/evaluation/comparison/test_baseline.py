@@ -4,7 +4,7 @@ import pytest
 
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.pair_text import describe_pair
-from finetune_core.evaluation.comparison.report import arms_table, comparison_html
+from finetune_core.reports.html import arms_table, comparison_html
 from finetune_core.runs.design import find_missing_baselines
 from tests.evaluation.simulated import draw_correct, find_pair
 

@@ -13,8 +13,8 @@ from finetune_core.evaluation.comparison.costs import (
     trunk_rate,
     usual_cost,
 )
-from finetune_core.evaluation.comparison.report import arms_table
-from finetune_core.figures.report import build_report, plot_comparison
+from finetune_core.reports.build import build_report, plot_comparison
+from finetune_core.reports.html import arms_table
 from tests.documents import missing_in_reference
 from tests.evaluation.simulated import IMAGES, draw_correct, find_pair
 

@@ -8,12 +8,12 @@ from scipy.special import softmax
 from statsmodels.stats.proportion import proportion_confint
 
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.report import (
+from finetune_core.models.ensemble import mean_log_probabilities
+from finetune_core.reports.html import (
     arms_table,
     comparison_html,
     describe_ensemble,
 )
-from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.training.predictions import load_predictions
 from tests.evaluation.simulated import draw_correct
 

@@ -22,11 +22,11 @@ from finetune_core.evaluation.comparison.thaw_next import RULE, advise_next_stag
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.run_images import load_run_images
 from finetune_core.figures.layer_diagnostics import MEASURES
-from finetune_core.figures.report import build_report, plot_layer_diagnostics
 from finetune_core.inspection.features import iterate_inputs
 from finetune_core.inspection.learned import Probe
 from finetune_core.inspection.suggestion import suggest_cut
 from finetune_core.models.network import build_network
+from finetune_core.reports.build import build_report, plot_layer_diagnostics
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
 from tests.factories import copy_run, shared_images, tiny_config, train, trained_run

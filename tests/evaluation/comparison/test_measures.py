@@ -32,7 +32,7 @@ from finetune_core.evaluation.comparison.strategies import (
     measure_interval,
 )
 from finetune_core.evaluation.single_run.evaluate import score_run
-from finetune_core.figures.report import build_report
+from finetune_core.reports.build import build_report
 from tests.evaluation.simulated import draw_correct, find_pair, max_by_chance, simulate_logits
 
 OTHERS = [MEASURES["macro_f1"], MEASURES["log_loss"]]

@@ -8,8 +8,8 @@ from finetune_core.config.run_config import StrategyName
 from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.orderings import ORDERINGS, find_contradictions
-from finetune_core.evaluation.comparison.report import comparison_html
 from finetune_core.formatting import format_points
+from finetune_core.reports.html import comparison_html
 from finetune_core.training.strategies.catalogue import STRATEGIES
 from tests.evaluation.simulated import IMAGES, draw_correct
 

@@ -9,9 +9,9 @@ from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.paired import mcnemar_p, summarize_accuracy
 from finetune_core.evaluation.comparison.pairs import compare_pairs, pool_seed_variances
-from finetune_core.evaluation.comparison.report import comparison_html, detail_lines
-from finetune_core.figures.report import build_report
 from finetune_core.formatting import format_percent
+from finetune_core.reports.build import build_report
+from finetune_core.reports.html import comparison_html, detail_lines
 from finetune_core.runs.convergence import Convergence
 from tests.evaluation.simulated import IMAGES, draw_correct, find_pair
 

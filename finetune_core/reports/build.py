@@ -12,7 +12,6 @@ from finetune_core.evaluation.comparison.layer_diagnostics import (
     representative_run,
 )
 from finetune_core.evaluation.comparison.pictured import explain_disagreements
-from finetune_core.evaluation.comparison.report import report_html
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.figures.comparison import (
     COSTS,
@@ -28,6 +27,7 @@ from finetune_core.figures.comparison import (
 from finetune_core.figures.layer_diagnostics import MEASURES as MOVES
 from finetune_core.figures.layer_diagnostics import plot_by_stage, plot_probe_profile
 from finetune_core.formatting import accuracy_name
+from finetune_core.reports.html import report_html
 
 TitledFigures = list[tuple[str, go.Figure]]
 

@@ -1,0 +1,1 @@
+"""Reports of comparisons: text and tables as HTML, one file with figures, and notebooks."""
