@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.training.checkpoints.networks import load_best_network
-from finetune_core.training.data_pipeline.feeding import Forward, copy_to_processor, pad_batch
-from finetune_core.training.devices.device import Device
+from finetune_core.training.data_pipeline.feeding import copy_to_processor, pad_batch
+from finetune_core.training.devices.device import Device, Forward
 from finetune_core.training.devices.out_of_memory import run_in_parts
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.job import Job

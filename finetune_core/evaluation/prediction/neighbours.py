@@ -32,10 +32,9 @@ from finetune_core.models.partition import SplitError, trace
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
 from finetune_core.training.compile.compiler import Compiler, Part
-from finetune_core.training.data_pipeline.feeding import Forward
 from finetune_core.training.data_pipeline.preview import network_input
 from finetune_core.training.data_pipeline.trunk import split_network
-from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.device import Device, Forward
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.predictions import FINAL_PRECISION
 from finetune_core.work import Step, Work

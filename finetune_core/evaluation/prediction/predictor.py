@@ -21,9 +21,8 @@ from finetune_core.training.checkpoints.files import (
 )
 from finetune_core.training.checkpoints.networks import load_best_network
 from finetune_core.training.compile.compiler import Part
-from finetune_core.training.data_pipeline.feeding import Forward
 from finetune_core.training.data_pipeline.preview import network_input
-from finetune_core.training.devices.device import Device, choose_device
+from finetune_core.training.devices.device import Device, Forward, choose_device
 from finetune_core.training.evaluation import compute_logits
 from finetune_core.training.strategies.catalogue import count_epochs
 

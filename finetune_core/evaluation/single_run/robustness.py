@@ -19,8 +19,7 @@ from finetune_core.evaluation.single_run.robustness_files import Robustness, sav
 from finetune_core.runs.store import Run
 from finetune_core.training.compile.compiler import Compiler
 from finetune_core.training.data_pipeline.batches import center_crop, normalize
-from finetune_core.training.data_pipeline.feeding import Forward
-from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.device import Device, Forward
 from finetune_core.training.devices.turn import run_on_idle_device
 from finetune_core.training.predictions import FINAL_PRECISION, predictions_mtime
 from finetune_core.work import Step, Work

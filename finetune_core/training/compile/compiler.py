@@ -23,14 +23,12 @@ from torch import fx, nn
 from finetune_core.errors import is_out_of_memory
 from finetune_core.formatting import pluralize
 from finetune_core.training.compile.packages import (
-    Compiled,
     load_package,
     read_package,
     write_package,
 )
 from finetune_core.training.compile.process import KILLED, CompilerProcess
-from finetune_core.training.data_pipeline.feeding import Forward
-from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.device import Device, Forward
 from finetune_core.training.devices.speed_book import Compilation, SpeedBook
 from finetune_core.version import __version__
 
@@ -140,7 +138,7 @@ class _Pass:
         self._example: torch.Tensor | None = None
         self._expected: Compilation | None = None
         self._child: CompilerProcess | None = None
-        self._compiled: Compiled | None = None
+        self._compiled: Forward | None = None
         # Per image, of the pass in use.
         self._seconds: list[float] = []
 

@@ -5,21 +5,19 @@ The code runs in this process, so it is stored where no other user can write.
 
 import hashlib
 import re
-from collections.abc import Callable
 from contextlib import suppress
 
 import torch
 
 from finetune_core.files import temporary_folder
 from finetune_core.private import evict_oldest, read_private, write_private
+from finetune_core.training.devices.device import Forward
 
 _NAMES = re.compile(r"[\w.-]+\.pt2", re.ASCII)
 _DIGEST_BYTES = 32
 _LARGEST = 2**31  # bytes of a package
 # Bytes of all packages. One of a network's frozen stages takes some 15 MB.
 _ALL = 10**9
-
-Compiled = Callable[[torch.Tensor], torch.Tensor]
 
 
 def write_package(name: str, content: bytes) -> None:
@@ -47,7 +45,7 @@ def _digest(name: str, content: bytes) -> bytes:
     return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
-def load_package(content: bytes) -> Compiled:
+def load_package(content: bytes) -> Forward:
     """Load a package as a function from one tensor to one tensor.
 
     The input must have the shape, strides and type that the package was compiled for.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from finetune_core.training.data_pipeline.batches import prefetch, split_batches
-from finetune_core.training.devices.device import Device
+from finetune_core.training.devices.device import Device, Forward
 from finetune_core.training.devices.out_of_memory import run_in_parts
 from finetune_core.transfers import PendingTensor, Transfers
 
@@ -15,8 +15,6 @@ from finetune_core.transfers import PendingTensor, Transfers
 _BATCH = 32
 # With fewer, much of a large GPU is idle.
 _BATCH_ON_CUDA = 256
-
-Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

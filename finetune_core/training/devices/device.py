@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -28,6 +29,8 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _WITH_FP16 = ("cuda",)
 
 Module = TypeVar("Module", bound=nn.Module)
+# A network, or a part of it: a batch on the device -> the output for it.
+Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
   bounds (github.com/uxlfoundation/oneDNN/issues/6035).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import conv2d, pad
 
 from finetune_core.models.stages import Stage
+from finetune_core.training.devices.device import Forward
 from finetune_core.training.strategies.stage_plan import Strategy
 
 # Smallest number of output channels. With fewer, copying the patches takes longer than the product
@@ -23,8 +24,6 @@ _CHANNELS = 512
 _LARGEST = 1 << 26
 # Number of float32 in an AVX-512 register. With AVX2 the faulty kernel needs fewer than 8.
 _FEW_CHANNELS = 16
-
-Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def use_products(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
