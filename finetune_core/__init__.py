@@ -1,9 +1,9 @@
 """Thaw's core: everything except Streamlit. ``import finetune_core as thaw`` offers ``api``.
 
 The packages, in the order of the data flow, are ``config``, ``data``, ``models``, ``training``,
-``inspection``, ``labelling``, ``runs``, ``evaluation``, ``profiling``, ``exporters``, ``figures``,
-the command line and ``api``. A package may import from the packages before it, never from those
-after it.
+``inspection``, ``labelling``, ``runs``, ``evaluation``, ``profiling``, ``figures``, ``reports``,
+``exporters``, the command line and ``api``. A package may import from the packages before it, never
+from those after it.
 """
 
 from importlib import import_module

@@ -1,1 +1,1 @@
-"""Strategies, the loop and its events, checkpoints, predictions. Calls config, data and models."""
+"""Training of a run: its preparation, the loop and its events, predictions and final evaluation."""
