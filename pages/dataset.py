@@ -185,6 +185,7 @@ def draw_linear_probes(dataset: Dataset) -> None:
         key="probes",
         alt="Accuracy of a linear model on each stage's frozen features: "
         + ", ".join(f"{one.stage} {format_percent(one.accuracy)}" for one in report.probes),
+        config=PLAIN,
     )
     st.caption(
         f"For each stage of {report.backbone}: the validation accuracy of a linear model on the "

@@ -130,9 +130,11 @@ def test_what_is_inferred_says_so(probe, monkeypatch):
     assert at.session_state["form_strategy"] == "last_two_blocks"
 
 
-def test_where_nothing_stands_out_the_page_says_what_could_tell(probe):
+def test_beside_a_single_run_the_verdict_alone_says_what_to_do(probe):
     at = open_page("compare")
-    assert "None stands out from the verdicts. Layer diagnostics, once" in unescaped_text(at)
+    text = unescaped_text(at)
+    assert "Add another strategy to compare it with." in text
+    assert "Next experiment" not in text
     assert FILL_IN not in button_labels(at)
 
 

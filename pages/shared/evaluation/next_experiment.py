@@ -48,6 +48,9 @@ def draw_next(comparison: Comparison, evidence: Evidence) -> list[str]:
         The ids of the runs to compare once a press has queued some of them; empty without one.
     """
     experiment = next_experiment(evidence)
+    if experiment is None and len(comparison.arms) == 1:
+        # The verdict already asks for another strategy.
+        return []
     with st.container(border=True):
         st.markdown("**Next experiment**", help=HELP)
         if experiment is None:

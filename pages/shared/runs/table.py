@@ -221,7 +221,7 @@ def _configure_columns(visible: Sequence[Run]) -> dict[str, Any]:
             help="Validation accuracy by epoch, from 0 to 100 %.",
         ),
         "Time": column.NumberColumn(format="compact", help="Hours, minutes, seconds."),
-        "Strategy": column.TextColumn(width=180),
+        "Strategy": column.TextColumn(width=150),
         "Learning rate": column.TextColumn(help="Empty where nothing trains in steps."),
         "Image size": column.NumberColumn(format="%d px"),
         "When": column.DatetimeColumn(format="D MMM YYYY, HH:mm"),
