@@ -58,7 +58,7 @@ def test_a_thumbnail_opens_with_its_layers_and_escape_gives_the_focus_back(
     page.goto(f"{server.url}/evaluate?run={finished_runs[0]}")
     page.get_by_text("All images, highest loss first").click()
     thumbnail = page.locator("[class*=st-key-opens-losses]").nth(1)
-    button = thumbnail.get_by_role("button", name=re.compile(r"\d+\.png$"))
+    button = thumbnail.get_by_role("button", name=re.compile(r"\d+$"))
     image = thumbnail.locator("img")
     name, alt = button.inner_text().split("\n")[-1], image.get_attribute("alt")
     image.click(force=True)  # its button lies over it

@@ -175,7 +175,7 @@ def test_one_seed_each_is_a_verdict_on_the_trained_models_only(four_runs):
     at = open_page("compare", runs=[run.run_id for run in four_runs if run.config.seed == 0])
     text = unescaped_text(at)
     assert "these trained models" in text
-    assert "To compare the methods in general, train more seeds." in text
+    assert "Train more seeds to compare the methods in general." in text
     assert "Take this one" not in text
     at.session_state["details"] = True
     at.run()

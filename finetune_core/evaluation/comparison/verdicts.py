@@ -203,7 +203,7 @@ def _state_trained_models(view: _Context, best: int) -> Verdict:
     single = any(not arm.unfinished and arm.has_too_few_seeds for arm in view.arms)
     actions = ["Resume the unfinished runs."] if any(arm.unfinished for arm in view.arms) else []
     if single:
-        actions.append("To compare the methods in general, train more seeds.")
+        actions.append("Train more seeds to compare the methods in general.")
     return Verdict(answer, view.describe_difference(best, rival), " ".join(actions))
 
 

@@ -128,7 +128,7 @@ def test_beside_a_fitted_probe_only_the_trained_strategy_is_asked_for_seeds(make
     few = compare_with_probe(make_run, (0.90,))
     text = describe_pair(few.arms, few.pairs[0]).strategies
     assert text == "not compared yet: “Last block” was trained with a single seed."
-    assert few.verdict.action.startswith("Train more seeds: one says nothing")
+    assert few.verdict.action.startswith("Train more seeds to compare")
 
 
 def test_of_a_share_of_the_images_a_probe_needs_seeds_because_the_seed_draws_them(make_run):
