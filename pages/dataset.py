@@ -82,8 +82,8 @@ def draw_findings(dataset: Dataset) -> None:
     list_findings(dataset, select_open_findings(found, dataset.edits))
     if has_outdated_report(dataset):
         st.caption(
-            ":material/history: The data set has changed since *Compare layers* looked for label "
-            "errors, outliers and shift. Press it again for these findings."
+            ":material/history: Label errors, outliers and shift are not known for the data set as "
+            "it is now. Press *Compare layers* again to find them."
         )
 
 

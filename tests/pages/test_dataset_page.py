@@ -481,7 +481,7 @@ def test_a_long_analysis_goes_on_whatever_is_pressed_and_is_kept(
     wait_until_finished(at)
     assert not {"Compute features", "Stop"} & set(button_labels(at))
     assert primary_labels(at) == ["Configure the training"]
-    text = "The data set has changed since *Compare layers*"
+    text = "are not known for the data set as it is now. Press *Compare layers* again"
     assert text not in page_text(at)
     save_edits(folder, [Edit(action="exclude", paths=("red/000.png",))])
     at.run()

@@ -67,7 +67,7 @@ def analyze(dataset: Dataset, key: str) -> None:
 
 
 def has_outdated_report(dataset: Dataset) -> bool:
-    """Return whether this session has analysed the data set, but not since its latest change."""
+    """Return whether this session has analysed the data set, but not as it is now."""
     return bool(st.session_state.get(_analyzed_key())) and find_report(dataset) is None
 
 
